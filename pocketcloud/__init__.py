@@ -1,0 +1,3 @@
+"""pocketcloud: a portable nested-virtualisation lab provisioner."""
+
+__version__ = "0.1.0"

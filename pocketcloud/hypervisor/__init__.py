@@ -1,0 +1,148 @@
+"""The hypervisor room: domains and networks. What is asked of libvirt stands here; libvirt.py is the only one that speaks it.
+
+Only domains and networks that carry our mark in libvirt's metadata are ever changed; one of the same name without it
+raises NotOurs. Absence is a value in queries, NotFound in commands, success in removals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from pocketcloud.model.base import Arch
+from pocketcloud.model.facts import Subnet
+from pocketcloud.model.machine import MachineSpec, Mark, NetworkSpec
+
+
+class DomainState(StrEnum):
+    """What a domain is doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
+    pause that was not asked for (`no space`, `I/O error`), else empty; `agent` whether the guest agent's channel is open."""
+
+    name: str
+    mark: Mark
+    state: DomainState
+    disks: Mapping[str, Path]
+    agent: bool
+    reason: str = ""
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtNetwork:
+    """A network of ours as libvirt has it; `subnet` as text (`10.77.3.0/24`), empty if it has none."""
+
+    name: str
+    mark: Mark
+    active: bool
+    bridge: str
+    subnet: str
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorFacts:
+    """The daemon: its URI and versions (`9.0.0`), the guest architectures it can run, those of them with KVM."""
+
+    uri: str
+    libvirt: str
+    qemu: str
+    emulated: tuple[Arch, ...]
+    kvm: tuple[Arch, ...]
+
+
+class Hypervisor(Protocol):
+    """One connection. Thread-safe. Every verb is atomic; all raise HostLacks if the daemon cannot be reached or denies."""
+
+    def facts(self) -> HypervisorFacts:
+        """What this daemon is and can run."""
+        ...
+
+    def domains(self, kit_id: str | None = None) -> tuple[Domain, ...]:
+        """Our domains, of one kit or of all, by name."""
+        ...
+
+    def domain(self, name: str) -> Domain | None:
+        """Our domain of that name, None if there is none. Raises NotOurs if one is there without our mark."""
+        ...
+
+    def define(self, spec: MachineSpec) -> None:
+        """Define the domain, or redefine ours of the same name and UUID (it takes effect at its next start)."""
+        ...
+
+    def start(self, name: str) -> None:
+        """Cold start, never from saved memory; a running one is left running. Truncates its serial log first, so that the
+        log holds this start only. Raises Refused with libvirt's reason and our hint."""
+        ...
+
+    def shutdown(self, name: str, within: float) -> bool:
+        """Ask the guest to power off (agent, else ACPI) and wait up to `within` seconds; whether it is off."""
+        ...
+
+    def kill(self, name: str) -> None:
+        """Power off at once; off or absent is success."""
+        ...
+
+    def save(self, name: str, path: Path) -> None:
+        """Save the memory to a file, which stops the domain and closes its disks."""
+        ...
+
+    def restore(self, spec: MachineSpec, path: Path) -> None:
+        """Bring a saved domain back, with the disks of `spec`, running. The file is kept."""
+        ...
+
+    def freeze(self, name: str) -> bool:
+        """Freeze the guest's file systems through its agent; False where there is no agent to ask."""
+        ...
+
+    def thaw(self, name: str) -> None:
+        """Thaw what was frozen; not frozen, or no agent, is success."""
+        ...
+
+    def undefine(self, name: str) -> None:
+        """Remove the definition with its managed save and its metadata (the NVRAM file stays: it is the kit's); absent is
+        success. Kills it first if it runs."""
+        ...
+
+    def networks(self, kit_id: str | None = None) -> tuple[LibvirtNetwork, ...]:
+        """Our networks, of one kit or of all, by name."""
+        ...
+
+    def ensure_network(self, spec: NetworkSpec) -> None:
+        """Define and start the network, or bring ours of that name to `spec` (leases are updated live; another subnet or
+        bridge restarts it)."""
+        ...
+
+    def remove_network(self, name: str) -> None:
+        """Stop and undefine it; absent is success."""
+        ...
+
+    def subnets(self) -> tuple[Subnet, ...]:
+        """The IPv4 subnets of all libvirt networks, active or not, ours and others; the holder names the network."""
+        ...
+
+    def machine_xml(self, spec: MachineSpec) -> str:
+        """The exact domain XML that `define` would use."""
+        ...
+
+    def network_xml(self, spec: NetworkSpec) -> str:
+        """The exact network XML that `ensure_network` would use."""
+        ...
+
+
+def open_hypervisor(uri: str | None = None) -> Hypervisor:
+    """Connect to `uri`, else LIBVIRT_DEFAULT_URI, else qemu:///system. Raises HostLacks with the remedy for this host."""
+    from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
+
+    return LibvirtHypervisor.connect(uri)

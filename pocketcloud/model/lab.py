@@ -1,0 +1,151 @@
+"""What is wanted: a lab as its YAML file declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import MIB, Duration, Size
+
+# Keys that a file may not have are refused; pydantic reads this attribute of a plain dataclass (documents.py).
+_STRICT = {"extra": "forbid"}
+
+READY_WITHIN = Duration(600)
+
+
+class NetworkKind(StrEnum):
+    """How a lab network meets the world: `nat` reaches out through the host, `isolated` does not."""
+
+    NAT = "nat"
+    ISOLATED = "isolated"
+
+
+@dataclass(frozen=True, slots=True)
+class LabNetwork:
+    """A network of a lab."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    kind: NetworkKind = NetworkKind.NAT
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How a machine sits on a network; `address` is the host part in the lab's /24 (2 to 254), left out: assigned."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    address: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.address is not None and not 2 <= self.address <= 254:
+            raise ValueError(f"expected the host part of an address, 2 to 254, got {self.address}")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """An extra, empty disk."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    name: Name
+    size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisionStep:
+    """One thing done as root in a new machine: write a file (`write` and `content`) or run a command line (`run`, in sh)."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    write: str | None = None
+    content: str | None = None
+    mode: str = "0644"
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.write is None) == (self.run is None):
+            raise ValueError("expected either `write:` (with `content:`) or `run:`")
+        if self.write is not None:
+            if not self.write.startswith("/") or "\0" in self.write:
+                raise ValueError(f"write: expected an absolute path, got {self.write!r}")
+            if self.content is None:
+                raise ValueError("write: needs `content:`")
+        elif self.content is not None:
+            raise ValueError("content: goes with `write:`, not with `run:`")
+        if len(self.mode) not in (3, 4) or set(self.mode) - set("01234567"):
+            raise ValueError(f"mode: expected an octal mode in quotes, as '0644', got {self.mode!r}")
+
+    @property
+    def title(self) -> str:
+        """The step in a few words, for progress and errors."""
+        if self.write is not None:
+            return f"write {self.write}"
+        first = (self.run or "").strip().splitlines()[:1]
+        return f"run {first[0][:60] if first else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """When a machine counts as ready; all that is given must hold, within `within` seconds of its start.
+
+    ssh: a login by ssh succeeds. tcp: a port of the machine accepts connections. command: a command line run as root ends
+    with 0. console: a regular expression found in a line of the serial console since this start. Nothing given: ssh.
+    """
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    ssh: bool = False
+    tcp: int | None = None
+    command: str | None = None
+    console: str | None = None
+    within: Duration = READY_WITHIN
+
+    def __post_init__(self) -> None:
+        if self.tcp is not None and not 1 <= self.tcp <= 65535:
+            raise ValueError(f"tcp: expected a port, 1 to 65535, got {self.tcp}")
+
+    @property
+    def needs_ssh(self) -> bool:
+        """Whether proving readiness takes a login."""
+        return self.ssh or self.command is not None or (self.tcp is None and self.console is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One VM of a lab. `disk` is the size of its system disk, left out: the base's."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    base: Name
+    memory: Size = Size(512 * MIB)
+    vcpus: int = 1
+    disk: Size | None = None
+    disks: tuple[Disk, ...] = ()
+    networks: Mapping[Name, Attachment] = field(default_factory=dict)
+    provision: tuple[ProvisionStep, ...] = ()
+    ready: Ready = Ready()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= 512:
+            raise ValueError(f"vcpus: expected 1 to 512, got {self.vcpus}")
+
+    @property
+    def needs_ssh(self) -> bool:
+        """Whether bringing it up takes a login: to provision it or to prove it ready."""
+        return bool(self.provision) or self.ready.needs_ssh
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """Machines, networks and disks declared in one file; the unit of up, reset and down."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    lab: Name
+    machines: Mapping[Name, Machine]
+    networks: Mapping[Name, LabNetwork] = field(default_factory=dict)
+    title: str = ""

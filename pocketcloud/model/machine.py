@@ -1,0 +1,86 @@
+"""What libvirt is to make of a lab's machines and networks: specifications with every decision made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.profile import Acceleration, DiskTuning
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What makes a domain or network ours: the kit, the instance and the part it plays. Kept in libvirt's metadata."""
+
+    kit: str
+    kit_id: str
+    instance: str
+    part: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpec:
+    """A disk of a machine: `target` (vda), what to open and how; `serial` shows in the guest."""
+
+    target: str
+    path: Path
+    format: str
+    tuning: DiskTuning
+    serial: str = ""
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NicSpec:
+    """A network interface: `network` is libvirt's name of the network."""
+
+    mac: str
+    network: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """A machine for the hypervisor room. `memory` in bytes; `serial_log` receives the console; `nvram` is the file of the
+    UEFI variables (None with BIOS firmware)."""
+
+    name: str
+    uuid: str
+    mark: Mark
+    title: str
+    arch: Arch
+    machine: str
+    acceleration: Acceleration
+    cpu_mode: str
+    vcpus: int
+    memory: int
+    firmware: Firmware
+    nvram: Path | None
+    disks: tuple[DiskSpec, ...]
+    nics: tuple[NicSpec, ...]
+    serial_log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A fixed DHCP answer."""
+
+    mac: str
+    address: IPv4Address
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A lab network for the hypervisor room: the host has the subnet's first address on `bridge`."""
+
+    name: str
+    uuid: str
+    mark: Mark
+    bridge: str
+    kind: NetworkKind
+    subnet: IPv4Network
+    domain: str
+    leases: tuple[Lease, ...]

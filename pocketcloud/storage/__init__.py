@@ -1,0 +1,100 @@
+"""The storage room: volumes of a kit. What every driver promises stands here; tests/contract proves it for each.
+
+A volume is either *sealed* (read-only, other volumes may be clones of it) or *live* (writable, nothing depends on it).
+Differences between drivers are data (`Volume.path`, `Volume.format`); there are no capability flags. Guests' memory,
+firmware variables and seeds are not volumes: storage never hears of QEMU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pocketcloud.model.kit import Kit
+
+Filler = Callable[[Path], None]
+"""Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is now.
+
+    `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
+    occupies by itself, without what it shares with `parent` (the name of the volume it is a clone of; None: of nothing).
+    """
+
+    name: str
+    path: Path
+    format: str
+    size: int
+    used: int
+    sealed: bool
+    parent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The store's space in bytes; `metadata_*` are 0 where the store has no metadata space of its own."""
+
+    size: int
+    used: int
+    free: int
+    metadata_size: int = 0
+    metadata_used: int = 0
+
+
+class Storage(Protocol):
+    """The store of one kit. Every verb is atomic: after a crash at any point its effect is there whole or not at all.
+
+    Names follow the store's grammar (names joined by dots); the driver does not read meaning into them. All verbs raise
+    NoSpace when the store is full and NotFound for a named volume that should exist and does not.
+    """
+
+    def create(self, name: str, size: int, fill: Filler | None = None) -> Volume:
+        """Make a volume of `size` bytes. With `fill` it is sealed, and published only when filled whole; without, it is
+        live and reads as zeros. Refused if the name exists."""
+        ...
+
+    def clone(self, source: str, name: str, size: int | None = None) -> Volume:
+        """Make a live volume with the content of `source`, at least as large (`size`), sharing what is not changed.
+
+        Seals `source`, if it is still live: nothing may write to what others stand on. Refused if `source` is open for
+        writing, or if the name exists."""
+        ...
+
+    def replace(self, name: str, source: str, size: int | None = None) -> Volume:
+        """Give the live volume `name` the content of a fresh clone of `source`, in one step: it has the old content or the
+        new. Made anew if it is absent. Refused while it is open or other volumes stand on it."""
+        ...
+
+    def grow(self, name: str, size: int) -> Volume:
+        """Enlarge a live volume to `size` bytes. Already that size: no effect. Smaller: refused."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a volume; absent is success. Refused while it is open or other volumes stand on it."""
+        ...
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """All whole volumes of the store, by name."""
+        ...
+
+    def usage(self) -> Usage:
+        """The space of the store."""
+        ...
+
+
+def open_storage(kit: Kit) -> Storage:
+    """The driver for the kit's store. Raises HostLacks where this version has none for it."""
+    from pocketcloud.errors import HostLacks
+    from pocketcloud.storage.qcow2 import Qcow2Directory
+
+    if kit.manifest.storage == "qcow2":
+        return Qcow2Directory(kit.path / "volumes")
+    raise HostLacks(
+        f"kit {kit.name}: this version of pocketcloud has no driver for its storage {kit.manifest.storage!r}",
+        hint="install a newer pocketcloud",
+    )

@@ -14,7 +14,7 @@ import jinja2
 def _environment(folder: Path, *, xml: bool) -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
-        autoescape=xml,
+        autoescape=xml,  # noqa: S701 - off only for plain text, whose callers quote for their own context
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

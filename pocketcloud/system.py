@@ -95,9 +95,7 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     if which(words[0]) is None:
-        raise HostLacks(
-            f"{words[0]} is not installed", hint="pocketcloud check names the package for this distribution"
-        )
+        raise HostLacks(f"{words[0]} is not installed", hint="pocketcloud check names the package for this distribution")
     with subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -119,9 +117,7 @@ def run(
         except BaseException:
             _end(process)
             raise
-    completed = Completed(
-        words, process.returncode, out.decode(errors="replace"), (err or b"").decode(errors="replace")
-    )
+    completed = Completed(words, process.returncode, out.decode(errors="replace"), (err or b"").decode(errors="replace"))
     if completed.code not in codes:
         raise CommandFailed(completed)
     return completed

@@ -8,12 +8,22 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import MIB, Duration, Size
+from pocketcloud.model.sizes import MIB, TIB, Duration, Size, size_text
 
 # Keys that a file may not have are refused; pydantic reads this attribute of a plain dataclass (documents.py).
 _STRICT = {"extra": "forbid"}
 
 READY_WITHIN = Duration(600)
+
+# Less than this no guest gets up with; more than this is a slip of the keyboard.
+_MEMORY = (16 * MIB, 4 * TIB)
+_DISK = (1 * MIB, 64 * TIB)
+
+
+def _bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
+    low, high = bounds
+    if not low <= size <= high:
+        raise ValueError(f"{what}: expected {size_text(low)} to {size_text(high)}, got {size_text(size)}")
 
 
 class NetworkKind(StrEnum):
@@ -53,6 +63,9 @@ class Disk:
 
     name: Name
     size: Size
+
+    def __post_init__(self) -> None:
+        _bounded("size", self.size, _DISK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +145,9 @@ class Machine:
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 512:
             raise ValueError(f"vcpus: expected 1 to 512, got {self.vcpus}")
+        _bounded("memory", self.memory, _MEMORY)
+        if self.disk is not None:
+            _bounded("disk", self.disk, _DISK)
 
     @property
     def needs_ssh(self) -> bool:

@@ -6,49 +6,17 @@ raises NotOurs. Absence is a value in queries, NotFound in commands, success in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
-from pocketcloud.model.machine import MachineSpec, Mark, NetworkSpec
+from pocketcloud.model.inventory import Domain, DomainState, LibvirtNetwork
+from pocketcloud.model.machine import MachineSpec, NetworkSpec
 
 
-class DomainState(StrEnum):
-    """What a domain is doing."""
-
-    RUNNING = "running"
-    PAUSED = "paused"
-    OFF = "off"
-    CRASHED = "crashed"
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
-    pause that was not asked for (`no space`, `I/O error`), else empty; `agent` whether the guest agent's channel is open."""
-
-    name: str
-    mark: Mark
-    state: DomainState
-    disks: Mapping[str, Path]
-    agent: bool
-    reason: str = ""
-    memory: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LibvirtNetwork:
-    """A network of ours as libvirt has it; `subnet` as text (`10.77.3.0/24`), empty if it has none."""
-
-    name: str
-    mark: Mark
-    active: bool
-    bridge: str
-    subnet: str
+__all__ = ["Domain", "DomainState", "Hypervisor", "HypervisorFacts", "LibvirtNetwork", "open_hypervisor"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,27 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pocketcloud.model.inventory import Volume
 from pocketcloud.model.kit import Kit
+
+__all__ = ["Filler", "Storage", "Usage", "Volume", "open_storage"]
 
 Filler = Callable[[Path], None]
 """Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """A volume as it is now.
-
-    `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
-    occupies by itself, without what it shares with `parent` (the name of the volume it is a clone of; None: of nothing).
-    """
-
-    name: str
-    path: Path
-    format: str
-    size: int
-    used: int
-    sealed: bool
-    parent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +66,15 @@ class Storage(Protocol):
 
     def volumes(self) -> tuple[Volume, ...]:
         """All whole volumes of the store, by name."""
+        ...
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """Where a volume of that name is or would be, and its format; asks nothing of the store."""
+        ...
+
+    def explain(self, verb: str, name: str, *, source: str = "", size: int = 0) -> tuple[str, ...]:
+        """The exact commands, a line of shell each, that `verb` (`create`, `clone`, `grow`, `remove`) would run: for
+        --dry-run, and for those who want to do it by hand."""
         ...
 
     def usage(self) -> Usage:

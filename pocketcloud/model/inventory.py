@@ -1,0 +1,81 @@
+"""What is there: volumes, domains and networks as their rooms report them, and the Inventory of one instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pocketcloud.model.base import Base
+from pocketcloud.model.machine import Mark
+from pocketcloud.model.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A volume as it is now.
+
+    `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
+    occupies by itself, without what it shares with `parent` (the name of the volume it is a clone of; None: of nothing).
+    """
+
+    name: str
+    path: Path
+    format: str
+    size: int
+    used: int
+    sealed: bool
+    parent: str | None
+
+
+class DomainState(StrEnum):
+    """What a domain is doing."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
+    pause that was not asked for (`no space`, `I/O error`), else empty; `agent` whether the guest agent's channel is open.
+    `memory` is in bytes."""
+
+    name: str
+    mark: Mark
+    state: DomainState
+    disks: Mapping[str, Path]
+    agent: bool
+    reason: str = ""
+    memory: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtNetwork:
+    """A network of ours as libvirt has it; `subnet` as text (`10.77.3.0/24`), empty if it has none."""
+
+    name: str
+    mark: Mark
+    active: bool
+    bridge: str
+    subnet: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What there is of one instance: its record (None: none), and by name of machine, network and volume what carries its
+    mark; `bases` are those of the kit for the host's architecture."""
+
+    record: Record | None
+    domains: Mapping[str, Domain]
+    networks: Mapping[str, LibvirtNetwork]
+    volumes: Mapping[str, Volume]
+    bases: Mapping[str, Base]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing at all is there."""
+        return self.record is None and not (self.domains or self.networks or self.volumes)

@@ -1,0 +1,145 @@
+"""KVM as proven by a timed loop: judges what kvm_probe.py measured, in words, and remembers the verdict until the next boot.
+
+Whether a lab then runs on KVM or on emulation is the profile's.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pocketcloud.host.files import text
+from pocketcloud.model.facts import Kvm, KvmState
+from pocketcloud.system import CommandFailed, Runner
+
+SLOW_SECONDS = 0.025
+"""The loop's time from which KVM counts as unusable. Measured: hardware well under 0.001, nested KVM on an emulated processor
+0.007, a kvm_pvm that emulates every instruction 0.08 to 0.37; the limit is about as far from the second as from the third."""
+
+_PROBE_TIMEOUT = 20.0
+_VERDICT = "run/pocketcloud/kvm.json"
+
+
+def read_kvm(root: Path, run: Runner, *, fresh: bool = False) -> Kvm:
+    """The verdict on `root`'s /dev/kvm. One that took a loop is kept on tmpfs (`/run/pocketcloud`, where it can be written)
+    while boot, kernel and modules are the same; `fresh` measures again."""
+    device = root / "dev/kvm"
+    if (closed := _closed(device, root)) is not None:
+        return closed
+    key = _key(root)
+    if not fresh and (kept := _recall(root, key)) is not None:
+        return kept
+    kvm = _judge(_measure(device, run), _modules(root))
+    if kvm.state in (KvmState.USABLE, KvmState.SLOW):
+        _remember(root, key, kvm)
+    return kvm
+
+
+def _closed(device: Path, root: Path) -> Kvm | None:
+    """The verdict where the device cannot be opened; None where it can."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError:
+        return Kvm(KvmState.DENIED, f"{device} cannot be opened for reading and writing by this user (uid {os.geteuid()})")
+    except FileNotFoundError:
+        return Kvm(KvmState.ABSENT, f"there is no {device}; {_why_absent(root)}")
+    except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            return Kvm(KvmState.ABSENT, f"{device} has no driver behind it; {_why_absent(root)}")
+        return Kvm(KvmState.BROKEN, f"{device}: {error.strerror}")
+    return None
+
+
+def virtualisation_flag(root: Path) -> str:
+    """`vmx` (Intel), `svm` (AMD) or empty, from /proc/cpuinfo. Empty proves nothing: ARM has no such flag, and a hypervisor
+    may hide it."""
+    for line in text(root, "proc/cpuinfo").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "flags":
+            return next((flag for flag in ("vmx", "svm") if flag in value.split()), "")
+    return ""
+
+
+def _why_absent(root: Path) -> str:
+    modules = _modules(root)
+    loaded = f"modules: {', '.join(modules)}" if modules else "no kvm module is loaded"
+    flag = virtualisation_flag(root)
+    return f"{loaded}; the processor shows {f'the flag {flag}' if flag else 'neither vmx nor svm'}"
+
+
+def _modules(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "sys/module").glob("kvm*"))
+
+
+def _measure(device: Path, run: Runner) -> Mapping[str, object]:
+    """What the probe printed: `seconds` and `instructions`, or `failed` with the reason in words."""
+    probe = Path(__file__).with_name("kvm_probe.py")
+    try:
+        # -I: nothing from the current folder or the user's environment is imported by what may run as root.
+        done = run([sys.executable, "-I", probe, device], timeout=_PROBE_TIMEOUT)
+        answer = json.loads(done.out)
+    except CommandFailed as failed:
+        return {"failed": f"the timed loop ended with {failed.message.splitlines()[-1]}"}
+    except ValueError:
+        return {"failed": "the timed loop printed no figures"}
+    return answer if isinstance(answer, dict) else {"failed": "the timed loop printed no figures"}
+
+
+def _judge(measured: Mapping[str, object], modules: list[str]) -> Kvm:
+    seconds, instructions = measured.get("seconds"), measured.get("instructions")
+    if not isinstance(seconds, float) or not isinstance(instructions, int):
+        return Kvm(KvmState.BROKEN, str(measured.get("failed", "the timed loop printed no figures")))
+    nanoseconds = seconds / instructions * 1e9
+    took = f"a loop of {instructions} instructions took {seconds * 1000:.3g} ms: {nanoseconds:.3g} ns an instruction"
+    if seconds < SLOW_SECONDS:
+        return Kvm(KvmState.USABLE, took, nanoseconds)
+    behind = f" (modules: {', '.join(modules)})" if modules else ""
+    return Kvm(KvmState.SLOW, f"{took}; it is emulated, not run by the processor{behind}", nanoseconds)
+
+
+# -- the kept verdict -------------------------------------------------------------------------------------------------
+
+
+def _key(root: Path) -> list[str]:
+    """What the verdict depends on. A reloaded module may come with other settings, and a nested one with another speed."""
+    settings = [
+        f"{module}.{name}={text(root, f'sys/module/{module}/parameters/{name}').strip()}"
+        for module in _modules(root)
+        for name in ("nested", "ept", "npt", "force_emulation_prefix")
+    ]
+    return [
+        text(root, "proc/sys/kernel/random/boot_id").strip(),
+        text(root, "proc/sys/kernel/osrelease").strip(),
+        *settings,
+        f"slow={SLOW_SECONDS}",
+    ]
+
+
+def _recall(root: Path, key: list[str]) -> Kvm | None:
+    try:
+        kept = json.loads((root / _VERDICT).read_text(encoding="utf-8"))
+        if kept["key"] == key and key[0]:
+            return Kvm(KvmState(kept["state"]), str(kept["evidence"]), float(kept["nanoseconds"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        # Absent, half written by another version, or of another shape: measuring again is the answer to all.
+        pass
+    return None
+
+
+def _remember(root: Path, key: list[str], kvm: Kvm) -> None:
+    place = root / _VERDICT
+    values = {"key": key, "state": str(kvm.state), "evidence": kvm.evidence, "nanoseconds": kvm.nanoseconds}
+    try:
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=".kvm-", delete=False, encoding="utf-8") as aside:
+            json.dump(values, aside)
+        Path(aside.name).chmod(0o644)
+        Path(aside.name).replace(place)
+    except OSError:
+        # Not root, or a read-only /run: then every command measures for itself.
+        return

@@ -1,0 +1,217 @@
+"""A timed loop in a guest of one vCPU, made through KVM's ioctls. A program of its own: `python -I kvm_probe.py /dev/kvm`.
+
+It prints one JSON object and knows nothing of the rest: kvm.py starts it with a time limit and judges the figures, so that
+a hung ioctl cannot hang the tool. Only the standard library, because it is started by its path, outside the package.
+
+A loop, because answering proves nothing: there are hosts whose /dev/kvm answers and computes right while every instruction
+is emulated. Outside facts: the ioctls' numbers and structures are those of Linux's Documentation/virt/kvm/api.rst. Through
+ctypes, because Python's fcntl.ioctl does not take an argument as large as the address that KVM_SET_TSS_ADDR wants.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import platform
+import struct
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+LOOPS = 100_000
+INSTRUCTIONS = 2 * LOOPS
+# A second look at a result this slow: a busy host may have taken the processor away in the middle of the first.
+_SUSPICIOUS_SECONDS = 0.01
+_MAGIC = 0x600D
+_API_VERSION = 12
+
+_GET_API_VERSION = 0xAE00
+_CREATE_VM = 0xAE01
+_GET_VCPU_MMAP_SIZE = 0xAE04
+_CREATE_VCPU = 0xAE41
+_SET_TSS_ADDR = 0xAE47
+_RUN = 0xAE80
+_SET_USER_MEMORY_REGION = 0x4020AE46
+_SET_REGS = 0x4090AE82
+_GET_REGS = 0x8090AE81
+_SET_SREGS = 0x4138AE84
+_GET_SREGS = 0x8138AE83
+_SET_ONE_REG = 0x4010AEAC
+_ARM_VCPU_INIT = 0x4020AEAE
+_ARM_PREFERRED_TARGET = 0x8020AEAF
+
+_EXIT_HLT = 5
+_EXIT_MMIO = 6
+_GUEST_MEMORY = 0x10000
+_CODE = 0x1000
+_ARM_MMIO = 0x1000_0000
+# KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | (offset of pc in struct kvm_regs, in 32-bit words)
+_ARM_REG_PC = 0x6030_0000_0010_0040
+
+# mov ecx, LOOPS; l: dec ecx; jnz l; mov eax, ecx; add eax, MAGIC; hlt. 16-bit code with 32-bit operands.
+_X86_CODE = b"".join(
+    (
+        b"\x66\xb9" + struct.pack("<I", LOOPS),
+        b"\x66\x49",
+        b"\x75\xfc",
+        b"\x66\x89\xc8",
+        b"\x66\x05" + struct.pack("<I", _MAGIC),
+        b"\xf4",
+    )
+)
+_ARM_CODE = struct.pack(
+    "<8I",
+    0xD2800000 | (LOOPS & 0xFFFF) << 5,  # movz x0, #(LOOPS & 0xffff)
+    0xF2A00000 | (LOOPS >> 16) << 5,  # movk x0, #(LOOPS >> 16), lsl #16
+    0xF1000400,  # l: subs x0, x0, #1
+    0x54FFFFE1,  # b.ne l
+    0xD2A00001 | (_ARM_MMIO >> 16) << 5,  # movz x1, #(_ARM_MMIO >> 16), lsl #16
+    0xD2800002 | _MAGIC << 5,  # movz x2, #MAGIC
+    0x8B000042,  # add x2, x2, x0
+    0xB9000022,  # str w2, [x1], where no memory is: leaves the guest
+)
+
+
+class Failed(Exception):
+    """KVM answered otherwise than it should."""
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+
+
+def _ioctl(fd: int, request: int, name: str, argument: int | ctypes.Array[ctypes.c_char] = 0) -> int:
+    value = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    while (result := int(_libc.ioctl(fd, request, value))) < 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise Failed(f"{name}: {os.strerror(code)}")
+    return result
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def _before_x86(vm: int) -> None:
+    """Older Intel processors need three pages for themselves to run real mode; harmless elsewhere."""
+    _ioctl(vm, _SET_TSS_ADDR, "KVM_SET_TSS_ADDR", 0xFFFB_D000)
+
+
+def _enter_x86(_vm: int, vcpu: int) -> None:
+    """Real mode at _CODE. A fresh vCPU stands at the reset vector; only the code segment has to move."""
+    special = ctypes.create_string_buffer(312)
+    _ioctl(vcpu, _GET_SREGS, "KVM_GET_SREGS", special)
+    # struct kvm_segment cs is the first: u64 base, u32 limit, u16 selector
+    struct.pack_into("<Q", special, 0, 0)
+    struct.pack_into("<H", special, 12, 0)
+    _ioctl(vcpu, _SET_SREGS, "KVM_SET_SREGS", special)
+    # struct kvm_regs: rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags; bit 1 of rflags is always set
+    general = ctypes.create_string_buffer(struct.pack("<18Q", *[0] * 16, _CODE, 2), 144)
+    _ioctl(vcpu, _SET_REGS, "KVM_SET_REGS", general)
+
+
+def _x86_result(vcpu: int, _state: mmap.mmap) -> int:
+    general = ctypes.create_string_buffer(144)
+    _ioctl(vcpu, _GET_REGS, "KVM_GET_REGS", general)
+    return int(struct.unpack_from("<Q", general)[0])
+
+
+def _enter_arm(vm: int, vcpu: int) -> None:
+    """At _CODE, in EL1 with the MMU off, as KVM_ARM_VCPU_INIT leaves it."""
+    init = ctypes.create_string_buffer(32)
+    _ioctl(vm, _ARM_PREFERRED_TARGET, "KVM_ARM_PREFERRED_TARGET", init)
+    _ioctl(vcpu, _ARM_VCPU_INIT, "KVM_ARM_VCPU_INIT", init)
+    value = ctypes.c_uint64(_CODE)
+    register = ctypes.create_string_buffer(struct.pack("<QQ", _ARM_REG_PC, ctypes.addressof(value)), 16)
+    _ioctl(vcpu, _SET_ONE_REG, "KVM_SET_ONE_REG", register)
+
+
+def _arm_result(_vcpu: int, state: mmap.mmap) -> int:
+    # struct kvm_run, mmio: u64 phys_addr at 32, u8 data[8] at 40
+    address, data = struct.unpack_from("<QI", state, 32)
+    if address != _ARM_MMIO:
+        raise Failed(f"the guest left at address {address:#x}, not at {_ARM_MMIO:#x}")
+    return int(data)
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """How the loop is run on an architecture: its code, how to stand at it, how it leaves, where the result is."""
+
+    code: bytes
+    before: Callable[[int], None] | None
+    enter: Callable[[int, int], None]
+    exit_reason: int
+    result: Callable[[int, mmap.mmap], int]
+
+
+_GUESTS = {
+    "x86_64": _Guest(_X86_CODE, _before_x86, _enter_x86, _EXIT_HLT, _x86_result),
+    "aarch64": _Guest(_ARM_CODE, None, _enter_arm, _EXIT_MMIO, _arm_result),
+}
+
+
+def _once(guest: _Guest, kvm: int) -> float:
+    """Run the loop once, in a new guest; seconds it took."""
+    vm = _ioctl(kvm, _CREATE_VM, "KVM_CREATE_VM")
+    memory = mmap.mmap(-1, _GUEST_MEMORY)
+    memory[_CODE : _CODE + len(guest.code)] = guest.code
+    # struct kvm_userspace_memory_region: u32 slot, u32 flags, u64 guest_phys_addr, u64 memory_size, u64 userspace_addr
+    region = ctypes.create_string_buffer(struct.pack("<IIQQQ", 0, 0, 0, _GUEST_MEMORY, _address(memory)), 32)
+    _ioctl(vm, _SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", region)
+    if guest.before is not None:
+        guest.before(vm)
+    vcpu = _ioctl(vm, _CREATE_VCPU, "KVM_CREATE_VCPU")
+    state = mmap.mmap(vcpu, _ioctl(kvm, _GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE"))
+    guest.enter(vm, vcpu)
+    begin = time.perf_counter()
+    _ioctl(vcpu, _RUN, "KVM_RUN")
+    seconds = time.perf_counter() - begin
+    reason = struct.unpack_from("<I", state, 8)[0]
+    if reason != guest.exit_reason:
+        raise Failed(f"the guest left with KVM's exit reason {reason}, not {guest.exit_reason}")
+    if (got := guest.result(vcpu, state)) != _MAGIC:
+        raise Failed(f"the loop computed {got:#x}, not {_MAGIC:#x}")
+    os.close(vcpu)
+    os.close(vm)
+    return seconds
+
+
+def measure(device: str, machine: str) -> dict[str, object]:
+    """Run the loop through `device` on a `machine` as `uname -m` says it: seconds (the better of two where the first was
+    slow), the register's value. Raises Failed where KVM does not do as it should, OSError where it cannot be opened."""
+    if (guest := _GUESTS.get(machine)) is None:
+        raise Failed(f"no loop was written for {machine}")
+    # Cores of a board can differ, and a vCPU made on one kind does not run on the other.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    version = _ioctl(kvm, _GET_API_VERSION, "KVM_GET_API_VERSION")
+    if version != _API_VERSION:
+        raise Failed(f"KVM_GET_API_VERSION says {version}, not {_API_VERSION}")
+    seconds = _once(guest, kvm)
+    if seconds > _SUSPICIOUS_SECONDS:
+        seconds = min(seconds, _once(guest, kvm))
+    return {"seconds": seconds, "value": _MAGIC, "instructions": INSTRUCTIONS}
+
+
+def main(arguments: list[str]) -> int:
+    """Print the figures, or why there are none; the exit code is 0 either way."""
+    device = arguments[0] if arguments else "/dev/kvm"
+    answer: dict[str, object]
+    try:
+        answer = measure(device, platform.machine())
+    except Failed as failed:
+        answer = {"failed": str(failed)}
+    except OSError as error:
+        answer = {"failed": f"{device}: {error.strerror}", "errno": error.errno}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

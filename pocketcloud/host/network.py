@@ -1,0 +1,94 @@
+"""IPv4 networks that are taken on this host: its addresses and routes. libvirt's networks are the hypervisor room's.
+
+Outside facts: iproute2's JSON (`ip -j`), and /proc/net/route (hexadecimal, in the host's byte order) where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from pocketcloud.errors import HostLacks
+from pocketcloud.host.files import text
+from pocketcloud.model.facts import Subnet
+from pocketcloud.system import CommandFailed, Runner
+
+_DEFAULT_PREFIX = 7
+"""Routes this wide stand for "everything else". VPNs split the default route in two halves or more, to go before the host's
+own; the largest private network is a /8."""
+
+_OWN_ROUTES = ("local", "broadcast", "multicast", "anycast")
+_LOOPBACK = IPv4Network("127.0.0.0/8")
+# libvirt's own name for a bridge, and ours (model.names.bridge_name).
+_LIBVIRT_BRIDGE = re.compile(r"virbr[0-9]+|pc-[0-9a-f]{10}")
+_BRIDGE_ELEMENT = re.compile(r"<bridge\b[^>]*\bname=['\"]([^'\"]+)['\"]")
+
+
+def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
+    """The networks of the host's addresses and routes (all tables), without default routes, loopback and libvirt's bridges,
+    each once, by address. Where iproute2 is not there or too old for JSON: the main routing table of /proc."""
+    bridges = _libvirt_bridges(root)
+    try:
+        addresses = json.loads(run(["ip", "-j", "-4", "addr"], timeout=10).out or "[]")
+        routes = json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"], timeout=10).out or "[]")
+        found = [*_addressed(addresses), *_routed(routes)]
+    except (HostLacks, CommandFailed, ValueError):
+        found = list(_routed_in_proc(text(root, "proc/net/route")))
+    return _without(found, bridges)
+
+
+def _without(found: Iterable[tuple[str, Subnet]], bridges: frozenset[str]) -> tuple[Subnet, ...]:
+    kept: dict[IPv4Network, Subnet] = {}
+    for device, subnet in found:
+        network = subnet.network
+        if device in bridges or _LIBVIRT_BRIDGE.fullmatch(device) or network.prefixlen <= _DEFAULT_PREFIX:
+            continue
+        if not network.subnet_of(_LOOPBACK):
+            kept.setdefault(network, subnet)
+    return tuple(kept[network] for network in sorted(kept))
+
+
+def _addressed(interfaces: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Subnet]]:
+    for interface in interfaces:
+        device = str(interface.get("ifname", ""))
+        for info in interface.get("addr_info", ()):
+            # On a point-to-point link the prefix belongs to the other end's address.
+            local = info.get("address") or info.get("local")
+            if local:
+                network = IPv4Network(f"{local}/{info.get('prefixlen', 32)}", strict=False)
+                yield device, Subnet(network, f"address on {device}")
+
+
+def _routed(routes: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Subnet]]:
+    for route in routes:
+        destination = str(route.get("dst", "default"))
+        if destination == "default" or route.get("type") in _OWN_ROUTES:
+            continue
+        device = str(route.get("dev", ""))
+        via = f"route via {device}" if device else f"{route.get('type', 'unicast')} route"
+        yield device, Subnet(IPv4Network(destination, strict=False), via)
+
+
+def _routed_in_proc(table: str) -> Iterator[tuple[str, Subnet]]:
+    for row in table.splitlines()[1:]:
+        fields = row.split()
+        if len(fields) >= 8:
+            device, destination, mask = fields[0], fields[1], fields[7]
+            prefix = int(mask, 16).bit_count()
+            address = int.from_bytes(bytes.fromhex(destination), "big" if sys.byteorder == "big" else "little")
+            yield device, Subnet(IPv4Network((address, prefix), strict=False), f"route via {device}")
+
+
+def _libvirt_bridges(root: Path) -> frozenset[str]:
+    """Bridges of libvirt's active networks, as its own status files name them (root only; other names still match)."""
+    try:
+        files = sorted((root / "run/libvirt/network").glob("*.xml"))
+    except OSError:
+        return frozenset()
+    names = (_BRIDGE_ELEMENT.search(text(root, str(path.relative_to(root)))) for path in files)
+    return frozenset(match[1] for match in names if match)

@@ -1,0 +1,75 @@
+"""Lab subnets: which /24 a lab network gets. Pure: what is taken comes in as values, from the host and from libvirt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network
+
+from pocketcloud.errors import Refused
+from pocketcloud.model.facts import Facts, Subnet
+
+PREFIX = 24
+_SHOWN = 5
+_LEVELS = 8
+"""Nesting deeper than this is not met; 10.77 to 10.84 are ours to choose from."""
+
+# For hosts on which all of 10.0.0.0/8 is routed elsewhere, as company VPNs do. 198.18.0.0/15 is set aside for benchmarks
+# (RFC 2544) and in use nowhere.
+_ELSEWHERE = (IPv4Network("172.29.0.0/16"), IPv4Network("192.168.0.0/16"), IPv4Network("198.18.0.0/16"))
+
+
+def supernet(facts: Facts) -> IPv4Network:
+    """The /16 that lab networks of this host are taken from.
+
+    10.77.0.0/16 on a computer that is nobody's guest. In a guest, 10.78.0.0/16 or the next one that the host's networks do
+    not touch: a pocketcloud inside a pocketcloud's machine must not route away the networks of the one it lives in. Where
+    there is no room in 10.x at all, a private range elsewhere.
+    """
+    tens = [IPv4Network(f"10.{77 + level}.0.0/16") for level in range(_LEVELS)]
+    if facts.virtualised:
+        untouched = (net for net in tens[1:] if not any(net.overlaps(taken.network) for taken in facts.subnets))
+        first = next(untouched, tens[1])
+    else:
+        first = tens[0]
+    candidates = (first, *_ELSEWHERE)
+    return next((net for net in candidates if room(net, facts.subnets)), first)
+
+
+def room(within: IPv4Network, taken: Sequence[Subnet]) -> int:
+    """How many /24 of `within` overlap nothing that is taken."""
+    return sum(1 for _ in _free(within, taken, 0))
+
+
+def choose(within: IPv4Network, taken: Sequence[Subnet], *, keep: IPv4Network | None = None, seed: str = "") -> IPv4Network:
+    """A /24 of `within` that overlaps nothing `taken` (which must not hold the asking network's own subnet).
+
+    `keep` is answered as long as it is free, wherever it lies: a lab stays where it was. Else the search starts at a place
+    that follows from `seed` (the names of kit, instance and network), so that the same lab comes to the same subnet and two
+    kits seldom meet on one. Raises Refused, naming what takes the space, when there is none left; ValueError when `within`
+    is smaller than a /24.
+    """
+    if keep is not None and not any(keep.overlaps(subnet.network) for subnet in taken):
+        return keep
+    if within.prefixlen > PREFIX:
+        raise ValueError(f"{within} holds no /{PREFIX}")
+    start = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big")
+    for network in _free(within, taken, start):
+        return network
+    holders = [f"{subnet.network} ({subnet.holder})" for subnet in taken if subnet.network.overlaps(within)]
+    more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
+    raise Refused(
+        f"no /{PREFIX} is left for a lab network in {within}: taken by {', '.join(holders[:_SHOWN])}{more}",
+        hint="take down a lab or end what routes these networks (a VPN?); pocketcloud check shows them",
+    )
+
+
+def _free(within: IPv4Network, taken: Sequence[Subnet], start: int) -> Iterator[IPv4Network]:
+    """The free /24 of `within`, each once, beginning with the one at index `start` (modulo their number)."""
+    near = [subnet.network for subnet in taken if subnet.network.overlaps(within)]
+    count = 1 << max(0, PREFIX - within.prefixlen)
+    first = int(within.network_address) >> (32 - PREFIX)
+    for step in range(count if within.prefixlen <= PREFIX else 0):
+        network = IPv4Network(((first + (start + step) % count) << (32 - PREFIX), PREFIX))
+        if not any(network.overlaps(other) for other in near):
+            yield network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -120,6 +121,11 @@ class Ready:
     def __post_init__(self) -> None:
         if self.tcp is not None and not 1 <= self.tcp <= 65535:
             raise ValueError(f"tcp: expected a port, 1 to 65535, got {self.tcp}")
+        if self.console is not None:
+            try:
+                re.compile(self.console)
+            except re.error as error:
+                raise ValueError(f"console: {self.console!r} is not a regular expression: {error}") from None
 
     @property
     def needs_ssh(self) -> bool:
@@ -145,6 +151,8 @@ class Machine:
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 512:
             raise ValueError(f"vcpus: expected 1 to 512, got {self.vcpus}")
+        if not self.networks and (self.needs_ssh or self.ready.tcp is not None):
+            raise ValueError("needs a network to be provisioned or proven ready over; without one: `ready: {console: ...}`")
         _bounded("memory", self.memory, _MEMORY)
         if self.disk is not None:
             _bounded("disk", self.disk, _DISK)

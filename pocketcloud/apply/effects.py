@@ -1,0 +1,189 @@
+"""What each kind of Step does: one verb of one room."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from pocketcloud.apply.readiness import wait_login, wait_ready
+from pocketcloud.apply.snapshot import take_snapshot
+from pocketcloud.apply.world import World
+from pocketcloud.errors import NotFound, PocketcloudError
+from pocketcloud.events import StepProgress
+from pocketcloud.files import copy_whole
+from pocketcloud.guest import Guest
+from pocketcloud.keys import new_key, read_key, write_private
+from pocketcloud.model.lab import ProvisionStep
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Stage
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    DefineMachine,
+    EnsureNetwork,
+    KillMachine,
+    Provision,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolume,
+    SetNvram,
+    StartMachine,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+    UndefineMachine,
+    WaitReady,
+    WriteSeed,
+)
+from pocketcloud.records import remove_instance, remove_machine
+from pocketcloud.seed import Seed, SeedNic, write_seed
+from pocketcloud.specs import lab_domain
+
+# How much of a failed command's output its error carries.
+_LAST_LINES = 12
+
+
+class ProvisioningFailed(PocketcloudError):
+    """A step under `provision:` failed in the guest; the machine is made anew by the next `up`."""
+
+    exit_code = 8
+
+
+def effect_of(world: World) -> Callable[[Step], None]:
+    """The function that carries out a step in `world`."""
+
+    def effect(step: Step) -> None:
+        _EFFECTS[type(step)](world, step)
+
+    return effect
+
+
+def _clone(world: World, step: CloneVolume) -> None:
+    world.files.make()
+    world.storage.clone(step.source, step.name, step.size or None)
+
+
+def _create(world: World, step: CreateVolume) -> None:
+    world.storage.create(step.name, step.size)
+
+
+def _seed(world: World, step: WriteSeed) -> None:
+    """The host key is made once and outlives resets and rebuilds, so that nobody's known_hosts ever complains.
+
+    The seed is written before the record is committed, so it takes its machine's networks from the plan's record.
+    """
+    world.files.make()
+    path = world.files.host_key(step.machine)
+    try:
+        key = read_key(path, step.machine)
+    except NotFound:
+        key = new_key(f"{step.machine}.{lab_domain(world.instance)}")
+        write_private(path, key)
+    authorized = tuple(dict.fromkeys((world.kit_key().public, *world.authorized)))
+    nics = tuple(SeedNic(mac) for mac in step.macs)
+    # The generation in the instance id makes cloud-init see a machine made anew as new.
+    seed = Seed(
+        f"{world.instance}.{step.machine}.{step.generation}", step.machine, lab_domain(world.instance), key, authorized, nics
+    )
+    write_seed(world.files.seed(step.machine), seed)
+
+
+def _commit(world: World, step: CommitRecord) -> None:
+    world.files.make()
+    world.set_record(step.record)
+
+
+def _network(world: World, step: EnsureNetwork) -> None:
+    world.hypervisor.ensure_network(world.network(step.network))
+
+
+def _set_nvram(world: World, step: SetNvram) -> None:
+    live = world.files.nvram(step.machine)
+    if step.source:
+        copy_whole(live.parent / step.source, live, 0o600)
+    else:
+        live.unlink(missing_ok=True)
+
+
+def _define(world: World, step: DefineMachine) -> None:
+    world.hypervisor.define(world.spec(step.machine))
+
+
+def _start(world: World, step: StartMachine) -> None:
+    # What an interrupted snapshot left; memory is never brought back onto disks that have moved on.
+    world.files.memory(step.machine).unlink(missing_ok=True)
+    world.hypervisor.start(world.domain(step.machine))
+
+
+def _stop(world: World, step: StopMachine) -> None:
+    domain = world.domain(step.machine)
+    if not world.hypervisor.shutdown(domain, step.within):
+        world.emit(StepProgress(step.id, -1, f"still on after {step.within:.0f} s; powering off", step.machine))
+        world.hypervisor.kill(domain)
+
+
+def _provision(world: World, step: Provision) -> None:
+    """Commits that it begins before it does, and that it ended after: what is found in between was interrupted."""
+    definition = world.machine(step.machine).definition
+    with wait_login(world, step.machine, step.id, first=True) as guest:
+        world.change_machine(step.machine, stage=Stage.PROVISIONING)
+        total = len(definition.provision)
+        for index, action in enumerate(definition.provision):
+            world.emit(StepProgress(step.id, index / total, action.title, step.machine))
+            _act(world, guest, step.machine, index, action)
+        guest.run("sync")
+    world.change_machine(step.machine, stage=Stage.PROVISIONED)
+
+
+def _act(world: World, guest: Guest, machine: str, index: int, action: ProvisionStep) -> None:
+    if action.write is not None:
+        guest.write(action.write, (action.content or "").encode(), int(action.mode, 8))
+        return
+    done = guest.run(f"sh -ec {shlex.quote(action.run or '')}")
+    if done.code != 0:
+        said = (done.err or done.out).decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        raise ProvisioningFailed(
+            "\n  ".join([f"{machine}: provision[{index}] ({action.title}) ended with exit code {done.code}", *said]),
+            hint=f"look: pocketcloud lab ssh {world.instance} {machine}; mend the lab file; the next up makes {machine} anew",
+        )
+
+
+def _wait_ready(world: World, step: WaitReady) -> None:
+    wait_ready(world, step.machine, step.id, first=step.first)
+    if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:
+        world.change_machine(step.machine, stage=Stage.PROVISIONED)
+
+
+def _snapshot(world: World, step: TakeSnapshot) -> None:
+    take_snapshot(world, Name(step.name), [Name(machine) for machine in step.machines], step.generation, step.id)
+
+
+def _remove_files(world: World, step: RemoveFiles) -> None:
+    if step.machine:
+        remove_machine(world.files, step.machine)
+    else:
+        remove_instance(world.files)
+        world.record = None
+
+
+_EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
+    CloneVolume: _clone,
+    CreateVolume: _create,
+    WriteSeed: _seed,
+    CommitRecord: _commit,
+    EnsureNetwork: _network,
+    SetNvram: _set_nvram,
+    DefineMachine: _define,
+    StartMachine: _start,
+    StopMachine: _stop,
+    Provision: _provision,
+    WaitReady: _wait_ready,
+    TakeSnapshot: _snapshot,
+    RemoveFiles: _remove_files,
+    KillMachine: lambda world, step: world.hypervisor.kill(world.domain(step.machine)),
+    UndefineMachine: lambda world, step: world.hypervisor.undefine(world.domain(step.machine)),
+    RemoveNetwork: lambda world, step: world.hypervisor.remove_network(world.domain(step.network)),
+    RemoveVolume: lambda world, step: world.storage.remove(step.name),
+}

@@ -1,0 +1,145 @@
+"""Waiting for machines: until one can be logged in to, until all that its `ready:` demands holds.
+
+While a machine is waited for, its domain is watched: one that stopped or was paused is said at once, not when the time is up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pocketcloud.apply.world import World
+from pocketcloud.errors import NotReady
+from pocketcloud.events import StepProgress
+from pocketcloud.guest import Guest, wait_ssh
+from pocketcloud.hypervisor import DomainState
+from pocketcloud.model.lab import Ready
+from pocketcloud.model.sizes import duration_text
+from pocketcloud.readiness import wait_console, wait_tcp, wait_until
+
+# cloud-init writes this last of all; a base without cloud-init has nothing to wait for.
+_FIRST_BOOT_DONE = (
+    "[ ! -d /var/lib/cloud ] || [ -e /etc/cloud/cloud-init.disabled ] || "
+    "until [ -e /var/lib/cloud/instance/boot-finished ]; do sleep 0.5; done"
+)
+_LOG_LINES = 6
+_WATCH_SECONDS = 1.0
+
+
+class _Watch:
+    """The stop event of one wait, set when the command is interrupted or the machine is not running any more."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.reason = ""
+
+
+@contextmanager
+def _watched(world: World, machine: str) -> Iterator[_Watch]:
+    watch, over = _Watch(), threading.Event()
+
+    def look() -> None:
+        asked = time.monotonic()
+        while not over.wait(0.1):
+            if world.stop.is_set():
+                watch.stop.set()
+                return
+            if time.monotonic() - asked >= _WATCH_SECONDS:
+                asked = time.monotonic()
+                domain = world.hypervisor.domain(world.domain(machine))
+                if domain is None or domain.state is not DomainState.RUNNING:
+                    state = "gone" if domain is None else str(domain.state)
+                    watch.reason = f"{machine} is {state}" + (f" ({domain.reason})" if domain and domain.reason else "")
+                    watch.stop.set()
+                    return
+
+    thread = threading.Thread(target=look, name=f"watch-{machine}", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    except NotReady as error:
+        if watch.reason:
+            raise NotReady(
+                f"{watch.reason} while it was waited for{_console_end(world, machine)}", hint=_look_hint(world, machine)
+            ) from error
+        raise type(error)(error.message + _console_end(world, machine), hint=_look_hint(world, machine)) from error
+    finally:
+        over.set()
+        thread.join()
+
+
+def _look_hint(world: World, machine: str) -> str:
+    return f"look: pocketcloud lab console {world.instance} {machine}; its log: {world.files.console(machine)}"
+
+
+def _console_end(world: World, machine: str) -> str:
+    """The last lines of the console, for an error: they mostly say why."""
+    try:
+        text = world.files.console(machine).read_bytes()[-4096:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
+    last = [line for line in lines if line.strip()][-_LOG_LINES:]
+    return "\nthe console ends with:" + "".join(f"\n  {line[:160]}" for line in last) if last else "\nthe console says nothing"
+
+
+@contextmanager
+def wait_login(world: World, machine: str, step_id: str, *, first: bool) -> Iterator[Guest]:
+    """A login to the machine, within the time its `ready:` grants; with `first`, when its first boot is finished."""
+    ready = world.machine(machine).definition.ready
+    deadline = time.monotonic() + ready.within
+    with _login(world, machine, step_id, deadline, first=first) as guest:
+        yield guest
+
+
+@contextmanager
+def _login(world: World, machine: str, step_id: str, deadline: float, *, first: bool) -> Iterator[Guest]:
+    def say(text: str) -> None:
+        world.emit(StepProgress(step_id, -1, text, machine))
+
+    with _watched(world, machine) as watch:
+        guest = wait_ssh(world.login(machine), deadline=deadline, stop=watch.stop, on_wait=say)
+        try:
+            if first:
+                say("finishing its first boot")
+                guest.run(_FIRST_BOOT_DONE, timeout=max(1.0, deadline - time.monotonic()))
+        except BaseException:
+            guest.close()
+            raise
+    with guest:
+        yield guest
+
+
+def wait_ready(world: World, machine: str, step_id: str, *, first: bool) -> None:
+    """Wait until all that the machine's `ready:` demands holds. Raises NotReady with the end of its console."""
+    definition = world.machine(machine).definition
+    ready = definition.ready
+    deadline = time.monotonic() + ready.within
+    if ready.console is not None or ready.tcp is not None:
+        with _watched(world, machine) as watch:
+            _wait_signs(world, machine, ready, deadline, watch.stop)
+    if ready.needs_ssh or (first and definition.needs_ssh):
+        with _login(world, machine, step_id, deadline, first=first) as guest, _watched(world, machine) as watch:
+            if ready.command is not None:
+                _wait_command(guest, machine, ready.command, deadline, watch.stop)
+
+
+def _wait_signs(world: World, machine: str, ready: Ready, deadline: float, stop: threading.Event) -> None:
+    if ready.console is not None:
+        wait_console(world.files.console(machine), ready.console, deadline, stop)
+    if ready.tcp is not None:
+        wait_tcp(world.address(machine), ready.tcp, deadline, stop)
+
+
+def _wait_command(guest: Guest, machine: str, command: str, deadline: float, stop: threading.Event) -> None:
+    def succeeds() -> bool:
+        return guest.run(command, timeout=max(1.0, deadline - time.monotonic())).code == 0
+
+    wait_until(
+        succeeds,
+        f"{machine}: `{command}` succeeding (within {duration_text(max(0.0, deadline - time.monotonic()))})",
+        deadline,
+        stop,
+    )

@@ -1,0 +1,107 @@
+"""Takes a state of machines: all their disks and UEFI variables at one moment, with the machines running on afterwards.
+
+Frozen through the agent (so that the file systems on the disks are whole), saved to memory files (which closes the disks),
+the disks snapshotted, the record replaced, the machines restored from their memory and thawed. An interruption leaves
+machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+
+from pocketcloud.apply.world import World
+from pocketcloud.events import StepProgress
+from pocketcloud.files import copy_whole
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Record, Snapshot, SnapshotPart
+from pocketcloud.plan.drafting import volume_name
+
+
+def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation: int, step_id: str) -> None:
+    """Take (or complete) the snapshot `name` with `machines`, which are all running; they live on volumes of `generation`."""
+
+    def say(fraction: float, text: str) -> None:
+        world.emit(StepProgress(step_id, fraction, text))
+
+    with ExitStack() as undo, ThreadPoolExecutor(max(1, len(machines)), "snapshot") as pool:
+        say(0.0, "freezing")
+        for machine in machines:
+            undo.callback(_thaw, world, machine)
+        _all(pool, lambda m: world.hypervisor.freeze(world.domain(m)), machines)
+        say(0.1, "saving memory")
+        for machine in machines:
+            undo.callback(_bring_back, world, machine)
+        _all(pool, lambda m: _save(world, m), machines)
+        say(0.5, "snapshotting disks")
+        parts, disks = _snapshot_disks(world, name, machines, generation)
+        world.commit(lambda record: _with_snapshot(record, name, world.now(), parts, disks, generation))
+        say(0.6, "restoring")
+        _all(pool, lambda m: _bring_back(world, m), machines)
+        say(0.9, "thawing")
+        _all(pool, lambda m: _thaw(world, m), machines)
+
+
+def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Sequence[Name]) -> None:
+    """Do `verb` for all machines at once; raise the first error after all have ended."""
+    futures = [pool.submit(verb, machine) for machine in machines]
+    for error in [future.exception() for future in futures]:
+        if error is not None:
+            raise error
+
+
+def _save(world: World, machine: Name) -> None:
+    path = world.files.memory(machine)
+    path.unlink(missing_ok=True)
+    world.hypervisor.save(world.domain(machine), path)
+
+
+def _bring_back(world: World, machine: Name) -> None:
+    """Restore the machine from its memory file, on the disks the record has by now; without the file nothing is to be done."""
+    path = world.files.memory(machine)
+    if not path.exists():
+        return
+    spec = world.spec(machine)
+    world.hypervisor.define(spec)
+    world.hypervisor.restore(spec, path)
+    path.unlink(missing_ok=True)
+
+
+def _thaw(world: World, machine: Name) -> None:
+    world.hypervisor.thaw(world.domain(machine))
+
+
+def _snapshot_disks(
+    world: World, name: Name, machines: Sequence[Name], generation: int
+) -> tuple[dict[Name, SnapshotPart], dict[Name, dict[str, str]]]:
+    parts: dict[Name, SnapshotPart] = {}
+    disks: dict[Name, dict[str, str]] = {}
+    for machine in machines:
+        record = world.machine(machine)
+        disks[machine] = {disk: volume_name(world.instance, machine, disk, generation) for disk in record.disks}
+        for disk, volume in record.disks.items():
+            world.storage.clone(volume, disks[machine][disk])
+        nvram = ""
+        if record.firmware is Firmware.EFI:
+            kept = world.files.nvram(machine, name)
+            copy_whole(world.files.nvram(machine), kept, 0o600)
+            nvram = kept.name
+        parts[machine] = SnapshotPart(record.disks, nvram)
+    return parts, disks
+
+
+def _with_snapshot(
+    record: Record,
+    name: Name,
+    now: str,
+    parts: dict[Name, SnapshotPart],
+    disks: dict[Name, dict[str, str]],
+    generation: int,
+) -> Record:
+    before = record.snapshots.get(name)
+    snapshot = replace(before, machines={**before.machines, **parts}) if before else Snapshot(now, parts)
+    machines = {m: replace(r, disks=disks[m]) if m in disks else r for m, r in record.machines.items()}
+    return replace(record, generation=generation, machines=machines, snapshots={**record.snapshots, name: snapshot})

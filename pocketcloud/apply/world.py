@@ -1,0 +1,107 @@
+"""What effects work with: the kit, its store, libvirt, the instance's files and its record as it is now."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from pocketcloud.errors import NotReady
+from pocketcloud.events import Event
+from pocketcloud.guest import Login
+from pocketcloud.hypervisor import Hypervisor
+from pocketcloud.keys import KeyPair, read_public
+from pocketcloud.model.base import Arch
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.machine import MachineSpec, NetworkSpec
+from pocketcloud.model.names import Name, joined
+from pocketcloud.model.profile import Profile
+from pocketcloud.model.record import MachineRecord, Record
+from pocketcloud.profiles import Shape
+from pocketcloud.records import InstanceFiles, write_record
+from pocketcloud.specs import machine_spec, network_spec
+from pocketcloud.storage import Storage
+
+
+@dataclass
+class World:
+    """One instance's surroundings while a plan is applied. `now` gives the time as ISO 8601 text in UTC; `authorized` are the
+    public keys that may log in beside the kit's; `record` is the record as committed (None: none yet)."""
+
+    files: InstanceFiles
+    storage: Storage
+    hypervisor: Hypervisor
+    profile: Profile
+    shape: Callable[[Arch], Shape]
+    kit_key: Callable[[], KeyPair]
+    authorized: tuple[str, ...]
+    now: Callable[[], str]
+    emit: Callable[[Event], None]
+    record: Record | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    _commit: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def kit(self) -> Kit:
+        """The kit."""
+        return self.files.kit
+
+    @property
+    def instance(self) -> str:
+        """The instance's name."""
+        return self.files.instance
+
+    def domain(self, machine: str) -> str:
+        """libvirt's name of a machine, or of a network."""
+        return joined(self.kit.name, self.instance, machine)
+
+    def commit(self, change: Callable[[Record], Record]) -> Record:
+        """Replace the record by what `change` makes of it. Machines commit from threads of their own: one at a time."""
+        with self._commit:
+            changed = change(self.known)
+            write_record(self.files, changed)
+            self.record = changed
+            return changed
+
+    def set_record(self, record: Record) -> None:
+        """Make `record` the instance's record."""
+        with self._commit:
+            write_record(self.files, record)
+            self.record = record
+
+    @property
+    def known(self) -> Record:
+        """The record, which is there once a plan has committed."""
+        if self.record is None:
+            raise LookupError(f"instance {self.instance} has no record yet")
+        return self.record
+
+    def machine(self, name: str) -> MachineRecord:
+        """The record of a machine."""
+        return self.known.machines[Name(name)]
+
+    def change_machine(self, name: str, **changes: object) -> None:
+        """Commit a change of one machine's record."""
+        self.commit(lambda record: record.with_machine(Name(name), replace(record.machines[Name(name)], **changes)))  # type: ignore[arg-type] # field names of MachineRecord
+
+    def spec(self, name: str) -> MachineSpec:
+        """The machine's specification as the record has it now."""
+        shape = self.shape(self.machine(name).arch)
+        return machine_spec(self.kit, self.known, Name(name), self.profile, shape, self.storage.place)
+
+    def network(self, name: str) -> NetworkSpec:
+        """The network's specification as the record has it now."""
+        return network_spec(self.kit, self.known, Name(name))
+
+    def address(self, machine: str) -> str:
+        """Where the host reaches the machine: its address on the first of its networks."""
+        addresses = self.machine(machine).addresses
+        for network in self.machine(machine).definition.networks:
+            if network in addresses:
+                return str(addresses[network])
+        raise NotReady(f"{machine} is on no network, so it cannot be reached", hint="give it one in the lab file")
+
+    def login(self, machine: str) -> Login:
+        """How to log in: the kit's key for us, the machine's own key to know it by."""
+        host_key = read_public(self.files.host_key(machine))
+        return Login(self.address(machine), " ".join(host_key.split()[:2]), self.kit_key().private)

@@ -1,0 +1,74 @@
+"""Files that are whole or not there: written aside, flushed to the disk, renamed into place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from pocketcloud.errors import NoSpace
+
+
+def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
+    """Put `content` into `path` so that a reader, and a power cut, see the old content or the new. Raises NoSpace."""
+    data = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"{path}: no space left on its file system", hint="remove what is not needed, then run again"
+            ) from error
+        raise
+
+
+def copy_whole(source: Path, target: Path, mode: int = 0o644) -> None:
+    """Copy a file as `write_whole` does, holes kept (firmware variables on ARM are 64 MiB of almost nothing)."""
+    aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
+    try:
+        with source.open("rb") as read, aside.open("wb") as write:
+            while chunk := read.read(1 << 16):
+                if chunk.count(0) == len(chunk):
+                    write.seek(len(chunk), os.SEEK_CUR)
+                else:
+                    write.write(chunk)
+            write.truncate(read.tell())
+            os.fchmod(write.fileno(), mode)
+            os.fsync(write.fileno())
+        aside.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"{target}: no space left on its file system", hint="remove what is not needed, then run again"
+            ) from error
+        raise
+
+
+def _full(path: Path) -> NoSpace:
+    return NoSpace(f"{path}: no space left on its file system", hint="remove what is not needed, then run again")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours with all in it; absent is success."""
+    if folder.exists():
+        shutil.rmtree(folder)

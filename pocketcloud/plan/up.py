@@ -1,0 +1,293 @@
+"""The plan of `lab up`: make what is missing, start what is off, wait until ready, take `clean` of what has none."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from pocketcloud.errors import NotFound
+from pocketcloud.model.base import Base
+from pocketcloud.model.inventory import Domain, DomainState, Inventory
+from pocketcloud.model.lab import Lab, Machine
+from pocketcloud.model.names import Name, mac_address
+from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, Record, Snapshot, Stage
+from pocketcloud.plan.drafting import (
+    Draft,
+    Fate,
+    Ground,
+    addressed,
+    check_room,
+    draw_networks,
+    draw_sweep,
+    settled_networks,
+    volume_name,
+)
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    DefineMachine,
+    KillMachine,
+    Plan,
+    Provision,
+    RemoveFiles,
+    SetNvram,
+    StartMachine,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+    UndefineMachine,
+    WaitReady,
+    WriteSeed,
+)
+
+# A change of these is made by a restart; of anything else, by making the machine anew.
+_RESTARTS = frozenset({"memory", "vcpus"})
+_JUST_NOTED = frozenset({"ready"})
+
+
+def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconfigure: bool = False, prune: bool = False) -> Plan:
+    """Bring the lab up: make what is missing, start what is off, wait until all is ready, take `clean` of what has none.
+
+    Changes of an edited file are made only with `reconfigure`, what left the file goes only with `prune`; both are named in
+    the notes otherwise. Raises NotFound, Refused or NoSpace, with everything that is wrong, before anything is planned.
+    """
+    draft = Draft(instance)
+    record = have.record or Record(RECORD_SCHEMA, instance, lab, ground.now, ground.made_with, 0)
+    generation = record.generation + 1
+    _check_bases(lab, record, have, ground)
+    networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure)
+    fates = [
+        _fate(name, machine, record, have, generation, draft, reconfigure=reconfigure) for name, machine in lab.machines.items()
+    ]
+    leaving = [
+        Name(name)
+        for name in (*record.machines, *(d for d in have.domains if d not in record.machines))
+        if name not in lab.machines
+    ]
+    for name in leaving if not prune else ():
+        draft.notes.append(f"{name} is no longer in the file; it is kept until --prune")
+    kept = {name: machine for name, machine in record.machines.items() if name in leaving and not prune}
+    machines = addressed({fate.name: fate.record for fate in fates} | kept, networks)
+    made_anew = {fate.name for fate in fates if fate.fresh}
+    next_record = replace(
+        record,
+        lab=lab,
+        networks=networks,
+        machines=machines,
+        snapshots=_without(record, made_anew | (set(leaving) if prune else set())),
+    )
+    fates = [replace(fate, record=machines[fate.name]) for fate in fates]
+    check_room(fates, have, ground)
+    _draw_up(draft, fates, next_record, have, generation, leaving if prune else [])
+    return draft.plan(next_record)
+
+
+def _check_bases(lab: Lab, record: Record, have: Inventory, ground: Ground) -> None:
+    missing = sorted({m.base for name, m in lab.machines.items() if name not in record.machines and m.base not in have.bases})
+    if missing:
+        names = ", ".join(missing)
+        raise NotFound(
+            f"kit {ground.kit} has no base {names} for {ground.arch}, which the lab needs",
+            hint="; ".join(f"pocketcloud base build {name}" for name in missing),
+        )
+
+
+def _changes(old: Machine, new: Machine) -> list[str]:
+    return [
+        field
+        for field in Machine.__dataclass_fields__
+        if not field.startswith("__") and getattr(old, field) != getattr(new, field)
+    ]
+
+
+def _fate(
+    name: Name,
+    wanted: Machine,
+    record: Record,
+    have: Inventory,
+    generation: int,
+    draft: Draft,
+    *,
+    reconfigure: bool,
+) -> Fate:
+    known = record.machines.get(name)
+    if known is None:
+        return _from_base(name, wanted, have.bases[wanted.base], record, generation, "the lab file declares it")
+    base = have.bases.get(wanted.base)
+    if base and base.name == known.definition.base and base.digest != known.base_digest:
+        draft.notes.append(f"{name}: the kit has a newer {base.name}; the machine stays on the one it was made from")
+    changed = _changes(known.definition, wanted)
+    anew = [field for field in changed if field not in _RESTARTS | _JUST_NOTED]
+    definition = wanted
+    if changed and not reconfigure and set(changed) - _JUST_NOTED:
+        draft.notes.append(
+            f"{name}: {', '.join(changed)} changed in the file; waits for --reconfigure" + (" (makes it anew)" if anew else "")
+        )
+        definition, changed, anew = replace(known.definition, ready=wanted.ready), [], []
+    if known.stage is Stage.PROVISIONING:
+        return _again(name, definition, known, have, record, generation, "its provisioning was interrupted")
+    if anew:
+        draft.loses.append(name)
+        return _again(name, definition, known, have, record, generation, f"{', '.join(anew)} changed")
+    keep = replace(known, definition=definition)
+    return _kept(name, keep, record, have, generation, restart=[f for f in changed if f in _RESTARTS])
+
+
+def _again(
+    name: Name, wanted: Machine, known: MachineRecord, have: Inventory, record: Record, generation: int, reason: str
+) -> Fate:
+    """A machine made anew: from the base it stood on while that is there and still the one wanted, else from the kit's."""
+    base = have.bases.get(wanted.base)
+    if wanted.base == known.definition.base and known.base_volume in have.volumes:
+        base = Base(wanted.base, known.arch, known.base_digest, known.base_volume, known.firmware, built="")
+    if base is None:
+        raise NotFound(
+            f"{name} has to be made anew ({reason}), but its base {wanted.base} is gone",
+            hint=f"pocketcloud base build {wanted.base}",
+        )
+    return _from_base(name, wanted, base, record, generation, reason)
+
+
+def _from_base(name: Name, wanted: Machine, base: Base, record: Record, generation: int, reason: str) -> Fate:
+    root = volume_name(record.instance, name, ROOT_DISK, generation)
+    volumes: dict[str, tuple[str | None, str, int]] = {ROOT_DISK: (base.volume, root, wanted.disk or 0)}
+    for disk in wanted.disks:
+        volumes[disk.name] = (None, volume_name(record.instance, name, disk.name, generation), disk.size)
+    old = record.machines.get(name)
+    made = MachineRecord(
+        definition=wanted,
+        base_volume=base.volume,
+        base_digest=base.digest,
+        arch=base.arch,
+        firmware=base.firmware,
+        stage=Stage.NEW,
+        disks={disk: volume for disk, (_, volume, _) in volumes.items()},
+        addresses=old.addresses if old else {},
+    )
+    return Fate(name, made, volumes, fresh=True, restart=reason, reason=reason)
+
+
+def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, generation: int, *, restart: list[str]) -> Fate:
+    """A machine that stays what it is; its live volumes are mended where an interruption left them sealed or lost."""
+    part = record.clean.machines.get(name) if record.clean else None
+    lost = [disk for disk, volume in known.disks.items() if volume not in have.volumes]
+    if lost:
+        if part is None or any(volume not in have.volumes for volume in part.disks.values()):
+            return _again(name, known.definition, known, have, record, generation, f"its disk {lost[0]} is gone")
+        sources, reason = part.disks, f"its disk {lost[0]} is gone; back to clean"
+    else:
+        sources = {d: v for d, v in known.disks.items() if have.volumes[v].sealed}
+        reason = "its disks were left sealed by an interrupted snapshot" if sources else ""
+    volumes: dict[str, tuple[str | None, str, int]] = {
+        disk: (source, volume_name(record.instance, name, disk, generation), 0) for disk, source in sources.items()
+    }
+    disks = {**known.disks, **{disk: volume for disk, (_, volume, _) in volumes.items()}}
+    why = reason or (f"{', '.join(restart)} changed" if restart else "")
+    return Fate(name, replace(known, disks=disks), volumes, fresh=False, restart=why, reason=why or "it is off")
+
+
+def _without(record: Record, machines: Collection[str]) -> dict[Name, Snapshot]:
+    kept: dict[Name, Snapshot] = {}
+    for name, snapshot in record.snapshots.items():
+        parts = {m: part for m, part in snapshot.machines.items() if m not in machines}
+        if parts:
+            kept[name] = replace(snapshot, machines=parts)
+    return kept
+
+
+def _runs_as_wanted(fate: Fate, domain: Domain | None, have: Inventory) -> str:
+    """Why the machine has to be started, or started again; empty if it runs as the record says."""
+    if domain is None or domain.state is DomainState.OFF:
+        return fate.reason
+    if fate.restart:
+        return fate.restart
+    if domain.state is not DomainState.RUNNING:
+        return f"it is {domain.state}{f' ({domain.reason})' if domain.reason else ''}"
+    paths = {have.volumes[v].path for v in fate.record.disks.values() if v in have.volumes}
+    if not paths <= set(domain.disks.values()):
+        return "it runs on old disks: a reset was interrupted"
+    if any(not (net := have.networks.get(n)) or not net.active for n in fate.record.definition.networks):
+        return "its network was down"
+    return ""
+
+
+def _draw_up(
+    draft: Draft, fates: Sequence[Fate], record: Record, have: Inventory, generation: int, pruned: Sequence[str]
+) -> None:
+    made: list[str] = []
+    for fate in fates:
+        for disk, (source, volume, size) in fate.volumes.items():
+            step_id = f"volume.{fate.name}.{disk}"
+            if source is None:
+                made.append(draft.add(CreateVolume(id=step_id, reason=fate.reason, machine=fate.name, name=volume, size=size)))
+            else:
+                made.append(
+                    draft.add(
+                        CloneVolume(id=step_id, reason=fate.reason, machine=fate.name, source=source, name=volume, size=size)
+                    )
+                )
+        if fate.fresh and fate.record.definition.needs_ssh:
+            macs = tuple(mac_address(record.instance, fate.name, i) for i in range(len(fate.record.definition.networks)))
+            seed = WriteSeed(id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation)
+            made.append(draft.add(seed))
+    commit: tuple[str, ...] = ()
+    after_up = replace(record, generation=generation)
+    if made or pruned or have.record is None or replace(record, generation=have.record.generation) != have.record:
+        commit = (
+            draft.add(
+                CommitRecord(
+                    id="commit", reason="what is made belongs to the lab from here on", after=tuple(made), record=after_up
+                )
+            ),
+        )
+    nets = draw_networks(draft, record, have, commit, changed=bool(commit))
+    ready = {fate.name: _draw_machine(draft, fate, have, commit, nets) for fate in fates}
+    clean = record.clean.machines if record.clean else {}
+    fresh = tuple(fate.name for fate in fates if fate.name not in clean)
+    last = tuple(ready.values())
+    if fresh:
+        take = TakeSnapshot(
+            id="clean",
+            reason="what reset returns to",
+            after=tuple(ready[n] for n in fresh),
+            name=CLEAN,
+            machines=fresh,
+            generation=generation + 1,
+        )
+        last = (*last, draft.add(take))
+    for name in pruned:
+        _draw_removal(draft, name, have, commit)
+    draw_sweep(draft, after_up, have, last)
+
+
+def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, ...], nets: Mapping[str, str]) -> str:
+    """The steps of one machine, from what it is to ready; the id of the last."""
+    name, domain = fate.name, have.domains.get(fate.name)
+    start = _runs_as_wanted(fate, domain, have)
+    running = domain is not None and domain.state is not DomainState.OFF
+    after = (*commit, *(nets[n] for n in fate.record.definition.networks if n in nets))
+    steps: list[Step] = []
+    if start or not running:
+        reason = start or fate.reason
+        if running:
+            stop = KillMachine if fate.fresh or (domain and domain.state is not DomainState.RUNNING) else StopMachine
+            steps.append(stop(id=f"stop.{name}", reason=reason, machine=name))
+        if fate.fresh:
+            steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name))
+        steps.append(DefineMachine(id=f"define.{name}", reason=reason, machine=name))
+        steps.append(StartMachine(id=f"start.{name}", reason=reason, machine=name))
+    first = fate.record.stage is not Stage.PROVISIONED
+    if first and fate.record.definition.provision:
+        steps.append(Provision(id=f"provision.{name}", reason="it is new", machine=name))
+    steps.append(WaitReady(id=f"ready.{name}", reason="up ends when it is ready", machine=name, first=first))
+    steps[0] = replace(steps[0], after=after)
+    return draft.chain(*steps)
+
+
+def _draw_removal(draft: Draft, name: str, have: Inventory, after: tuple[str, ...]) -> None:
+    if name in have.domains:
+        after = (
+            draft.add(UndefineMachine(id=f"undefine.{name}", reason="it left the file (--prune)", machine=name, after=after)),
+        )
+    draft.add(RemoveFiles(id=f"files.{name}", reason="it left the file (--prune)", machine=name, after=after))

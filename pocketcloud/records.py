@@ -1,0 +1,118 @@
+"""Where an instance's files lie in its kit, and its record: read, replaced whole, removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketcloud.documents import dump_json, parse_json
+from pocketcloud.errors import BadDocument, Refused
+from pocketcloud.files import remove_tree, write_whole
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import RECORD_SCHEMA, Record
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFiles:
+    """The paths of one instance; `labs/INSTANCE/` but for the UEFI variables, which lie in `nvram/`."""
+
+    kit: Kit
+    instance: str
+
+    @property
+    def folder(self) -> Path:
+        """The instance's folder."""
+        return self.kit.path / "labs" / self.instance
+
+    @property
+    def record(self) -> Path:
+        """`lab.json`."""
+        return self.folder / "lab.json"
+
+    def seed(self, machine: str) -> Path:
+        """The cloud-init seed, an ISO image."""
+        return self.folder / "seed" / f"{machine}.iso"
+
+    def host_key(self, machine: str) -> Path:
+        """The private ssh host key; the public one lies beside it as `.pub`."""
+        return self.folder / "keys" / machine
+
+    def console(self, machine: str) -> Path:
+        """What the serial console said since the last start."""
+        return self.folder / "console" / f"{machine}.log"
+
+    def memory(self, machine: str) -> Path:
+        """The machine's saved memory, while a snapshot is taken."""
+        return self.folder / "ram" / f"{machine}.save"
+
+    def nvram(self, machine: str, snapshot: str = "") -> Path:
+        """The live UEFI variables, or those kept in a snapshot."""
+        return self.kit.path / "nvram" / f"{self.instance}.{machine}{f'@{snapshot}' if snapshot else ''}.fd"
+
+    def nvrams(self, machine: str = "") -> list[Path]:
+        """All files of UEFI variables of a machine, or of the instance."""
+        mine = f"{self.instance}.{machine}" if machine else f"{self.instance}."
+        found = (self.kit.path / "nvram").glob(f"{mine}*.fd")
+        return [path for path in found if not machine or path.name[len(mine)] in "@."]
+
+    def make(self) -> None:
+        """Make the folders; existing is success. QEMU has to reach the seeds and the consoles, nobody the keys."""
+        for name, mode in (("", 0o755), ("seed", 0o755), ("console", 0o755), ("keys", 0o700), ("ram", 0o700)):
+            (self.folder / name).mkdir(mode=mode, parents=True, exist_ok=True)
+            (self.folder / name).chmod(mode)
+
+
+def instances(kit: Kit) -> tuple[Name, ...]:
+    """The names of the kit's instances that have a folder, whole or half."""
+    try:
+        found = sorted(entry.name for entry in (kit.path / "labs").iterdir() if entry.is_dir())
+    except FileNotFoundError:
+        return ()
+    names = []
+    for name in found:
+        try:
+            names.append(Name.parse(name))
+        except ValueError:
+            continue
+    return tuple(names)
+
+
+def read_record(files: InstanceFiles) -> Record | None:
+    """The instance's record; None if there is none. Raises Refused if it is damaged or of a newer pocketcloud."""
+    try:
+        text = files.record.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        record = parse_json(text, Record, str(files.record))
+    except BadDocument as error:
+        raise Refused(
+            f"the record of lab {files.instance} cannot be read: {error.message.splitlines()[0]}",
+            hint=f"made by a newer pocketcloud? Else remove the lab: pocketcloud lab destroy {files.instance}",
+        ) from error
+    if record.schema != RECORD_SCHEMA:
+        raise Refused(f"the record of lab {files.instance} has schema {record.schema}, this pocketcloud knows {RECORD_SCHEMA}")
+    return record
+
+
+def write_record(files: InstanceFiles, record: Record) -> None:
+    """Replace the record: the commit. Old or new, never half."""
+    write_whole(files.record, dump_json(record))
+
+
+def remove_instance(files: InstanceFiles) -> None:
+    """Remove the instance's files, its record last, so that an interrupted removal is seen and goes on."""
+    for path in files.nvrams():
+        path.unlink(missing_ok=True)
+    for name in ("seed", "console", "keys", "ram"):
+        remove_tree(files.folder / name)
+    remove_tree(files.folder)
+
+
+def remove_machine(files: InstanceFiles, machine: str) -> None:
+    """Remove the files of one machine; absent is success."""
+    key = files.host_key(machine)
+    own = (files.seed(machine), key, key.with_name(f"{key.name}.pub"), files.console(machine), files.memory(machine))
+    for path in (*own, *files.nvrams(machine)):
+        path.unlink(missing_ok=True)

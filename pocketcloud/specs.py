@@ -1,0 +1,91 @@
+"""From a lab's record to what libvirt is to make of it: specifications of its machines and networks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pocketcloud.errors import Refused
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
+from pocketcloud.model.names import Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
+from pocketcloud.model.profile import Profile
+from pocketcloud.model.record import MachineRecord, Record
+from pocketcloud.profiles import Shape
+from pocketcloud.records import InstanceFiles
+
+Place = Callable[[str], tuple[Path, str]]
+"""Where a volume is, and its format, by its name: `Storage.place`."""
+
+# /dev/vda to /dev/vdz; the seed takes the last.
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def nic_macs(record: Record, machine: Name) -> tuple[tuple[Name, str], ...]:
+    """The machine's interfaces in order: (network, MAC)."""
+    networks = record.machines[machine].definition.networks
+    return tuple((network, mac_address(record.instance, machine, index)) for index, network in enumerate(networks))
+
+
+def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: Shape, place: Place) -> MachineSpec:
+    """The specification of one machine. Raises Refused if it has more disks than there are names for."""
+    machine = record.machines[name]
+    files = InstanceFiles(kit, record.instance)
+    return MachineSpec(
+        name=joined(kit.name, record.instance, name),
+        uuid=str(machine_uuid(kit.id, record.instance, name)),
+        mark=Mark(kit.name, kit.id, record.instance, name),
+        title=f"{name} of lab {record.instance} (pocketcloud kit {kit.name})",
+        arch=machine.arch,
+        machine=shape.machine,
+        acceleration=shape.acceleration,
+        cpu_mode=shape.cpu_mode,
+        vcpus=machine.definition.vcpus,
+        memory=machine.definition.memory,
+        firmware=machine.firmware,
+        nvram=files.nvram(name) if machine.firmware is Firmware.EFI else None,
+        disks=_disks(machine, files.seed(name) if machine.definition.needs_ssh else None, profile, kit, place),
+        nics=tuple(NicSpec(mac, joined(kit.name, record.instance, network)) for network, mac in nic_macs(record, name)),
+        serial_log=files.console(name),
+    )
+
+
+def _disks(machine: MachineRecord, seed: Path | None, profile: Profile, kit: Kit, place: Place) -> tuple[DiskSpec, ...]:
+    tuning = profile.media[kit.medium]
+    names = sorted(machine.disks, key=lambda disk: (disk != "root", disk))
+    if len(names) >= len(_LETTERS):
+        raise Refused(f"{len(names)} disks; a machine has at most {len(_LETTERS) - 1}")
+    specs = []
+    for letter, disk in zip(_LETTERS, names, strict=False):
+        path, image_format = place(machine.disks[disk])
+        # The guest finds it as /dev/disk/by-id/virtio-NAME; virtio-blk carries 20 characters of it.
+        specs.append(DiskSpec(f"vd{letter}", path, image_format, tuning, serial=disk[:20]))
+    if seed is not None:
+        specs.append(DiskSpec("vdz", seed, "raw", tuning, serial="seed", readonly=True))
+    return tuple(specs)
+
+
+def network_spec(kit: Kit, record: Record, name: Name) -> NetworkSpec:
+    """The specification of one network: its leases are those of all machines on it."""
+    network = record.networks[name]
+    leases = []
+    for machine_name, machine in record.machines.items():
+        for attached, mac in nic_macs(record, machine_name):
+            if attached == name:
+                leases.append(Lease(mac, machine.addresses[name], str(machine_name)))
+    return NetworkSpec(
+        name=joined(kit.name, record.instance, name),
+        uuid=str(network_uuid(kit.id, record.instance, name)),
+        mark=Mark(kit.name, kit.id, record.instance, name),
+        bridge=bridge_name(kit.id, record.instance, name),
+        kind=network.kind,
+        subnet=network.subnet,
+        domain=lab_domain(record.instance),
+        leases=tuple(leases),
+    )
+
+
+def lab_domain(instance: str) -> str:
+    """The DNS domain of a lab. `.internal` is reserved for private use (ICANN resolution 2024.07.29.06)."""
+    return f"{instance}.internal"

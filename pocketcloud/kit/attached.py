@@ -1,0 +1,112 @@
+"""Which kits are attached here. Entries in the run folder, which a reboot empties, are the only registry; the default kit
+is attached by being there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketcloud.errors import NotFound, Refused, UsageError
+from pocketcloud.files import write_whole
+from pocketcloud.kit.manifest import kit_at
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+
+DEFAULT_KIT = Path("/var/lib/pocketcloud")
+RUN_FOLDER = Path("/run/pocketcloud")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this host keeps the default kit and what is true until the next boot."""
+
+    default: Path = DEFAULT_KIT
+    run: Path = RUN_FOLDER
+
+    @classmethod
+    def from_environment(cls) -> Places:
+        """The usual places, or those of POCKETCLOUD_DEFAULT_KIT and POCKETCLOUD_RUN_DIR."""
+        return cls(
+            Path(os.environ.get("POCKETCLOUD_DEFAULT_KIT") or DEFAULT_KIT),
+            Path(os.environ.get("POCKETCLOUD_RUN_DIR") or RUN_FOLDER),
+        )
+
+    @property
+    def locks(self) -> Path:
+        """The folder of the locks."""
+        return self.run / "locks"
+
+    @property
+    def entries(self) -> Path:
+        """The folder of the attached kits' entries."""
+        return self.run / "kits"
+
+
+def attached_kits(places: Places) -> tuple[Kit, ...]:
+    """All attached kits by name, the default one among them. Entries whose kit is gone (an unplugged disk) are left out."""
+    paths = [places.default]
+    with contextlib.suppress(FileNotFoundError):
+        paths += [Path(entry.read_text().strip()) for entry in sorted(places.entries.iterdir()) if entry.suffix == ".path"]
+    kits: dict[Path, Kit] = {}
+    for path in paths:
+        with contextlib.suppress(NotFound):
+            kit = kit_at(path)
+            kits.setdefault(kit.path, kit)
+    return tuple(sorted(kits.values(), key=lambda kit: kit.name))
+
+
+def find_kit(places: Places, name: str | None) -> Kit:
+    """The kit of that name; without a name the only one there is. Raises NotFound, or UsageError if there are several."""
+    kits = attached_kits(places)
+    if name is None:
+        if len(kits) > 1:
+            names = ", ".join(kit.name for kit in kits)
+            raise UsageError(f"several kits are attached: {names}", hint="say which: --kit NAME, or POCKETCLOUD_KIT")
+        if kits:
+            return kits[0]
+        raise NotFound("there is no kit here", hint="pocketcloud kit init makes one; pocketcloud kit attach PATH attaches one")
+    for kit in kits:
+        if kit.name == name:
+            return kit
+    have = ", ".join(kit.name for kit in kits) or "none"
+    raise NotFound(f"no kit {name!r} is attached; attached: {have}", hint="pocketcloud kit attach PATH")
+
+
+def attach(places: Places, path: Path) -> Kit:
+    """Attach the kit at `path`; already attached is success.
+
+    Raises NotFound if no kit is there, Refused if another attached kit has its name, or if it is a copy of one.
+    """
+    kit = kit_at(path)
+    for other in attached_kits(places):
+        if other.path == kit.path:
+            return kit
+        if other.id == kit.id:
+            raise Refused(
+                f"the kit at {kit.path} is a copy of {other.name}, attached from {other.path}: both have the id {kit.id}",
+                hint=f"pocketcloud kit detach {other.name} first",
+            )
+        if other.name == kit.name:
+            raise Refused(
+                f"a kit named {kit.name} is attached already, from {other.path}",
+                hint=f"pocketcloud kit detach {other.name} first",
+            )
+    places.entries.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_whole(places.entries / f"{kit.name}.path", f"{kit.path}\n")
+    return kit
+
+
+def forget(places: Places, kit: Kit) -> bool:
+    """Drop the kit's entry; whether it is attached no more (the default kit always is)."""
+    (places.entries / f"{kit.name}.path").unlink(missing_ok=True)
+    return kit.path != places.default.resolve()
+
+
+def checked_name(text: str) -> Name:
+    """A kit's name from the command line; raises UsageError."""
+    try:
+        return Name.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None

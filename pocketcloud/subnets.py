@@ -56,12 +56,16 @@ def choose(within: IPv4Network, taken: Sequence[Subnet], *, keep: IPv4Network | 
     start = int.from_bytes(hashlib.blake2b(seed.encode(), digest_size=8).digest(), "big")
     for network in _free(within, taken, start):
         return network
-    holders = [f"{subnet.network} ({subnet.holder})" for subnet in taken if subnet.network.overlaps(within)]
-    more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
     raise Refused(
-        f"no /{PREFIX} is left for a lab network in {within}: taken by {', '.join(holders[:_SHOWN])}{more}",
+        f"no /{PREFIX} is left for a lab network in {within}: taken by {holders(within, taken)}",
         hint="take down a lab or end what routes these networks (a VPN?); pocketcloud check shows them",
     )
+
+
+def holders(within: IPv4Network, taken: Sequence[Subnet]) -> str:
+    """What takes space in `within`, for people: the first few by name."""
+    near = [f"{subnet.network} ({subnet.holder})" for subnet in taken if subnet.network.overlaps(within)]
+    return ", ".join(near[:_SHOWN]) + (f" and {len(near) - _SHOWN} more" if len(near) > _SHOWN else "")
 
 
 def _free(within: IPv4Network, taken: Sequence[Subnet], start: int) -> Iterator[IPv4Network]:

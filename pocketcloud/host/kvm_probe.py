@@ -33,6 +33,7 @@ _GET_API_VERSION = 0xAE00
 _CREATE_VM = 0xAE01
 _GET_VCPU_MMAP_SIZE = 0xAE04
 _CREATE_VCPU = 0xAE41
+_CREATE_DEVICE = 0xC00CAEE0
 _SET_TSS_ADDR = 0xAE47
 _RUN = 0xAE80
 _SET_USER_MEMORY_REGION = 0x4020AE46
@@ -49,6 +50,8 @@ _EXIT_MMIO = 6
 _GUEST_MEMORY = 0x10000
 _CODE = 0x1000
 _ARM_MMIO = 0x1000_0000
+_ARM_VGICS = (5, 7)  # KVM_DEV_TYPE_ARM_VGIC_V2, _V3
+_DEVICE_TEST = 1
 # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | (offset of pc in struct kvm_regs, in 32-bit words)
 _ARM_REG_PC = 0x6030_0000_0010_0040
 
@@ -121,6 +124,16 @@ def _x86_result(vcpu: int, _state: mmap.mmap) -> int:
     return int(struct.unpack_from("<Q", general)[0])
 
 
+def _before_arm(vm: int) -> None:
+    """Some boards (Raspberry Pi 3) have no interrupt controller that KVM can share; QEMU's machines need one."""
+    for kind in _ARM_VGICS:
+        # struct kvm_create_device: u32 type, u32 fd, u32 flags
+        wanted = ctypes.create_string_buffer(struct.pack("<III", kind, 0, _DEVICE_TEST), 12)
+        if _libc.ioctl(vm, _CREATE_DEVICE, ctypes.addressof(wanted)) == 0:
+            return
+    raise Failed("KVM has no interrupt controller for guests here (neither GICv2 nor GICv3)")
+
+
 def _enter_arm(vm: int, vcpu: int) -> None:
     """At _CODE, in EL1 with the MMU off, as KVM_ARM_VCPU_INIT leaves it."""
     init = ctypes.create_string_buffer(32)
@@ -144,7 +157,7 @@ class _Guest:
     """How the loop is run on an architecture: its code, how to stand at it, how it leaves, where the result is."""
 
     code: bytes
-    before: Callable[[int], None] | None
+    before: Callable[[int], None]
     enter: Callable[[int, int], None]
     exit_reason: int
     result: Callable[[int, mmap.mmap], int]
@@ -152,7 +165,7 @@ class _Guest:
 
 _GUESTS = {
     "x86_64": _Guest(_X86_CODE, _before_x86, _enter_x86, _EXIT_HLT, _x86_result),
-    "aarch64": _Guest(_ARM_CODE, None, _enter_arm, _EXIT_MMIO, _arm_result),
+    "aarch64": _Guest(_ARM_CODE, _before_arm, _enter_arm, _EXIT_MMIO, _arm_result),
 }
 
 
@@ -164,8 +177,7 @@ def _once(guest: _Guest, kvm: int) -> float:
     # struct kvm_userspace_memory_region: u32 slot, u32 flags, u64 guest_phys_addr, u64 memory_size, u64 userspace_addr
     region = ctypes.create_string_buffer(struct.pack("<IIQQQ", 0, 0, 0, _GUEST_MEMORY, _address(memory)), 32)
     _ioctl(vm, _SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", region)
-    if guest.before is not None:
-        guest.before(vm)
+    guest.before(vm)
     vcpu = _ioctl(vm, _CREATE_VCPU, "KVM_CREATE_VCPU")
     state = mmap.mmap(vcpu, _ioctl(kvm, _GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE"))
     guest.enter(vm, vcpu)

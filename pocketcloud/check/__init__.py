@@ -1,0 +1,51 @@
+"""Checks: judgements over the host, each with its evidence and its remedy. They change nothing and start no guest.
+
+A group is a module with a `judge` function that yields its checks; a new group is a new module and a line in `_GROUPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pocketcloud.check import kvm, memory, space, subnets, tools
+from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.hypervisor import Hypervisor
+from pocketcloud.model.facts import Facts
+from pocketcloud.model.profile import Profile
+from pocketcloud.system import Runner, which
+
+__all__ = ["Check", "State", "failed", "run_checks"]
+
+_ROOT = Path("/")
+_GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
+    kvm.judge,
+    memory.judge,
+    space.judge,
+    tools.judge,
+    subnets.judge,
+)
+
+
+def run_checks(
+    facts: Facts,
+    *,
+    kit_path: Path,
+    run: Runner,
+    hypervisor: Callable[[], Hypervisor],
+    profile: Profile | None = None,
+    root: Path = _ROOT,
+    find: Callable[[str], Path | None] = which,
+) -> tuple[Check, ...]:
+    """All checks of this host, in the order of their groups.
+
+    `kit_path` is the kit's folder, which need not exist yet; `hypervisor` connects to libvirt (called once; its errors become
+    judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`.
+    """
+    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile)
+    return tuple(check for judge in _GROUPS for check in judge(here))
+
+
+def failed(checks: Iterable[Check]) -> bool:
+    """Whether labs cannot run here: the command then ends with exit code 3."""
+    return any(check.state is State.FAIL for check in checks)

@@ -1,0 +1,91 @@
+"""What a check is made of: the judgement it ends in, and what it may look at. The groups of checks have a module each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from pocketcloud.errors import HostLacks, PocketcloudError
+from pocketcloud.host.packages import install_command
+from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
+from pocketcloud.model.facts import Facts, Subnet
+from pocketcloud.model.profile import Profile
+from pocketcloud.profiles import choose
+from pocketcloud.system import Runner
+
+
+class State(StrEnum):
+    """How a check ended. `warn`: labs run, but slower or not all of them; `fail`: they do not; `unknown`: it could not be
+    found out, because something else failed."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+    UNKNOWN = "unknown"
+    NOT_APPLICABLE = "not-applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One judgement over the host.
+
+    `id` is a stable name (`kvm`), unique over all groups; `evidence` says what was read or run and what it said; `why` says
+    in one sentence why it matters; `remedy` holds command lines for this distribution, to be run as root, or a sentence
+    starting with a capital where no command does it; empty where nothing is to be done.
+    """
+
+    id: str
+    group: str
+    state: State
+    evidence: str
+    why: str
+    remedy: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """libvirt's daemon as it answered: its facts and its networks' subnets; `failure` where it did not answer."""
+
+    facts: HypervisorFacts | None
+    subnets: tuple[Subnet, ...] = ()
+    failure: PocketcloudError | None = None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
+    was named by hand (None: chosen from the facts)."""
+
+    facts: Facts
+    kit_path: Path
+    run: Runner
+    hypervisor: Callable[[], Hypervisor]
+    root: Path
+    find: Callable[[str], Path | None]
+    named: Profile | None = field(default=None)
+
+    @functools.cached_property
+    def daemon(self) -> Daemon:
+        """libvirt's daemon, asked once for all checks."""
+        try:
+            connection = self.hypervisor()
+            return Daemon(connection.facts(), connection.subnets())
+        except PocketcloudError as failure:
+            return Daemon(None, failure=failure)
+
+    @functools.cached_property
+    def profile(self) -> Profile | None:
+        """The profile labs are run by here, None on a host that none is meant for."""
+        try:
+            return self.named or choose(self.facts)
+        except HostLacks:
+            return None
+
+    def install(self, *capabilities: str) -> tuple[str, ...]:
+        """The remedy that installs what brings these capabilities (rows of packages.tsv) on this distribution."""
+        line = install_command(self.facts.distribution, self.facts.machine, capabilities)
+        name = self.facts.distribution.name
+        return (line,) if line else (f"Install what brings {', '.join(capabilities)} (no package names are known for {name})",)

@@ -1,0 +1,104 @@
+"""How machines are run here: the architecture, KVM, and what libvirt offers of it. Without KVM labs still run, slowly."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+
+from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.host.accounts import may_use, qemu_account
+from pocketcloud.host.kvm import virtualisation_flag
+from pocketcloud.model.base import Arch
+from pocketcloud.model.facts import Facts, KvmState
+
+_GROUP = "kvm"
+_WHY = "Without KVM guests run on emulation, ten to thirty times slower, and machines inside machines are out of reach."
+_MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
+
+
+def judge(here: Surroundings) -> Iterator[Check]:
+    """The architecture with its profile, KVM, whether QEMU's user may open it, and libvirt's view of it."""
+    yield _architecture(here)
+    yield _kvm(here)
+    yield _opened(here)
+    yield _offered(here)
+
+
+def _architecture(here: Surroundings) -> Check:
+    why = "The profile decides how machines are shaped for this kind of host."
+    facts, profile = here.facts, here.profile
+    model = f" ({facts.model})" if facts.model else ""
+    if facts.arch is None or profile is None:
+        evidence = f"{facts.machine}{model}: no profile is meant for it; pocketcloud knows {', '.join(Arch)}"
+        return Check("architecture", _GROUP, State.FAIL, evidence, why)
+    return Check("architecture", _GROUP, State.OK, f"{facts.machine}{model}: profile {profile.profile}, {profile.title}", why)
+
+
+def _kvm(here: Surroundings) -> Check:
+    kvm = here.facts.kvm
+    if kvm.state is KvmState.USABLE:
+        return Check("kvm", _GROUP, State.OK, kvm.evidence, _WHY)
+    evidence = f"{kvm.state}, so labs run on emulation: {kvm.evidence}"
+    return Check("kvm", _GROUP, State.WARN, evidence, _WHY, _remedy(here, kvm.state))
+
+
+def _remedy(here: Surroundings, state: KvmState) -> tuple[str, ...]:
+    facts = here.facts
+    match state:
+        case KvmState.DENIED:
+            return ("usermod -aG kvm USER", "Log in again after that, or run pocketcloud as root")
+        case KvmState.ABSENT if module := _MODULES.get(virtualisation_flag(here.root)):
+            return (f"modprobe {module}", f"echo {module} > /etc/modules-load.d/kvm.conf")
+        case KvmState.ABSENT | KvmState.SLOW:
+            return (_beyond_commands(facts),)
+        case KvmState.BROKEN:
+            return ("dmesg | grep -i kvm", "Update the kernel, or the firmware of the board, by what the kernel says there")
+        case KvmState.USABLE:
+            return ()
+
+
+def _beyond_commands(facts: Facts) -> str:
+    """What to do about KVM where no command on this host helps."""
+    if facts.virtualised:
+        under = "the hypervisor" if facts.virtualised == "unknown" else facts.virtualised
+        return f"This host is itself a guest: switch nested virtualisation on in {under} below it, or use another host"
+    if facts.arch is Arch.AARCH64:
+        return "Start the board with firmware and a 64-bit kernel that enter Linux at EL2 (mainline U-Boot and kernel do)"
+    return "Switch on virtualisation (Intel VT-x, AMD SVM) in the computer's firmware setup, then power it off and on"
+
+
+def _opened(here: Surroundings) -> Check:
+    """QEMU's user on the device. udev sets the mode; where none runs it stays root's alone. libvirt 9.0 then finds what it
+    learned about QEMU void, because that was learned as root, and asks QEMU anew, seconds long, for every machine."""
+    why = "libvirt runs QEMU as a user of its own, and compares what that user may open with what it knows of QEMU."
+    device = here.root / "dev/kvm"
+    if here.facts.kvm.state not in (KvmState.USABLE, KvmState.SLOW):
+        return Check("kvm-access", _GROUP, State.NOT_APPLICABLE, "there is no KVM here that could be opened", why)
+    account = qemu_account(here.root)
+    try:
+        found = device.stat()
+    except OSError as error:
+        return Check("kvm-access", _GROUP, State.UNKNOWN, f"{device}: {error.strerror}", why)
+    mode = f"{device} has mode {stat.filemode(found.st_mode)}, uid {found.st_uid}, gid {found.st_gid}"
+    if account is None:
+        return Check("kvm-access", _GROUP, State.UNKNOWN, f"{mode}; libvirt's packages made no user for QEMU here", why)
+    if may_use(account, found):
+        return Check("kvm-access", _GROUP, State.OK, f"{mode}: {account.name} may open it", why)
+    state = State.FAIL if here.facts.kvm.state is KvmState.USABLE else State.WARN
+    remedy = ("chgrp kvm /dev/kvm", "chmod 0660 /dev/kvm", f"usermod -aG kvm {account.name}")
+    return Check("kvm-access", _GROUP, state, f"{mode}: {account.name} may not open it", why, remedy)
+
+
+def _offered(here: Surroundings) -> Check:
+    why = "libvirt starts the machines, so what it does not offer cannot be used."
+    arch, facts = here.facts.arch, here.daemon.facts
+    if here.facts.kvm.state is not KvmState.USABLE or arch is None:
+        return Check("kvm-libvirt", _GROUP, State.NOT_APPLICABLE, "KVM is not usable here", why)
+    if facts is None:
+        return Check("kvm-libvirt", _GROUP, State.UNKNOWN, "libvirt cannot be asked", why)
+    if arch in facts.kvm:
+        return Check("kvm-libvirt", _GROUP, State.OK, f"libvirt at {facts.uri} offers KVM for {arch}", why)
+    evidence = f"KVM is usable, but libvirt at {facts.uri} does not offer it for {arch}"
+    # The daemon looks for /dev/kvm when it starts, and keeps its answer as long as the emulator does not change.
+    restart = "systemctl restart libvirtd" if here.facts.systemd else "Restart libvirtd"
+    return Check("kvm-libvirt", _GROUP, State.FAIL, evidence, why, (restart,))

@@ -35,7 +35,7 @@ test-slow: ## Run the long tests whole, part by part; goes on where it was inter
 	@$(ROOT_FOR_TESTS) scripts/test-slow $(if $(FRESH),--fresh)
 
 lint: setup ## Check style, formatting and types
-	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as it should be: make fmt"; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@echo "Style, formatting and types: nothing to complain about"

@@ -1,0 +1,485 @@
+"""The hypervisor through libvirt: the only module that speaks to it. What is promised stands in the package's docstring.
+
+XML is written and read in xml.py, complaints are explained in complaints.py. Nothing of ours is kept between calls but the
+connection: each verb looks its object up anew and checks the mark in its metadata before it changes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pocketcloud.errors import HostLacks, NotFound, NotOurs, PocketcloudError, Refused
+from pocketcloud.hypervisor import Domain, DomainState, HypervisorFacts, LibvirtNetwork, complaints, xml
+from pocketcloud.model.facts import Subnet
+from pocketcloud.model.machine import MachineSpec, NetworkSpec
+from pocketcloud.system import which
+
+try:
+    import libvirt
+except ImportError as missing:  # the C library below the binding can be gone
+    raise HostLacks(f"libvirt's library cannot be loaded: {missing}", hint=complaints.CHECK) from None
+
+DEFAULT_URI = "qemu:///system"
+AGENT_SECONDS = 10
+_POLL = 0.2
+_ASK_AGAIN = 10.0
+_UNDEFINE = (
+    libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+    | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.OFF,
+    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
+}
+
+
+class LibvirtHypervisor:
+    """One connection to one daemon, opened again once when the daemon was restarted meanwhile. Thread-safe."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    @classmethod
+    def connect(cls, uri: str | None = None) -> Self:
+        """Connect to `uri`, else LIBVIRT_DEFAULT_URI, else qemu:///system. Raises HostLacks with the remedy."""
+        libvirt.registerErrorHandler(lambda *_: None, None)  # else it prints each error on stderr by itself
+        hypervisor = cls(uri or os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI)
+        hypervisor._open()
+        return hypervisor
+
+    def close(self) -> None:
+        """Close the connection; the next verb would open another."""
+        with self._lock:
+            if self._connection is not None:
+                with contextlib.suppress(libvirt.libvirtError):
+                    self._connection.close()
+                self._connection = None
+
+    # -- facts
+
+    def facts(self) -> HypervisorFacts:
+        """See Hypervisor.facts."""
+        connection = self._open()
+        with _explained("libvirt's capabilities cannot be read"):
+            emulated, kvm = xml.guests(connection.getCapabilities())
+            versions = connection.getLibVersion(), connection.getVersion()
+        return HypervisorFacts(self._uri, _version(versions[0]), _version(versions[1]), emulated, kvm)
+
+    def machine_xml(self, spec: MachineSpec) -> str:
+        """See Hypervisor.machine_xml."""
+        return xml.machine_xml(spec)
+
+    def network_xml(self, spec: NetworkSpec) -> str:
+        """See Hypervisor.network_xml."""
+        return xml.network_xml(spec)
+
+    # -- domains
+
+    def domains(self, kit_id: str | None = None) -> tuple[Domain, ...]:
+        """See Hypervisor.domains."""
+        connection = self._open()
+        found = []
+        with _explained("the machines cannot be listed"):
+            for handle in connection.listAllDomains():
+                with _absence(complaints.NO_DOMAIN):  # it may go while we look
+                    domain = _domain(handle)
+                    if domain is not None and kit_id in (None, domain.mark.kit_id):
+                        found.append(domain)
+        return tuple(sorted(found, key=lambda domain: domain.name))
+
+    def domain(self, name: str) -> Domain | None:
+        """See Hypervisor.domain."""
+        handle = self._find_domain(name)
+        if handle is None:
+            return None
+        with _explained(f"machine {name} cannot be looked at"), _absence(complaints.NO_DOMAIN):
+            return _domain(handle)
+        return None
+
+    def define(self, spec: MachineSpec) -> None:
+        """See Hypervisor.define."""
+        text = xml.machine_xml(spec)
+        self._check_identity(spec)
+        with _explained(f"machine {spec.name} cannot be defined"):
+            self._open().defineXML(text)
+
+    def start(self, name: str) -> None:
+        """See Hypervisor.start. The log is truncated through `<log append='off'>`, by whoever writes it."""
+        handle = self._ours(name)
+        with _explained(f"machine {name} cannot be started"):
+            if handle.isActive():
+                return
+            if handle.hasManagedSaveImage():
+                handle.managedSaveRemove()
+            try:
+                handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+            except libvirt.libvirtError:
+                if not handle.isActive():  # else somebody else was quicker
+                    raise
+
+    def shutdown(self, name: str, within: float) -> bool:
+        """See Hypervisor.shutdown. The button is pressed again now and then: firmware and boot loaders do not notice it."""
+        handle = self._ours(name)
+        deadline = time.monotonic() + within
+        with _explained(f"machine {name} cannot be shut down"):
+            while handle.isActive():
+                _ask_to_power_off(handle)
+                again = min(deadline, time.monotonic() + _ASK_AGAIN)
+                while handle.isActive() and time.monotonic() < again:
+                    time.sleep(_POLL)
+                if time.monotonic() >= deadline:
+                    break
+            return not handle.isActive()
+
+    def kill(self, name: str) -> None:
+        """See Hypervisor.kill."""
+        handle = self._find_domain(name)
+        if handle is None:
+            return
+        with _explained(f"machine {name} cannot be powered off"), _absence(complaints.NO_DOMAIN):
+            _kill(handle)
+
+    def save(self, name: str, path: Path) -> None:
+        """See Hypervisor.save. An unfinished file (no space, a crash) is one that libvirt refuses to restore."""
+        handle = self._ours(name)
+        if not _is_active(handle, name):
+            raise Refused(f"machine {name} is off: it has no memory to save", hint="pocketcloud lab up starts it")
+        with _explained(f"the memory of machine {name} cannot be saved to {path}"):
+            handle.saveFlags(str(path), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def restore(self, spec: MachineSpec, path: Path) -> None:
+        """See Hypervisor.restore. Afterwards the persistent definition is that of `spec`, too."""
+        self._check_identity(spec)
+        handle = self._find_domain(spec.name)
+        if handle is not None and _is_active(handle, spec.name):
+            raise Refused(f"machine {spec.name} runs: its memory cannot be restored", hint="stop it first (lab down)")
+        if not path.exists():
+            raise NotFound(
+                f"machine {spec.name}: there is no saved memory at {path}", hint="pocketcloud lab reset starts it cold"
+            )
+        self.define(spec)
+        connection = self._open()
+        with _explained(f"machine {spec.name} cannot be restored from {path}"):
+            if (handle := connection.lookupByName(spec.name)).hasManagedSaveImage():
+                handle.managedSaveRemove()
+            saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+            connection.restoreFlags(str(path), xml.restored_xml(saved, spec), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def freeze(self, name: str) -> bool:
+        """See Hypervisor.freeze. The agent has AGENT_SECONDS to answer; one that does not is thawed again and not counted.
+        The live metadata say that it is frozen, and go with the saved memory: so does the need to thaw."""
+        handle = self._ours(name)
+        with _explained(f"the file systems of machine {name} cannot be frozen"):
+            if not _look(handle).agent:
+                return False
+            handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            _remember_frozen(handle, "<frozen/>")
+            try:
+                handle.fsFreeze()
+            except libvirt.libvirtError as complaint:
+                with contextlib.suppress(libvirt.libvirtError):
+                    handle.fsThaw()
+                _remember_frozen(handle, None)
+                if complaint.get_error_code() in _NO_AGENT:
+                    return False
+                raise
+        return True
+
+    def thaw(self, name: str) -> None:
+        """See Hypervisor.thaw. After a restore the agent's channel needs a moment to open; with a machine that is known to
+        be frozen it is waited for, up to AGENT_SECONDS."""
+        handle = self._find_domain(name)
+        if handle is None:
+            return
+        deadline = time.monotonic() + AGENT_SECONDS
+        with _explained(f"the file systems of machine {name} cannot be thawed"), _absence(complaints.NO_DOMAIN):
+            while handle.isActive() and not (now := _look(handle)).agent:
+                if not now.frozen or time.monotonic() > deadline:
+                    return
+                time.sleep(_POLL)
+            if not handle.isActive():
+                return
+            handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
+            try:
+                handle.fsThaw()
+            except libvirt.libvirtError as complaint:
+                if complaint.get_error_code() not in _NO_AGENT:
+                    raise
+            else:
+                _remember_frozen(handle, None)
+
+    def undefine(self, name: str) -> None:
+        """See Hypervisor.undefine."""
+        handle = self._find_domain(name)
+        if handle is None:
+            return
+        with _explained(f"machine {name} cannot be removed"), _absence(complaints.NO_DOMAIN):
+            _kill(handle)
+            handle.undefineFlags(_UNDEFINE)
+
+    # -- networks
+
+    def networks(self, kit_id: str | None = None) -> tuple[LibvirtNetwork, ...]:
+        """See Hypervisor.networks."""
+        found = []
+        for reading, active in self._all_networks():
+            if reading.mark is not None and kit_id in (None, reading.mark.kit_id):
+                subnet = str(reading.subnets[0]) if reading.subnets else ""
+                found.append(LibvirtNetwork(reading.name, reading.mark, active, reading.bridge, subnet))
+        return tuple(sorted(found, key=lambda network: network.name))
+
+    def ensure_network(self, spec: NetworkSpec) -> None:
+        """See Hypervisor.ensure_network. A network that is new and does not start is not left behind."""
+        text = xml.network_xml(spec)
+        connection = self._open()
+        handle = self._check_network(spec)
+        known = handle is not None
+        with _explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
+            if handle is not None and handle.isActive():
+                wanted, live = xml.read_network(text), xml.read_network(handle.XMLDesc(0))
+                if _shape(wanted) == _shape(live):
+                    connection.networkDefineXML(text)
+                    _update_hosts(handle, live, wanted)
+                    return
+                handle.destroy()
+            handle = connection.networkDefineXML(text)
+            try:
+                handle.create()
+            except libvirt.libvirtError:
+                if handle.isActive():  # somebody else was quicker
+                    return
+                if not known:
+                    with contextlib.suppress(libvirt.libvirtError):
+                        handle.undefine()
+                raise
+
+    def remove_network(self, name: str) -> None:
+        """See Hypervisor.remove_network."""
+        handle = self._find_network(name)
+        if handle is None:
+            return
+        with _explained(f"network {name} cannot be removed"), _absence(complaints.NO_NETWORK):
+            if handle.isActive():
+                handle.destroy()
+            if handle.isPersistent():
+                handle.undefine()
+
+    def subnets(self) -> tuple[Subnet, ...]:
+        """See Hypervisor.subnets."""
+        found = {Subnet(subnet, f"libvirt network {r.name}") for r, _ in self._all_networks() for subnet in r.subnets}
+        return tuple(sorted(found, key=lambda taken: (taken.network, taken.holder)))
+
+    # -- what the verbs stand on
+
+    def _open(self) -> Any:
+        """The connection, known to work a moment ago: asking costs one round trip, and the daemon may have been restarted."""
+        with self._lock:
+            if self._connection is not None:
+                try:
+                    self._connection.getLibVersion()
+                    if self._connection.isAlive():
+                        return self._connection
+                except libvirt.libvirtError:
+                    pass
+                self._connection = None
+            try:
+                self._connection = libvirt.open(self._uri)
+            except libvirt.libvirtError as complaint:
+                code, text = complaint.get_error_code(), complaint.get_error_message() or str(complaint)
+                raise complaints.unreachable(code, text, self._uri, which) from None
+            return self._connection
+
+    def _find_domain(self, name: str) -> Any:
+        """The handle of our domain, None if there is none of that name. Raises NotOurs if it lacks our mark."""
+        connection = self._open()
+        with _explained(f"machine {name} cannot be looked up"), _absence(complaints.NO_DOMAIN):
+            handle = connection.lookupByName(name)
+            if _look(handle).mark is None:
+                raise complaints.not_ours("domain", name)
+            return handle
+        return None
+
+    def _ours(self, name: str) -> Any:
+        handle = self._find_domain(name)
+        if handle is None:
+            raise NotFound(f"machine {name} is not defined in libvirt", hint="pocketcloud lab up defines it")
+        return handle
+
+    def _check_identity(self, spec: MachineSpec) -> None:
+        """Refuse to take over a domain that is not the one `spec` means, by name or by UUID."""
+        handle = self._find_domain(spec.name)
+        if handle is not None:
+            with _explained(f"machine {spec.name} cannot be looked at"):
+                reading = _look(handle)
+            complaints.check_same("domain", spec.name, (spec.uuid, spec.mark), (reading.uuid, reading.mark))
+            return
+        connection = self._open()
+        with _explained(f"machine {spec.name} cannot be looked up"), _absence(complaints.NO_DOMAIN):
+            other = connection.lookupByUUIDString(spec.uuid).name()
+            raise NotOurs(f"domain {other} has the UUID of {spec.name} ({spec.uuid})", hint=f"virsh dominfo {other}")
+
+    def _all_networks(self) -> Iterator[tuple[xml.NetworkReading, bool]]:
+        """All networks, whoever's; one that is active comes a second time if its stored definition differs."""
+        connection = self._open()
+        with _explained("the networks cannot be listed"):
+            for handle in connection.listAllNetworks():
+                with _absence(complaints.NO_NETWORK):
+                    active = bool(handle.isActive())
+                    now = xml.read_network(handle.XMLDesc(0))
+                    yield now, active
+                    if active and handle.isPersistent():
+                        stored = xml.read_network(handle.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE))
+                        if stored.subnets != now.subnets:
+                            yield stored, False
+
+    def _find_network(self, name: str) -> Any:
+        connection = self._open()
+        with _explained(f"network {name} cannot be looked up"), _absence(complaints.NO_NETWORK):
+            handle = connection.networkLookupByName(name)
+            if xml.read_network(handle.XMLDesc(0)).mark is None:
+                raise complaints.not_ours("network", name)
+            return handle
+        return None
+
+    def _check_network(self, spec: NetworkSpec) -> Any:
+        handle = self._find_network(spec.name)
+        if handle is not None:
+            with _explained(f"network {spec.name} cannot be looked at"):
+                reading = xml.read_network(handle.XMLDesc(0))
+            complaints.check_same("network", spec.name, (spec.uuid, spec.mark), (reading.uuid, reading.mark))
+        return handle
+
+
+# -- pieces of verbs
+
+
+_NO_AGENT = {
+    getattr(libvirt, name)
+    for name in (
+        "VIR_ERR_AGENT_UNRESPONSIVE",
+        "VIR_ERR_AGENT_UNSYNCED",
+        "VIR_ERR_AGENT_COMMAND_TIMEOUT",  # from libvirt 11.2 on
+        "VIR_ERR_OPERATION_UNSUPPORTED",
+        "VIR_ERR_OPERATION_INVALID",
+    )
+    if hasattr(libvirt, name)
+}
+
+
+@contextlib.contextmanager
+def _explained(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as complaint:
+        raise _error(complaint, doing) from None
+
+
+def _error(complaint: Any, doing: str) -> PocketcloudError:
+    return complaints.explain(complaint.get_error_code() or 0, complaint.get_error_message() or str(complaint), doing)
+
+
+class _absence:  # noqa: N801 - reads as contextlib's suppress does
+    """Leave the block quietly where libvirt says that the object is not there (any more)."""
+
+    def __init__(self, code: int) -> None:
+        self._code = code
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
+        return isinstance(error, libvirt.libvirtError) and error.get_error_code() == self._code
+
+
+def _domain(handle: Any) -> Domain | None:
+    """What libvirt has, None if it does not carry our mark."""
+    reading = _look(handle)
+    if reading.mark is None:
+        return None
+    number, cause = handle.state()
+    state, reason = _STATES.get(number, DomainState.RUNNING), ""
+    if number == libvirt.VIR_DOMAIN_SHUTOFF and cause == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED:
+        state, reason = DomainState.CRASHED, "QEMU ended by itself"
+    elif number == libvirt.VIR_DOMAIN_PAUSED and cause == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
+        full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values()
+        reason = "no space" if full else "I/O error"
+    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory)
+
+
+def _is_active(handle: Any, name: str) -> bool:
+    with _explained(f"machine {name} cannot be looked at"):
+        return bool(handle.isActive())
+
+
+def _look(handle: Any) -> xml.DomainReading:
+    return xml.read_domain(handle.XMLDesc(0))
+
+
+def _remember_frozen(handle: Any, element: str | None) -> None:
+    kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+    with _absence(complaints.NO_METADATA):
+        handle.setMetadata(kind, element, "pocketcloud-state", xml.STATE_NAMESPACE, live)
+
+
+def _ask_to_power_off(handle: Any) -> None:
+    """Through the agent where one listens, else by the power button."""
+    ways: list[Callable[[], object]] = [lambda: handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)]
+    if _look(handle).agent:
+        handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
+        ways.insert(0, lambda: handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT))
+    for way in ways:
+        try:
+            way()
+        except libvirt.libvirtError:
+            if not handle.isActive():
+                return
+            if way is ways[-1]:
+                raise
+        else:
+            return
+
+
+def _kill(handle: Any) -> None:
+    if handle.isActive():
+        try:
+            handle.destroy()
+        except libvirt.libvirtError:
+            if handle.isActive():  # else it went by itself meanwhile
+                raise
+
+
+def _shape(network: xml.NetworkReading) -> tuple[object, ...]:
+    """What of a network cannot be changed while it is up."""
+    return network.bridge, network.nat, network.domain, network.subnets
+
+
+def _update_hosts(handle: Any, live: xml.NetworkReading, wanted: xml.NetworkReading) -> None:
+    """Bring leases and names of a network that is up to what is wanted; what goes comes first, its address may be reused."""
+    add, delete = libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE
+    leases, names = libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, libvirt.VIR_NETWORK_SECTION_DNS_HOST
+    changes = [(delete, leases, host) for host in sorted(live.leases - wanted.leases)]
+    changes += [(delete, names, host) for host in sorted(live.names - wanted.names)]
+    changes += [(add, leases, host) for host in sorted(wanted.leases - live.leases)]
+    changes += [(add, names, host) for host in sorted(wanted.names - live.names)]
+    for command, section, host in changes:
+        handle.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

@@ -1,0 +1,250 @@
+"""libvirt's XML: written from specifications, and read back. Pure functions over values: no daemon, no files, no libvirt.
+
+Every decision is made here or in the specification; the templates only substitute and loop. Our mark is one element of
+our own namespace in libvirt's metadata.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Network, NetmaskValueError
+from pathlib import Path
+
+from pocketcloud.errors import Refused
+from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.machine import DiskSpec, MachineSpec, Mark, NetworkSpec
+from pocketcloud.model.profile import Acceleration
+from pocketcloud.render import render_xml
+
+NAMESPACE = "urn:pocketcloud:libvirt:1"
+STATE_NAMESPACE = "urn:pocketcloud:libvirt:state:1"
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+_TEMPLATES = Path(__file__).parent / "templates"
+_UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30, "G": 1 << 30}
+
+ET.register_namespace("pocketcloud", NAMESPACE)
+
+
+def machine_xml(spec: MachineSpec) -> str:
+    """The domain XML of a machine. Raises Refused for a path that XML cannot carry."""
+    values: dict[str, object] = {
+        "namespace": NAMESPACE,
+        "type": {Acceleration.KVM: "kvm", Acceleration.EMULATION: "qemu"}[spec.acceleration],
+        "name": spec.name,
+        "uuid": spec.uuid,
+        "title": _one_line(spec.title),
+        "mark": spec.mark,
+        "memory": spec.memory,
+        "vcpus": spec.vcpus,
+        "efi": spec.firmware is Firmware.EFI,
+        "arch": spec.arch.value,
+        "pc": spec.arch is Arch.X86_64,
+        "machine": spec.machine,
+        "nvram": _path(spec.nvram) if spec.nvram else "",
+        "cpu_mode": spec.cpu_mode,
+        # On x86 a CPU with every feature of the host, invtsc among them, cannot be saved, and `clean` holds saved memory;
+        # `on` leaves those few out, nesting stays. ARM's QEMU has no such switch and libvirt refuses the attribute.
+        "migratable": spec.arch is Arch.X86_64 and spec.cpu_mode == "host-passthrough",
+        "disks": [_disk_values(disk) for disk in spec.disks],
+        "nics": spec.nics,
+        "serial_log": _path(spec.serial_log),
+    }
+    return render_xml(_TEMPLATES, "domain.xml.j2", values)
+
+
+def network_xml(spec: NetworkSpec) -> str:
+    """The network XML: the host has the subnet's first address, unknown machines get addresses from its last quarter."""
+    subnet = spec.subnet
+    values: dict[str, object] = {
+        "namespace": NAMESPACE,
+        "name": spec.name,
+        "uuid": spec.uuid,
+        "mark": spec.mark,
+        "nat": spec.kind is NetworkKind.NAT,
+        "bridge": spec.bridge,
+        "domain": spec.domain,
+        "gateway": str(subnet[1]),
+        "prefix": subnet.prefixlen,
+        "first": str(subnet[max(2, subnet.num_addresses * 3 // 4)]),
+        "last": str(subnet[-2]),
+        "leases": spec.leases,
+    }
+    return render_xml(_TEMPLATES, "network.xml.j2", values)
+
+
+def _disk_values(disk: DiskSpec) -> dict[str, object]:
+    block = disk.path.is_relative_to("/dev")
+    return {
+        "type": "block" if block else "file",
+        "attribute": "dev" if block else "file",
+        "path": _path(disk.path),
+        "target": disk.target,
+        "format": disk.format,
+        "cache": disk.tuning.cache,
+        "io": disk.tuning.io,
+        "serial": disk.serial,
+        "readonly": disk.readonly,
+    }
+
+
+def _one_line(text: str) -> str:
+    """`text` as libvirt takes a title: no line ends, nothing that XML cannot hold."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+def _path(path: Path) -> str:
+    text = str(path)
+    if not path.is_absolute() or not text.isprintable():
+        raise Refused(
+            f"{text!r}: libvirt takes absolute paths of printable characters only",
+            hint="keep the kit in a folder with an ordinary name",
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class DomainReading:
+    """What a domain's XML says of it; `mark` is None if it is not ours, `memory` in bytes; `frozen`: we froze its
+    file systems and have not thawed them yet."""
+
+    name: str
+    uuid: str
+    mark: Mark | None
+    disks: Mapping[str, Path]
+    agent: bool
+    memory: int
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkReading:
+    """What a network's XML says of it; `mark` is None if it is not ours. `subnets` are its IPv4 addresses' and routes'."""
+
+    name: str
+    uuid: str
+    mark: Mark | None
+    bridge: str
+    nat: bool
+    domain: str
+    subnets: tuple[IPv4Network, ...]
+    leases: frozenset[str]
+    names: frozenset[str]
+
+
+def read_domain(text: str) -> DomainReading:
+    """Read the XML of any domain, live or not."""
+    root = _tree(text)
+    memory = root.find("memory")
+    return DomainReading(
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        mark=_mark(root, "machine"),
+        disks=_disks(root),
+        agent=any(
+            target.get("name") == AGENT_CHANNEL and target.get("state") == "connected"
+            for target in root.iterfind("devices/channel/target")
+        ),
+        frozen=root.find(f"metadata/{{{STATE_NAMESPACE}}}frozen") is not None,
+        memory=0 if memory is None else int(memory.text or 0) * _UNITS[memory.get("unit", "KiB")],
+    )
+
+
+def read_network(text: str) -> NetworkReading:
+    """Read the XML of any network, live or not. `leases` and `names` hold the `<host>` elements, in one spelling, as
+    libvirt takes them in a live update."""
+    root = _tree(text)
+    bridge, forward, domain = root.find("bridge"), root.find("forward"), root.find("domain")
+    subnets = [_subnet(element) for element in (*root.iterfind("ip"), *root.iterfind("route"))]
+    return NetworkReading(
+        name=root.findtext("name", ""),
+        uuid=root.findtext("uuid", ""),
+        mark=_mark(root, "network"),
+        bridge="" if bridge is None else bridge.get("name", ""),
+        nat=forward is not None and forward.get("mode", "nat") == "nat",
+        domain="" if domain is None else domain.get("name", ""),
+        subnets=tuple(subnet for subnet in subnets if subnet is not None),
+        leases=frozenset(_canonical(host) for host in root.iterfind("ip/dhcp/host")),
+        names=frozenset(_canonical(host) for host in root.iterfind("dns/host")),
+    )
+
+
+def restored_xml(saved: str, spec: MachineSpec) -> str:
+    """The XML inside a memory image, with the files of `spec` in place of those it was saved with.
+
+    It starts from the image's own XML and not from a fresh rendering: guest memory knows every device and its address, so
+    nothing but files may differ, even when a later version of us would shape the machine otherwise.
+    """
+    root = _tree(saved)
+    wanted = {disk.target: disk for disk in spec.disks}
+    for element in root.iterfind("devices/disk"):
+        disk = wanted.get(element.find("target").get("dev", ""))  # type: ignore[union-attr]  # the schema demands a target
+        if disk is None:
+            continue
+        for stale in (*element.findall("backingStore"), *element.findall("source")):
+            element.remove(stale)  # libvirt reads the new chain from the new file
+        values = _disk_values(disk)
+        element.set("type", str(values["type"]))
+        element.find("driver").set("type", disk.format)  # type: ignore[union-attr]  # we always write one
+        ET.SubElement(element, "source", {str(values["attribute"]): str(values["path"])})
+    for log in root.iterfind("devices/*/log"):
+        log.set("file", _path(spec.serial_log))
+    nvram = root.find("os/nvram")
+    if nvram is not None and spec.nvram is not None:
+        for stale in nvram.findall("source"):
+            nvram.remove(stale)
+        nvram.attrib.pop("type", None)
+        nvram.text = _path(spec.nvram)
+    return ET.tostring(root, encoding="unicode")
+
+
+def guests(capabilities: str) -> tuple[tuple[Arch, ...], tuple[Arch, ...]]:
+    """From libvirt's capabilities: the architectures that can be emulated, and those that can run with KVM."""
+    known = {arch.value: arch for arch in Arch}
+    found: dict[str, list[Arch]] = {"qemu": [], "kvm": []}
+    for element in _tree(capabilities).iterfind("guest/arch"):
+        arch = known.get(element.get("name", ""))
+        for domain in element.iterfind("domain"):
+            if arch is not None and domain.get("type", "") in found:
+                found[domain.get("type", "")].append(arch)
+    return tuple(found["qemu"]), tuple(found["kvm"])
+
+
+def _tree(text: str) -> ET.Element:
+    return ET.fromstring(text)  # noqa: S314 - the text is libvirt's own
+
+
+def _mark(root: ET.Element, kind: str) -> Mark | None:
+    element = root.find(f"metadata/{{{NAMESPACE}}}{kind}")
+    if element is None:
+        return None
+    values = [element.get(key, "") for key in ("kit", "kit_id", "instance", "part")]
+    return Mark(*values) if all(values) else None
+
+
+def _disks(root: ET.Element) -> dict[str, Path]:
+    found = {}
+    for disk in root.iterfind("devices/disk"):
+        source, target = disk.find("source"), disk.find("target")
+        path = None if source is None else source.get("file") or source.get("dev")
+        if path and target is not None:
+            found[target.get("dev", "")] = Path(path)
+    return found
+
+
+def _subnet(element: ET.Element) -> IPv4Network | None:
+    if element.get("family", "ipv4") != "ipv4" or not element.get("address"):
+        return None
+    width = element.get("prefix") or element.get("netmask") or "32"
+    try:
+        return IPv4Network(f"{element.get('address')}/{width}", strict=False)
+    except (AddressValueError, NetmaskValueError):
+        return None  # an IPv6 address does not need to say its family
+
+
+def _canonical(element: ET.Element) -> str:
+    for part in element.iter():
+        part.text, part.tail = (part.text or "").strip() or None, None
+    return ET.canonicalize(ET.tostring(element, encoding="unicode"))

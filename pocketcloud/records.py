@@ -46,6 +46,16 @@ class InstanceFiles:
         """The machine's saved memory, while a snapshot is taken."""
         return self.folder / "ram" / f"{machine}.save"
 
+    @property
+    def ssh_config(self) -> Path:
+        """What `ssh -F` takes for the instance's machines."""
+        return self.folder / "ssh_config"
+
+    @property
+    def known_hosts(self) -> Path:
+        """The machines' host keys, as ssh wants them."""
+        return self.folder / "known_hosts"
+
     def nvram(self, machine: str, snapshot: str = "") -> Path:
         """The live UEFI variables, or those kept in a snapshot."""
         return self.kit.path / "nvram" / f"{self.instance}.{machine}{f'@{snapshot}' if snapshot else ''}.fd"

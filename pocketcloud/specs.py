@@ -86,6 +86,12 @@ def network_spec(kit: Kit, record: Record, name: Name) -> NetworkSpec:
     )
 
 
+def machine_address(record: Record, name: str) -> str | None:
+    """Where the host reaches a machine: its address on the first of its networks; None if it is on none."""
+    machine = record.machines[Name(name)]
+    return next((str(machine.addresses[n]) for n in machine.definition.networks if n in machine.addresses), None)
+
+
 def lab_domain(instance: str) -> str:
     """The DNS domain of a lab. `.internal` is reserved for private use (ICANN resolution 2024.07.29.06)."""
     return f"{instance}.internal"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pocketcloud.apply.readiness import wait_login, wait_ready
@@ -11,9 +12,9 @@ from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NotFound, PocketcloudError
 from pocketcloud.events import StepProgress
-from pocketcloud.files import copy_whole
+from pocketcloud.files import copy_whole, write_whole
 from pocketcloud.guest import Guest
-from pocketcloud.keys import new_key, read_key, write_private
+from pocketcloud.keys import new_key, read_key, read_public, write_private
 from pocketcloud.model.lab import ProvisionStep
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Stage
@@ -39,7 +40,8 @@ from pocketcloud.plan.steps import (
 )
 from pocketcloud.records import remove_instance, remove_machine
 from pocketcloud.seed import Seed, SeedNic, write_seed
-from pocketcloud.specs import lab_domain
+from pocketcloud.specs import lab_domain, machine_address
+from pocketcloud.ssh_config import SshHost, known_hosts_line, ssh_config
 
 # How much of a failed command's output its error carries.
 _LAST_LINES = 12
@@ -93,6 +95,21 @@ def _seed(world: World, step: WriteSeed) -> None:
 def _commit(world: World, step: CommitRecord) -> None:
     world.files.make()
     world.set_record(step.record)
+    _write_ssh_config(world)
+
+
+def _write_ssh_config(world: World) -> None:
+    """What `lab ssh` and `lab ssh-config` use; it follows from the record, and is written anew with it."""
+    files, hosts, known = world.files, [], ""
+    for name in world.known.machines:
+        address = machine_address(world.known, name)
+        if address is None:
+            continue
+        with suppress(NotFound):
+            known += known_hosts_line(name, address, read_public(files.host_key(name)))
+            hosts.append(SshHost(name, address, "root", 22, world.kit.path / "keys" / "id_ed25519", files.known_hosts))
+    write_whole(files.known_hosts, known)
+    write_whole(files.ssh_config, ssh_config(hosts))
 
 
 def _network(world: World, step: EnsureNetwork) -> None:

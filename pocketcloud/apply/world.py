@@ -19,7 +19,7 @@ from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import MachineRecord, Record
 from pocketcloud.profiles import Shape
 from pocketcloud.records import InstanceFiles, write_record
-from pocketcloud.specs import machine_spec, network_spec
+from pocketcloud.specs import machine_address, machine_spec, network_spec
 from pocketcloud.storage import Storage
 
 
@@ -95,10 +95,8 @@ class World:
 
     def address(self, machine: str) -> str:
         """Where the host reaches the machine: its address on the first of its networks."""
-        addresses = self.machine(machine).addresses
-        for network in self.machine(machine).definition.networks:
-            if network in addresses:
-                return str(addresses[network])
+        if address := machine_address(self.known, machine):
+            return address
         raise NotReady(f"{machine} is on no network, so it cannot be reached", hint="give it one in the lab file")
 
     def login(self, machine: str) -> Login:

@@ -180,7 +180,7 @@ class Qcow2Directory:
         self._check_closed(name, path)
 
     def _check_closed(self, name: str, path: Path) -> None:
-        """Raise Refused if a QEMU has the image open for writing: qemu-img then fails to get its lock (QEMU's docs, "Image locking")."""
+        """Raise Refused if a QEMU has the image open for writing: qemu-img then fails to get its lock ("Image locking" in its docs)."""
         try:
             self._run(["qemu-img", "info", "-f", "qcow2", "--", path])
         except CommandFailed as error:

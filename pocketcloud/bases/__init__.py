@@ -1,0 +1,1 @@
+"""The bases room: definitions, builders, and the records of what a kit has."""

@@ -1,0 +1,139 @@
+"""`pocketcloud base ...`."""
+
+from __future__ import annotations
+
+import platform
+import time
+
+import click
+
+from pocketcloud.cli.options import instance_name, kit_option, open_kit, output_option, progress_options, require_root, yes_option
+from pocketcloud.cli.view import ask, open_view, print_json, print_table
+from pocketcloud.errors import NotFound, UsageError
+
+_ARCH = click.Choice(["x86_64", "aarch64"])
+
+
+@click.group("base")
+def command() -> None:
+    """Build and list bases, the images that machines are cloned from."""
+
+
+@command.command("list")
+@click.option("--available", is_flag=True, help="List what could be built, not what is.")
+@kit_option
+@output_option
+def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
+    """List the kit's bases, and which labs use them."""
+    from pocketcloud.bases import definitions, records
+    from pocketcloud.model.sizes import size_text
+    from pocketcloud.storage import open_storage
+
+    if available:
+        found = definitions.available()
+        if output == "json":
+            print_json(found)
+            return
+        print_table(
+            ("BASE", "TITLE", "ARCHITECTURES", "BUILDER"),
+            [(d.base, d.title, ", ".join(d.architectures), d.builder) for d in found],
+        )
+        return
+    kit = open_kit(kit_name)
+    volumes = {volume.name: volume for volume in open_storage(kit).volumes()}
+    users = {
+        b.volume: sorted({v.name.split(".")[1] for v in volumes.values() if v.parent == b.volume}) for b in records.built(kit)
+    }
+    if output == "json":
+        print_json([{"base": b, "volume": volumes.get(b.volume), "labs": users[b.volume]} for b in records.built(kit)])
+        return
+    rows = []
+    for base in records.built(kit):
+        volume = volumes.get(base.volume)
+        size = f"{size_text(volume.used)} of {size_text(volume.size)}" if volume else "VOLUME MISSING"
+        rows.append((base.name, base.arch, size, base.built, base.digest[:12], ", ".join(users[base.volume]) or "-"))
+    print_table(
+        ("BASE", "ARCH", "SIZE", "BUILT", "DIGEST", "USED BY"),
+        rows,
+        empty="No bases yet. pocketcloud base build debian-12 builds one.",
+    )
+
+
+@command.command()
+@click.argument("name")
+@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@click.option("--mirror", metavar="URL", help="Where packages come from; left out: this host's mirror, else the definition's.")
+@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@kit_option
+@progress_options
+def build(
+    name: str, arch: str | None, mirror: str | None, kit_name: str | None, progress: str, verbose: int, *, force: bool
+) -> None:
+    """Build the base NAME from its definition; unchanged, nothing is done."""
+    from pocketcloud.bases import builder, definitions
+    from pocketcloud.events import StepProgress
+    from pocketcloud.kit.attached import Places
+    from pocketcloud.locks import held
+    from pocketcloud.model.base import Arch
+    from pocketcloud.model.sizes import duration_text, size_text
+    from pocketcloud.storage import open_storage
+
+    require_root("keep a base where QEMU can read it")
+    definition = definitions.find(name)
+    wanted = _arch(arch)
+    kit = open_kit(kit_name, make=True)
+    storage = open_storage(kit)
+    started = time.monotonic()
+    view = open_view(progress, verbose)
+    try:
+        with held(
+            Places.from_environment().locks, f"{kit.id}.base.{definition.base}", f"pocketcloud base build {name}", wait=True
+        ):
+            built = builder.build(
+                kit,
+                storage,
+                definition,
+                Arch(wanted),
+                mirror=mirror,
+                force=force,
+                on_progress=lambda text, fraction: view.emit(StepProgress(f"base {name}", fraction, text)),
+            )
+    finally:
+        view.close()
+    if not built.fresh:
+        click.echo(
+            f"Base {name} ({wanted}) is up to date: nothing changed since {built.base.built} (digest {built.base.digest[:12]})."
+        )
+        return
+    volume = next(v for v in storage.volumes() if v.name == built.base.volume)
+    took, size = duration_text(time.monotonic() - started), f"{size_text(volume.used)} of {size_text(volume.size)}"
+    click.echo(f"Base {name} ({wanted}) is built in {took}: {size}, digest {built.base.digest[:12]}.")
+
+
+def _arch(arch: str | None) -> str:
+    wanted = arch or platform.machine()
+    if wanted not in _ARCH.choices:
+        raise UsageError(f"this host is a {wanted}; pocketcloud knows {', '.join(_ARCH.choices)}", hint="--arch names one")
+    return wanted
+
+
+@command.command()
+@click.argument("name")
+@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@kit_option
+@yes_option
+def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> None:
+    """Remove a base from the kit. Refused while a lab uses it."""
+    from pocketcloud.bases import records
+    from pocketcloud.model.base import Arch
+    from pocketcloud.storage import open_storage
+
+    require_root("change the kit")
+    kit = open_kit(kit_name)
+    wanted = Arch(_arch(arch))
+    base = records.find(kit, instance_name(name), wanted)
+    if base is None:
+        raise NotFound(f"kit {kit.name} has no base {name} for {wanted}", hint="pocketcloud base list shows what there is")
+    ask(f"Remove base {name} ({wanted}) from kit {kit.name}? It can be built again.", yes=yes)
+    records.remove(kit, open_storage(kit), instance_name(name), wanted)
+    click.echo(f"Base {name} ({wanted}) is removed from kit {kit.name}.")

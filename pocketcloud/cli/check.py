@@ -1,0 +1,62 @@
+"""`pocketcloud check`."""
+
+from __future__ import annotations
+
+import click
+
+from pocketcloud.cli.options import kit_option, output_option
+from pocketcloud.cli.view import print_json
+from pocketcloud.errors import NotFound, UsageError
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command("check")
+@kit_option
+@click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Judge for this profile.")
+@output_option
+@click.pass_context
+def command(ctx: click.Context, kit_name: str | None, profile_name: str | None, output: str) -> int:
+    """Judge whether this host can carry labs: KVM (by a timed proof), memory, space, tools, subnets.
+
+    Ends with 3 if something that labs need is missing. Where KVM is not usable labs run on emulation, which is slower.
+    """
+    from pocketcloud import profiles
+    from pocketcloud.check import failed, run_checks
+    from pocketcloud.cli.options import open_kit
+    from pocketcloud.host import read_facts
+    from pocketcloud.hypervisor import open_hypervisor
+    from pocketcloud.kit.attached import Places
+    from pocketcloud.system import run
+
+    try:
+        path = open_kit(kit_name).path
+    except (NotFound, UsageError):
+        if kit_name:
+            raise
+        path = Places.from_environment().default
+    facts = read_facts(fresh=True)
+    profile = profiles.find(profile_name) if profile_name else None
+    checks = run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
+    code = 3 if failed(checks) else 0
+    if output == "json":
+        print_json(checks)
+        ctx.exit(code)
+    group = ""
+    for check in checks:
+        if check.group != group:
+            group = check.group
+            click.echo(click.style(group, bold=True))
+        click.echo(f"  {click.style(f'{check.state:<5}', fg=_COLOURS.get(check.state))} {check.id}: {check.evidence}")
+        if check.state in ("warn", "fail", "unknown"):
+            click.echo(f"        why:    {check.why}")
+            for line in check.remedy:
+                click.echo(f"        remedy: {line}")
+    bad = sum(check.state == "fail" for check in checks)
+    warned = sum(check.state == "warn" for check in checks)
+    chosen = profile or profiles.choose(facts)
+    verdict = f"{bad} of {len(checks)} checks failed: labs cannot run here yet." if bad else "Labs can run here"
+    if not bad:
+        verdict += f", with profile {chosen.profile} ({chosen.title})" + (f"; {warned} warnings." if warned else ".")
+    click.echo(verdict)
+    ctx.exit(code)

@@ -1,0 +1,120 @@
+"""The entry point: the tree of commands, loaded only as far as one is used, and the one place where errors become exit codes.
+
+Importing this must stay cheap: it is what `--help`, `--version` and completion cost.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from pocketcloud import __version__
+from pocketcloud.errors import PocketcloudError
+
+# Noun: its module, and its help line, which is here so that `--help` loads no command.
+_NOUNS = {
+    "check": ("pocketcloud.cli.check", "Judge whether this host can carry labs, and say what to do."),
+    "kit": ("pocketcloud.cli.kit", "Make, attach and detach kits, the stores that carry everything."),
+    "base": ("pocketcloud.cli.base", "Build and list bases, the images that machines are cloned from."),
+    "lab": ("pocketcloud.cli.lab", "Bring labs up, use them, reset them, remove them."),
+    "profile": ("pocketcloud.cli.profile", "Show how machines are shaped for each kind of host."),
+}
+
+_EXIT_CODES = """
+Exit codes: 0 done; 2 usage or a bad file; 3 the host lacks something; 4 not found; 5 refused or in use; 6 no space;
+7 not ready in time; 8 partly done, run again; 130 interrupted; 1 a bug. `lab exec` and `lab ssh` pass the guest's on.
+"""
+
+
+class _Nouns(click.Group):
+    """The group of nouns; a noun's module is imported when it is asked for."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_NOUNS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _NOUNS:
+            return None
+        command: click.Command = importlib.import_module(_NOUNS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(noun, text) for noun, (_, text) in _NOUNS.items()])
+
+
+@click.group(
+    "pocketcloud",
+    cls=_Nouns,
+    epilog=_EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "POCKETCLOUD", "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="pocketcloud")
+def command() -> None:
+    """A data centre in your pocket: bases, labs and resets on one disk that moves between computers.
+
+    Start with `pocketcloud check`, then `pocketcloud base build debian-12` and `pocketcloud lab up demo`.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; the exit code. Errors are told on stderr, bugs with their traceback."""
+    try:
+        code: Any = command.main(arguments, prog_name="pocketcloud", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        return _interrupted(arguments)
+    except PocketcloudError as error:
+        return _explain(error)
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception:  # noqa: BLE001 - the last line of defence: anything unexplained is a bug, and is told as one
+        return _bug()
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: PocketcloudError) -> int:
+    if error.exit_code == 130:
+        return _interrupted(sys.argv[1:])
+    first, *rest = error.message.splitlines() or [type(error).__name__]
+    click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+    for line in rest:
+        click.echo(f"  {line}", err=True)
+    if error.hint:
+        click.echo(click.style("next:  ", bold=True) + error.hint, err=True)
+    return error.exit_code
+
+
+def _interrupted(arguments: list[str]) -> int:
+    changes = arguments[:2] in (["lab", "up"], ["lab", "reset"], ["lab", "down"], ["lab", "destroy"], ["base", "build"])
+    again = f"; what is done is kept, to go on: pocketcloud {' '.join(arguments)}" if changes else ""
+    click.echo(f"\ninterrupted{again}", err=True)
+    return 130
+
+
+def _bug() -> int:
+    import traceback
+
+    traceback.print_exc()
+    click.echo(
+        f"\nThis is a bug in pocketcloud {__version__} (Python {sys.version.split()[0]}). Please report it with the lines above"
+        " and the command you ran.",
+        err=True,
+    )
+    return 1

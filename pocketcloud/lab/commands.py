@@ -1,0 +1,143 @@
+"""up, reset, down, destroy: observe, plan, ask, apply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pocketcloud.apply.effects import effect_of
+from pocketcloud.apply.graph import Outcome, run_graph
+from pocketcloud.errors import Refused
+from pocketcloud.events import Event, Note, StepDone
+from pocketcloud.lab.workbench import Workbench
+from pocketcloud.model.inventory import Inventory
+from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import Name
+from pocketcloud.plan.drafting import known_record
+from pocketcloud.plan.removal import plan_destroy, plan_down
+from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.steps import CommitRecord, Plan, WaitReady
+from pocketcloud.plan.up import plan_up
+
+Confirm = Callable[[Plan], None]
+"""Shows a plan that loses something and asks; raises Refused on a no."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the inventory it starts from."""
+
+    plan: Plan
+    have: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An applied plan: its outcome, the seconds it took, and when each machine was ready, in seconds from the start."""
+
+    plan: Plan
+    outcome: Outcome
+    seconds: float
+    ready: dict[str, float]
+
+
+def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, prune: bool) -> Planned:
+    """The plan that `up` would apply now. Without `lab` the instance's own definition is raised again."""
+    have = bench.observe(instance)
+    wanted = lab or known_record(instance, have, bench.kit.name).lab
+    for machine in wanted.machines.values():
+        base = have.bases.get(machine.base)
+        if base:
+            bench.shape(base.arch)
+    plan = plan_up(wanted, instance, have, bench.ground(have, instance), reconfigure=reconfigure, prune=prune)
+    return Planned(plan, have)
+
+
+def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, prune: bool, confirm: Confirm) -> Done:
+    """Bring a lab up; see plan/up.py for what that means to one that is there, half or whole."""
+    with bench.lock(instance), ExitStack() as allocation:
+        allocation.enter_context(bench.allocation())
+        planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
+        confirm(planned.plan)
+        _say_how(bench, planned)
+        return _apply(bench, planned, f"pocketcloud lab up {instance}", allocation)
+
+
+def plan_for_reset(bench: Workbench, instance: Name, machines: Sequence[str]) -> Planned:
+    """The plan that `reset` would apply now."""
+    have = bench.observe(instance)
+    return Planned(plan_reset(instance, machines, have, bench.ground(have, instance)), have)
+
+
+def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm: Confirm) -> Done:
+    """Bring a lab, or machines of it, back to `clean`."""
+    with bench.lock(instance), ExitStack() as allocation:
+        allocation.enter_context(bench.allocation())
+        planned = plan_for_reset(bench, instance, machines)
+        confirm(planned.plan)
+        return _apply(bench, planned, " ".join(["pocketcloud lab reset", instance, *machines]), allocation)
+
+
+def plan_for_down(bench: Workbench, instance: Name, machines: Sequence[str], within: float) -> Planned:
+    """The plan that `down` would apply now."""
+    have = bench.observe(instance)
+    return Planned(plan_down(instance, machines, have, bench.kit.name, within=within), have)
+
+
+def down(bench: Workbench, instance: Name, machines: Sequence[str], *, within: float) -> Done:
+    """Stop a lab, or machines of it."""
+    with bench.lock(instance):
+        planned = plan_for_down(bench, instance, machines, within)
+        return _apply(bench, planned, f"pocketcloud lab down {instance}")
+
+
+def plan_for_destroy(bench: Workbench, instance: Name) -> Planned:
+    """The plan that `destroy` would apply now; a damaged record does not stop it."""
+    try:
+        have = bench.observe(instance)
+    except Refused:
+        have = bench.observe(instance, trust_record=False)
+    if have.empty and not bench.files(instance).folder.exists():
+        known_record(instance, have, bench.kit.name)
+    return Planned(plan_destroy(instance, have), have)
+
+
+def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
+    """Remove all of a lab, and nothing else."""
+    with bench.lock(instance):
+        planned = plan_for_destroy(bench, instance)
+        confirm(planned.plan)
+        return _apply(bench, planned, f"pocketcloud lab destroy {instance}")
+
+
+def _say_how(bench: Workbench, planned: Planned) -> None:
+    record = planned.plan.record or planned.have.record
+    for arch in sorted({machine.arch for machine in record.machines.values()} if record else ()):
+        if reason := bench.shape(arch).reason:
+            bench.emit(Note(reason))
+
+
+def _apply(bench: Workbench, planned: Planned, again: str, allocation: ExitStack | None = None) -> Done:
+    started = time.monotonic()
+    ready: dict[str, float] = {}
+    waits = {step.id for step in planned.plan.steps if isinstance(step, WaitReady)}
+    if allocation and not any(isinstance(step, CommitRecord) for step in planned.plan.steps):
+        allocation.close()
+    for note in planned.plan.notes:
+        bench.emit(Note(note, warn=True))
+
+    def emit(event: Event) -> None:
+        if isinstance(event, StepDone):
+            if event.id in waits:
+                ready[event.machine] = time.monotonic() - started
+            if event.id == "commit" and allocation:
+                # From here on others see which subnets are taken.
+                allocation.close()
+        bench.emit(event)
+
+    world = bench.world(planned.plan.instance, planned.have.record, emit)
+    outcome = run_graph(planned.plan, effect_of(world), emit, bench.stop)
+    outcome.raise_failure(planned.plan, again)
+    return Done(planned.plan, outcome, time.monotonic() - started, ready)

@@ -1,0 +1,130 @@
+"""`--dry-run`: what each Step of a plan would run, as commands and XML that also work by hand."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+
+from pocketcloud.apply.world import World
+from pocketcloud.model.names import joined
+from pocketcloud.plan.drafting import volume_name
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    DefineMachine,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    Provision,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolume,
+    SetNvram,
+    StartMachine,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+    UndefineMachine,
+    WaitReady,
+    WriteSeed,
+)
+
+
+def explain(plan: Plan, world: World) -> dict[str, tuple[str, ...]]:
+    """By step id, the lines a person would type for it. Lines that begin with `#` say what no command does."""
+    seen = replace(world, record=plan.record or world.record)
+    return {step.id: tuple(_lines(step, seen)) for step in plan.steps}
+
+
+def _lines(step: Step, world: World) -> list[str]:
+    domain = shlex.quote(world.domain(step.machine)) if step.machine else ""
+    match step:
+        case CloneVolume():
+            return list(world.storage.explain("clone", step.name, source=step.source, size=step.size))
+        case CreateVolume():
+            return list(world.storage.explain("create", step.name, size=step.size))
+        case RemoveVolume():
+            return list(world.storage.explain("remove", step.name))
+        case EnsureNetwork():
+            return _virsh_xml(
+                "net-define",
+                world.hypervisor.network_xml(world.network(step.network)),
+                f"virsh net-start {world.domain(step.network)}",
+            )
+        case RemoveNetwork():
+            name = joined(world.kit.name, world.instance, step.network)
+            return [f"virsh net-destroy {name}", f"virsh net-undefine {name}"]
+        case DefineMachine():
+            return _virsh_xml("define", world.hypervisor.machine_xml(world.spec(step.machine)))
+        case StartMachine():
+            return [f"virsh start --force-boot {domain}"]
+        case StopMachine():
+            return [f"virsh shutdown {domain}  # and after {step.within:.0f} s: virsh destroy {domain}"]
+        case KillMachine():
+            return [f"virsh destroy {domain}"]
+        case UndefineMachine():
+            return [f"virsh destroy {domain}", f"virsh undefine --managed-save --keep-nvram {domain}"]
+        case _:
+            return _file_lines(step, world)
+
+
+def _virsh_xml(verb: str, xml: str, *more: str) -> list[str]:
+    return [f"virsh {verb} /dev/stdin <<'XML'", *xml.strip().splitlines(), "XML", *more]
+
+
+def _file_lines(step: Step, world: World) -> list[str]:
+    files = world.files
+    match step:
+        case CommitRecord():
+            return [f"# write {files.record}"]
+        case WriteSeed():
+            return [
+                f"# write the host key {files.host_key(step.machine)} if it is missing, and the seed {files.seed(step.machine)}"
+            ]
+        case SetNvram():
+            live = shlex.quote(str(files.nvram(step.machine)))
+            return [
+                f"cp --sparse=always {shlex.quote(str(files.nvram(step.machine).parent / step.source))} {live}"
+                if step.source
+                else f"rm -f {live}"
+            ]
+        case Provision():
+            actions = world.machine(step.machine).definition.provision
+            return [f"# over ssh, as root: {action.title}" for action in actions]
+        case WaitReady():
+            return [f"# wait for {_demands(world, step.machine)}"]
+        case TakeSnapshot():
+            return _snapshot_lines(step, world)
+        case RemoveFiles():
+            return (
+                [f"# remove what is {step.machine}'s in {files.folder}"]
+                if step.machine
+                else [f"rm -r {shlex.quote(str(files.folder))}"]
+            )
+        case _:
+            raise TypeError(f"a step without an explanation: {type(step).__name__}")
+
+
+def _demands(world: World, machine: str) -> str:
+    ready = world.machine(machine).definition.ready
+    parts = [f"port {ready.tcp}"] if ready.tcp else []
+    parts += [f"`{ready.command}` to succeed"] if ready.command else []
+    parts += [f"{ready.console!r} on the console"] if ready.console else []
+    return " and ".join(parts) or "ssh"
+
+
+def _snapshot_lines(step: TakeSnapshot, world: World) -> list[str]:
+    lines = []
+    for machine in step.machines:
+        domain, memory = world.domain(machine), world.files.memory(machine)
+        lines += [f"virsh domfsfreeze {domain}", f"virsh save {domain} {shlex.quote(str(memory))}"]
+        for disk, volume in world.machine(machine).disks.items():
+            live = volume_name(world.instance, machine, disk, step.generation)
+            lines += world.storage.explain("clone", live, source=volume)
+        lines += [
+            f"# write {world.files.record}",
+            f"virsh restore {shlex.quote(str(memory))}  # with the new disks",
+            f"virsh domfsthaw {domain}",
+        ]
+    return lines

@@ -1,0 +1,121 @@
+"""What there is: the kit's labs, and the machines of one."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pocketcloud.errors import Refused
+from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
+from pocketcloud.lab.workbench import Workbench
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Stage
+from pocketcloud.plan.drafting import known_record
+from pocketcloud.records import InstanceFiles, instances, read_record
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStatus:
+    """One machine: `state` for people, `disk` the bytes its live disks occupy by themselves, `clean` whether reset knows it."""
+
+    machine: str
+    state: str
+    address: str
+    base: str
+    memory: int
+    vcpus: int
+    disk: int
+    clean: bool
+    networks: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LabStatus:
+    """One instance: its state in a word, its machines, its networks' subnets, and what is left over or damaged."""
+
+    instance: str
+    lab: str
+    state: str
+    machines: tuple[MachineStatus, ...]
+    networks: dict[str, str]
+    created: str
+    notes: tuple[str, ...]
+
+
+def lab_status(bench: Workbench, instance: Name) -> LabStatus:
+    """The state of one instance. Raises NotFound."""
+    have = bench.observe(instance)
+    record = known_record(instance, have, bench.kit.name)
+    clean = record.clean.machines if record.clean else {}
+    machines = []
+    for name, machine in record.machines.items():
+        domain = have.domains.get(name)
+        addresses = {str(network): str(address) for network, address in machine.addresses.items()}
+        used = sum(have.volumes[v].used for v in machine.disks.values() if v in have.volumes)
+        first = next((addresses[n] for n in machine.definition.networks if n in addresses), "")
+        definition = machine.definition
+        machines.append(
+            MachineStatus(
+                str(name),
+                _state(domain, machine.stage),
+                first,
+                str(definition.base),
+                definition.memory,
+                definition.vcpus,
+                used,
+                name in clean,
+                addresses,
+            )
+        )
+    notes = tuple(f"{name} runs but is not in the record" for name in have.domains if name not in record.machines)
+    networks = {str(name): str(network.subnet) for name, network in record.networks.items()}
+    return LabStatus(str(instance), str(record.lab.lab), _summary(machines), tuple(machines), networks, record.created, notes)
+
+
+def _state(domain: Domain | None, stage: Stage) -> str:
+    if domain is None or domain.state is DomainState.OFF:
+        return "off"
+    if domain.state is not DomainState.RUNNING:
+        return f"{domain.state} ({domain.reason})" if domain.reason else str(domain.state)
+    return (
+        "running" if stage is Stage.PROVISIONED else f"running, {'being provisioned' if stage is Stage.PROVISIONING else 'new'}"
+    )
+
+
+def _summary(machines: list[MachineStatus]) -> str:
+    running = sum(machine.state == "running" for machine in machines)
+    if running == len(machines) and all(machine.clean for machine in machines):
+        return "up"
+    if all(machine.state == "off" for machine in machines):
+        return "down"
+    return f"partly up ({running} of {len(machines)} running)"
+
+
+@dataclass(frozen=True, slots=True)
+class LabLine:
+    """An instance in a list; `running` is None where libvirt could not be asked."""
+
+    instance: str
+    lab: str
+    machines: int
+    running: int | None
+    title: str
+    note: str = ""
+
+
+def lab_lines(kit: Kit, hypervisor: Hypervisor | None) -> tuple[LabLine, ...]:
+    """All instances of the kit, half ones too."""
+    domains = hypervisor.domains(kit.id) if hypervisor else ()
+    names = dict.fromkeys([*instances(kit), *sorted({d.mark.instance for d in domains})])
+    lines = []
+    for name in names:
+        running = sum(d.mark.instance == name and d.state is not DomainState.OFF for d in domains) if hypervisor else None
+        record, note = None, "half there: `lab up` completes it, `lab destroy` removes it"
+        with suppress(Refused):
+            record = read_record(InstanceFiles(kit, name))
+        if record is None:
+            lines.append(LabLine(str(name), "?", 0, running, "", note))
+        else:
+            lines.append(LabLine(str(name), str(record.lab.lab), len(record.machines), running, record.lab.title))
+    return tuple(lines)

@@ -1,0 +1,132 @@
+"""What every lab command works with: the kit, its store, libvirt, the host's facts and the profile they lead to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv4Network
+
+from pocketcloud import __version__
+from pocketcloud.apply.world import World
+from pocketcloud.bases import records as base_records
+from pocketcloud.errors import HostLacks
+from pocketcloud.events import Event, Note
+from pocketcloud.hypervisor import DomainState, Hypervisor
+from pocketcloud.keys import KeyPair, kit_key
+from pocketcloud.kit.attached import Places
+from pocketcloud.locks import held
+from pocketcloud.model.base import Arch, Base
+from pocketcloud.model.facts import Facts, Subnet
+from pocketcloud.model.inventory import Inventory
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.profile import Profile
+from pocketcloud.model.record import Record
+from pocketcloud.observe import observe, taken_subnets
+from pocketcloud.plan.drafting import Ground
+from pocketcloud.profiles import Shape, memory_for_labs, memory_needed, shape
+from pocketcloud.records import InstanceFiles, instances
+from pocketcloud.storage import Storage
+from pocketcloud.subnets import supernet
+
+
+@dataclass
+class Workbench:
+    """One kit on one host. `now` gives ISO 8601 text in UTC; `command` is what the user typed, for those who wait for us."""
+
+    places: Places
+    kit: Kit
+    storage: Storage
+    hypervisor: Hypervisor
+    facts: Facts
+    profile: Profile
+    authorized: tuple[str, ...]
+    now: Callable[[], str]
+    emit: Callable[[Event], None]
+    command: str
+    wait: bool = True
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def arch(self) -> Arch:
+        """The host's architecture. Raises HostLacks on one that pocketcloud does not know."""
+        if self.facts.arch is None:
+            raise HostLacks(f"this host is a {self.facts.machine}; pocketcloud runs on {', '.join(Arch)}")
+        return self.facts.arch
+
+    def bases(self) -> dict[str, Base]:
+        """The kit's bases for this architecture, by name."""
+        return {base.name: base for base in base_records.built(self.kit) if base.arch is self.arch}
+
+    def files(self, instance: str) -> InstanceFiles:
+        """Where an instance's files lie."""
+        return InstanceFiles(self.kit, instance)
+
+    def lock(self, instance: str) -> AbstractContextManager[None]:
+        """Hold the instance for this command; another command on it is waited for, or refused with `wait` off."""
+        return held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting)
+
+    def allocation(self) -> AbstractContextManager[None]:
+        """Hold the host's subnets, from looking which are free to having recorded which are taken."""
+        return held(self.places.locks, "subnets", self.command, wait=True)
+
+    def _say_waiting(self, holder: str) -> None:
+        self.emit(Note(f"waiting for {holder} to end (--no-wait fails instead)", warn=True))
+
+    def observe(self, instance: str, *, trust_record: bool = True) -> Inventory:
+        """What there is of an instance."""
+        return observe(self.files(instance), self.storage, self.hypervisor, self.bases(), trust_record=trust_record)
+
+    def ground(self, have: Inventory, instance: str) -> Ground:
+        """What the host and the kit can give an instance now."""
+        running = [d.memory for d in self.hypervisor.domains() if d.state is not DomainState.OFF]
+        taken = (*taken_subnets(self.facts.subnets, self.hypervisor, have), *self._recorded_subnets(instance))
+        return Ground(
+            kit=self.kit.name,
+            arch=self.arch,
+            profile=self.profile,
+            memory=memory_for_labs(self.facts, self.profile, memory_needed(self.profile, running)),
+            space=self.storage.usage().free,
+            taken=taken,
+            supernet=supernet(self.facts),
+            now=self.now(),
+            made_with=__version__,
+        )
+
+    def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:
+        """The subnets that other labs of this kit keep, up or down. Read leniently: a damaged record keeps nothing."""
+        kept: list[Subnet] = []
+        for name in instances(self.kit):
+            if name != but:
+                with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                    networks = json.loads(self.files(name).record.read_text())["networks"]
+                    kept += [Subnet(IPv4Network(network["subnet"]), f"lab {name}") for network in networks.values()]
+        return tuple(kept)
+
+    @cached_property
+    def kit_key(self) -> KeyPair:
+        """The kit's ssh key."""
+        return kit_key(self.kit.path)
+
+    def shape(self, arch: Arch) -> Shape:
+        """How a machine of that architecture runs here."""
+        return shape(self.profile, self.facts, arch)
+
+    def world(self, instance: str, record: Record | None, emit: Callable[[Event], None] | None = None) -> World:
+        """The surroundings in which a plan for the instance is applied; `emit` left out: the bench's."""
+        return World(
+            files=self.files(instance),
+            storage=self.storage,
+            hypervisor=self.hypervisor,
+            profile=self.profile,
+            shape=self.shape,
+            kit_key=lambda: self.kit_key,
+            authorized=self.authorized,
+            now=self.now,
+            emit=emit or self.emit,
+            record=record,
+            stop=self.stop,
+        )

@@ -1,0 +1,352 @@
+"""The judgements: on computers that are not this one, from trees and stand-ins, and on this one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.check import Check, State, failed, run_checks
+from pocketcloud.errors import HostLacks
+from pocketcloud.host import read_facts
+from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
+from pocketcloud.model.base import Arch
+from pocketcloud.model.facts import Facts, Kvm, KvmState, Subnet
+from pocketcloud.model.sizes import GIB, MIB
+from pocketcloud.profiles import find as find_profile
+from pocketcloud.system import Completed, run
+from tests.host_trees import OS_RELEASE, arm_board, pine64, plant, x86_laptop
+
+TOOLS = (
+    "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
+    "mke2fs", "mkfs.vfat", "mcopy", "libvirtd",
+)  # fmt: skip
+USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)
+
+
+def says_its_name(
+    argv: Sequence[str | Path],
+    *,
+    stdin: bytes | None = None,  # noqa: ARG001 - the shape of a Runner
+    codes: Sequence[int] = (0,),  # noqa: ARG001
+    timeout: float | None = None,  # noqa: ARG001
+    env: Mapping[str, str] | None = None,  # noqa: ARG001
+    cwd: Path | None = None,  # noqa: ARG001
+    on_line: Callable[[str], None] | None = None,  # noqa: ARG001
+) -> Completed:
+    """A Runner under which every tool says its version; `ip -j` has no addresses to tell."""
+    words = tuple(map(str, argv))
+    return Completed(words, 0, "[]" if words[0] == "ip" else f"{Path(words[0]).name} 1.2.3\nmore\n", "")
+
+
+class Libvirt:
+    """As much of a hypervisor as checks ask: its facts and its networks' subnets."""
+
+    def __init__(self, version: str = "9.0.0", kvm: tuple[Arch, ...] = tuple(Arch), subnets: tuple[Subnet, ...] = ()) -> None:
+        self.version, self.kvm, self.taken = version, kvm, subnets
+
+    def facts(self) -> HypervisorFacts:
+        return HypervisorFacts("qemu:///system", self.version, "7.2.22", tuple(Arch), self.kvm)
+
+    def subnets(self) -> tuple[Subnet, ...]:
+        return self.taken
+
+
+class Computer:
+    """A computer under test; everything is in order until a test changes it."""
+
+    def __init__(self, root: Path, files: Mapping[str, str]) -> None:
+        self.root = root
+        arch = "x86_64" if "x86_64" in files["proc/sys/kernel/arch"] else "aarch64"
+        descriptor = {
+            "interface-types": ["uefi"],
+            "targets": [{"architecture": arch}],
+            "mapping": {"device": "flash", "executable": {"filename": "/usr/share/fw/CODE.fd"}},
+        }
+        plant(root, files)
+        plant(
+            root,
+            {
+                "usr/share/qemu/firmware/60-edk2.json": json.dumps(descriptor),
+                "usr/share/fw/CODE.fd": "",
+                "etc/passwd": "libvirt-qemu:x:64055:107::/var/lib/libvirt:/bin/false\n",
+                "etc/group": "kvm:x:107:\n",
+                "dev/kvm": "",
+            },
+        )
+        (root / "dev/kvm").chmod(0o666)
+        self.facts: Facts = dataclasses.replace(read_facts(root, run=says_its_name), kvm=USABLE)
+        self.tools = set(TOOLS)
+        self.libvirt: Libvirt | HostLacks = Libvirt()
+
+    def connect(self) -> Hypervisor:
+        if isinstance(self.libvirt, HostLacks):
+            raise self.libvirt
+        return self.libvirt  # type: ignore[return-value]  # a stand-in: the part of the protocol that checks use
+
+    def checks(self) -> dict[str, Check]:
+        found = run_checks(
+            self.facts,
+            kit_path=Path("/var/lib/pocketcloud"),
+            run=says_its_name,
+            hypervisor=self.connect,
+            root=self.root,
+            find=lambda tool: Path("/usr/bin") / tool if tool in self.tools else None,
+        )
+        by_id = {check.id: check for check in found}
+        assert len(by_id) == len(found), "ids are unique"
+        return by_id
+
+    def change(self, **changes: object) -> None:
+        self.facts = dataclasses.replace(self.facts, **changes)  # type: ignore[arg-type]  # names are checked at run time
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Computer:
+    return Computer(tmp_path, x86_laptop("debian-13"))
+
+
+def test_a_computer_in_order_has_nothing_to_remedy(laptop: Computer) -> None:
+    # The space is this machine's own.
+    checks = {name: check for name, check in laptop.checks().items() if check.group != "space"}
+    assert {name: check.state for name, check in checks.items() if check.state is not State.OK} == {}
+    assert not failed(checks.values())
+    for check in checks.values():
+        assert check.evidence
+        assert check.why.endswith(".")
+        assert check.remedy == ()
+    assert checks["qemu"].evidence == "/usr/bin/qemu-system-x86_64: qemu-system-x86_64 1.2.3"
+    assert checks["architecture"].evidence.startswith("x86_64 (LENOVO ThinkPad X1 Carbon Gen 9): profile x86-laptop")
+
+
+@pytest.mark.parametrize(
+    ("distribution", "tool", "remedy"),
+    [
+        ("debian-12", "qemu-img", "apt-get install -y qemu-utils"),
+        ("debian-13", "mmdebstrap", "apt-get install -y mmdebstrap uidmap gpg"),
+        ("ubuntu-2404", "ssh", "apt-get install -y openssh-client"),
+        ("mint", "mcopy", "apt-get install -y mtools"),
+        ("fedora-44", "ssh", "dnf install -y openssh-clients"),
+        ("centos-9", "dnsmasq", "dnf install -y dnsmasq"),
+        ("centos-10", "qemu-img", "dnf install -y qemu-img"),
+    ],
+)
+def test_a_missing_tool_is_named_with_the_package_of_the_distribution(
+    tmp_path: Path, distribution: str, tool: str, remedy: str
+) -> None:
+    computer = Computer(tmp_path, x86_laptop(distribution))
+    computer.tools.remove(tool)
+    check = computer.checks()[tool]
+    assert check.evidence == f"{tool} is not installed"
+    assert check.remedy == (remedy,)
+
+
+def test_what_only_builds_bases_is_no_failure_what_runs_labs_is(laptop: Computer) -> None:
+    laptop.tools -= {"mmdebstrap", "sfdisk", "mke2fs", "mcopy", "ssh"}
+    assert not failed(check for check in laptop.checks().values() if check.group != "space")
+    for tool in ("qemu-img", "dnsmasq", "qemu-system-x86_64", "nft"):
+        laptop.tools = set(TOOLS) - {tool}
+        assert failed(check for check in laptop.checks().values() if check.group == "tools"), tool
+
+
+def test_an_unknown_distribution_gets_words_and_no_command(tmp_path: Path) -> None:
+    computer = Computer(tmp_path, {**x86_laptop("debian-13"), "etc/os-release": OS_RELEASE["arch"]})
+    computer.tools.remove("qemu-img")
+    remedy = "Install what brings qemu-img (no package names are known for Arch Linux)"
+    assert computer.checks()["qemu-img"].remedy == (remedy,)
+
+
+def test_el_has_one_emulator_in_a_place_of_its_own(tmp_path: Path) -> None:
+    computer = Computer(tmp_path, x86_laptop("centos-10"))
+    computer.tools.remove("qemu-system-x86_64")
+    missing = computer.checks()["qemu"]
+    assert (missing.state, missing.remedy) == (State.FAIL, ("dnf install -y qemu-kvm",))
+    plant(tmp_path, {"usr/libexec/qemu-kvm": ""})
+    assert computer.checks()["qemu"].state is State.OK
+
+
+def test_firmware_counts_only_for_the_architecture_and_if_its_file_is_there(laptop: Computer) -> None:
+    (laptop.root / "usr/share/fw/CODE.fd").unlink()
+    check = laptop.checks()["firmware"]
+    assert (check.state, check.remedy) == (State.FAIL, ("apt-get install -y ovmf",))
+    plant(laptop.root, {"usr/share/fw/CODE.fd": "", "usr/share/qemu/firmware/50-broken.json": "{"})
+    assert laptop.checks()["firmware"].evidence == "UEFI firmware for x86_64: 60-edk2"
+    laptop.change(arch=Arch.AARCH64, machine="aarch64")
+    other = laptop.checks()["firmware"]
+    assert (other.state, other.remedy) == (State.FAIL, ("apt-get install -y qemu-efi-aarch64",))
+
+
+@pytest.mark.parametrize("state", [KvmState.SLOW, KvmState.ABSENT, KvmState.DENIED, KvmState.BROKEN])
+def test_without_kvm_labs_run_on_emulation_which_is_a_warning_with_the_reason(laptop: Computer, state: KvmState) -> None:
+    laptop.change(kvm=Kvm(state, "1700 ns an instruction"))
+    checks = laptop.checks()
+    assert checks["kvm"].state is State.WARN
+    assert checks["kvm"].evidence == f"{state}, so labs run on emulation: 1700 ns an instruction"
+    assert checks["kvm"].remedy
+    assert checks["kvm-libvirt"].state is State.NOT_APPLICABLE
+    assert "profile emulated" in checks["architecture"].evidence
+    assert not failed(check for check in checks.values() if check.group != "space")
+
+
+@pytest.mark.parametrize(
+    ("flags", "virtualised", "expected"),
+    [
+        ("vmx", "", ("modprobe kvm_intel", "echo kvm_intel > /etc/modules-load.d/kvm.conf")),
+        ("svm", "", ("modprobe kvm_amd", "echo kvm_amd > /etc/modules-load.d/kvm.conf")),
+        ("", "", "firmware setup"),
+        ("hypervisor", "vmware", "nested virtualisation on in vmware below it"),
+        ("hypervisor", "unknown", "nested virtualisation on in the hypervisor below it"),
+    ],
+)
+def test_absent_kvm_has_the_remedy_of_its_cause(
+    tmp_path: Path, flags: str, virtualised: str, expected: str | tuple[str, ...]
+) -> None:
+    computer = Computer(tmp_path, x86_laptop("debian-13", flags=flags))
+    computer.change(kvm=Kvm(KvmState.ABSENT, "there is no /dev/kvm"), virtualised=virtualised)
+    remedy = computer.checks()["kvm"].remedy
+    if isinstance(expected, tuple):
+        assert remedy == expected
+    else:
+        assert expected in remedy[0]
+
+
+def test_a_board_that_did_not_start_at_el2_is_told(tmp_path: Path) -> None:
+    computer = Computer(tmp_path, arm_board("Pine64+", "pine64,pine64-plus", memory_mib=2048))
+    computer.change(kvm=Kvm(KvmState.ABSENT, "there is no /dev/kvm"))
+    assert "EL2" in computer.checks()["kvm"].remedy[0]
+
+
+def test_kvm_that_only_root_may_open_is_of_no_use_to_libvirt(laptop: Computer) -> None:
+    (laptop.root / "dev/kvm").chmod(0o600)
+    check = laptop.checks()["kvm-access"]
+    assert check.state is State.FAIL
+    assert "libvirt-qemu may not open it" in check.evidence
+    assert check.remedy[:2] == ("chgrp kvm /dev/kvm", "chmod 0660 /dev/kvm")
+    laptop.change(kvm=Kvm(KvmState.SLOW, "slow"))
+    assert laptop.checks()["kvm-access"].state is State.WARN
+    (laptop.root / "etc/passwd").unlink()
+    assert laptop.checks()["kvm-access"].state is State.UNKNOWN
+
+
+def test_libvirt_that_does_not_offer_kvm_fails(laptop: Computer) -> None:
+    laptop.libvirt = Libvirt(kvm=(Arch.AARCH64,))
+    check = laptop.checks()["kvm-libvirt"]
+    assert (check.state, check.remedy) == (State.FAIL, ("systemctl restart libvirtd",))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "systemd", "start"),
+    [
+        ("debian-13", True, ("systemctl enable --now libvirtd",)),
+        ("debian-13", False, ("virtlogd -d", "libvirtd -d")),
+        ("fedora-44", True, ("systemctl enable --now virtqemud.socket virtnetworkd.socket virtlogd.socket",)),
+        ("centos-9", False, ("virtlogd -d", "virtnetworkd -d", "virtqemud -d")),
+    ],
+)
+def test_libvirt_that_does_not_answer_is_started_or_installed(
+    tmp_path: Path, distribution: str, systemd: bool, start: tuple[str, ...]
+) -> None:
+    computer = Computer(tmp_path, x86_laptop(distribution))
+    computer.change(systemd=systemd)
+    computer.libvirt = HostLacks("cannot connect to qemu:///system", hint="is the daemon running?")
+    checks = computer.checks()
+    assert (checks["libvirt"].state, checks["libvirt"].evidence) == (State.FAIL, "cannot connect to qemu:///system")
+    assert checks["libvirt"].remedy == (*start, "Is the daemon running?")
+    assert checks["kvm-libvirt"].state is State.UNKNOWN
+    assert checks["libvirt-networks"].state is State.UNKNOWN
+    assert checks["lab-subnets"].state is State.OK
+    computer.tools.remove("libvirtd")
+    missing = computer.checks()["libvirt"]
+    assert missing.evidence.startswith("neither libvirtd nor virtqemud is installed")
+    assert missing.remedy[0].split()[1:3] == ["install", "-y"]
+    assert missing.remedy[1:] == start
+
+
+def test_a_libvirt_too_old_to_be_told_the_firmware_fails(laptop: Computer) -> None:
+    laptop.libvirt = Libvirt("8.0.0")
+    assert laptop.checks()["libvirt"].state is State.FAIL
+    laptop.libvirt = Libvirt("8.6.0")
+    assert laptop.checks()["libvirt"].state is State.OK
+
+
+def test_memory_is_judged_against_the_demo_and_the_smallest_machine(laptop: Computer) -> None:
+    states = {}
+    for mib in (16384, 2600, 1700, 100):
+        laptop.change(memory=16 * GIB, memory_available=mib * MIB)
+        states[mib] = laptop.checks()["memory"].state
+    assert states == {16384: State.OK, 2600: State.WARN, 1700: State.FAIL, 100: State.FAIL}
+    laptop.change(memory=0, memory_available=0)
+    assert laptop.checks()["memory"].state is State.UNKNOWN
+
+
+def test_an_architecture_without_a_profile_fails(laptop: Computer) -> None:
+    laptop.change(arch=None, machine="riscv64")
+    checks = laptop.checks()
+    assert checks["architecture"].state is State.FAIL
+    assert {checks[name].state for name in ("memory", "qemu", "firmware")} == {State.NOT_APPLICABLE}
+
+
+def test_a_profile_named_by_hand_is_the_one_judged(laptop: Computer) -> None:
+    found = run_checks(
+        laptop.facts,
+        kit_path=Path("/"),
+        run=says_its_name,
+        hypervisor=laptop.connect,
+        profile=find_profile("emulated"),
+        root=laptop.root,
+    )
+    assert "profile emulated" in next(check for check in found if check.id == "architecture").evidence
+
+
+def test_libvirts_networks_are_held_against_the_hosts(laptop: Computer) -> None:
+    home = Subnet(IPv4Network("192.168.0.0/16"), "route via wlan0")
+    default = Subnet(IPv4Network("192.168.122.0/24"), "libvirt network default")
+    laptop.change(subnets=(home,))
+    laptop.libvirt = Libvirt(subnets=(default,))
+    check = laptop.checks()["libvirt-networks"]
+    assert check.state is State.WARN
+    pair = "192.168.122.0/24 (libvirt network default) overlaps 192.168.0.0/16 (route via wlan0)"
+    assert check.evidence == pair
+    assert check.remedy
+
+
+def test_a_host_without_room_for_labs_fails(laptop: Computer) -> None:
+    ranges = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
+    laptop.change(subnets=tuple(Subnet(IPv4Network(net), "route via tun0") for net in ranges))
+    check = laptop.checks()["lab-subnets"]
+    assert check.state is State.FAIL
+    assert "10.0.0.0/8 (route via tun0)" in check.evidence
+
+
+def test_a_folder_that_others_may_not_pass_is_named_with_its_remedy(laptop: Computer, tmp_path: Path) -> None:
+    home = tmp_path / "home of a user"
+    home.mkdir(mode=0o700)
+    found = run_checks(laptop.facts, kit_path=home / "kit", run=says_its_name, hypervisor=laptop.connect, root=laptop.root)
+    check = next(check for check in found if check.id == "kit-path")
+    assert check.state is State.WARN
+    assert f"setfacl -m u:libvirt-qemu:x '{home}'" in check.remedy
+    space = next(check for check in found if check.id == "space")
+    assert f"free in {home}, where {home / 'kit'} would be made" in space.evidence
+
+
+def test_a_pine64_is_in_order_too(tmp_path: Path) -> None:
+    checks = Computer(tmp_path, pine64()).checks()
+    assert {check.id: check.state for check in checks.values() if check.group != "space" and check.state is not State.OK} == {}
+    assert "profile pine64" in checks["architecture"].evidence
+
+
+def test_this_host() -> None:
+    """Real tools and real files; libvirt has tests of its own."""
+
+    def unreachable() -> Hypervisor:
+        raise HostLacks("not asked in this test")
+
+    found = run_checks(read_facts(), kit_path=Path("/var/lib/pocketcloud"), run=run, hypervisor=unreachable)
+    by_id = {check.id: check for check in found}
+    assert by_id["architecture"].state is State.OK
+    assert by_id["memory"].state in (State.OK, State.WARN, State.FAIL)
+    assert by_id["qemu-img"].state is State.FAIL or "qemu-img version" in by_id["qemu-img"].evidence

@@ -140,6 +140,8 @@ class LibvirtHypervisor:
         deadline = time.monotonic() + within
         with _explained(f"machine {name} cannot be shut down"):
             while handle.isActive():
+                if handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                    return False  # it cannot hear
                 _ask_to_power_off(handle)
                 again = min(deadline, time.monotonic() + _ASK_AGAIN)
                 while handle.isActive() and time.monotonic() < again:
@@ -248,18 +250,16 @@ class LibvirtHypervisor:
     def ensure_network(self, spec: NetworkSpec) -> None:
         """See Hypervisor.ensure_network. A network that is new and does not start is not left behind."""
         text = xml.network_xml(spec)
+        known = self._check_network(spec) is not None
         connection = self._open()
-        handle = self._check_network(spec)
-        known = handle is not None
         with _explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
-            if handle is not None and handle.isActive():
+            handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
+            if handle.isActive():
                 wanted, live = xml.read_network(text), xml.read_network(handle.XMLDesc(0))
                 if _shape(wanted) == _shape(live):
-                    connection.networkDefineXML(text)
                     _update_hosts(handle, live, wanted)
                     return
                 handle.destroy()
-            handle = connection.networkDefineXML(text)
             try:
                 handle.create()
             except libvirt.libvirtError:

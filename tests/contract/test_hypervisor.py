@@ -1,0 +1,438 @@
+"""The hypervisor room against the real daemon (qemu:///system): real QEMU, real networks, guests that are boot sectors.
+
+All names, kits and subnets are random; what a test makes it removes, failed or not. Nothing else of the host is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from pocketcloud.errors import HostLacks, NoSpace, NotFound, NotOurs, PocketcloudError, Refused
+from pocketcloud.hypervisor import DomainState, open_hypervisor
+from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
+from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
+from pocketcloud.model.names import joined, machine_uuid, network_uuid
+from pocketcloud.model.profile import Acceleration, DiskTuning
+from tests.bootsector import write_disk
+
+PATIENCE = 60.0
+TUNING = DiskTuning("writeback", "threads")
+
+
+@dataclass
+class Bed:
+    """A throw-away kit: its folder, which QEMU can read, and what was made in libvirt for it."""
+
+    hypervisor: LibvirtHypervisor
+    folder: Path
+    kit: str = field(default_factory=lambda: f"pctest{secrets.token_hex(3)}")
+    kit_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    machines: set[str] = field(default_factory=set)
+    networks: set[str] = field(default_factory=set)
+
+    def machine(self, name: str, *, letter: str = "", nics: tuple[NicSpec, ...] = ()) -> MachineSpec:
+        """A machine whose disk prints `hello from NAME`, and beats `letter` (see tests/bootsector.py)."""
+        disk = write_disk(self.folder / f"{name}.img", f"hello from {name}", letter=letter)
+        full = joined(self.kit, "demo", name)
+        self.machines.add(full)
+        return MachineSpec(
+            name=full,
+            uuid=str(machine_uuid(self.kit_id, "demo", name)),
+            mark=Mark(self.kit, self.kit_id, "demo", name),
+            title=f"{name} of a test",
+            arch=Arch.X86_64,
+            machine="q35",
+            acceleration=Acceleration.EMULATION,
+            cpu_mode="maximum",
+            vcpus=1,
+            memory=32 << 20,
+            firmware=Firmware.BIOS,
+            nvram=None,
+            disks=(DiskSpec("vda", disk, "raw", TUNING, "root"),),
+            nics=nics,
+            serial_log=self.folder / f"{name}.console",
+        )
+
+    def network(self, name: str, subnet: IPv4Network, *leases: Lease) -> NetworkSpec:
+        full = joined(self.kit, "demo", name)
+        self.networks.add(full)
+        mark = Mark(self.kit, self.kit_id, "demo", name)
+        identity = str(network_uuid(self.kit_id, "demo", name))
+        return NetworkSpec(full, identity, mark, f"pct-{secrets.token_hex(4)}", NetworkKind.NAT, subnet, "demo.internal", leases)
+
+    def raw(self) -> libvirt.virConnect:
+        """libvirt itself, to look at what the room did, and to do what others might do."""
+        return libvirt.open(self.hypervisor.facts().uri)
+
+    def state(self, spec: MachineSpec) -> DomainState:
+        domain = self.hypervisor.domain(spec.name)
+        assert domain is not None
+        return domain.state
+
+    def free_subnet(self) -> IPv4Network:
+        """A /24 of 10.224.0.0/11 that no libvirt network has; this host's routes are looked at by the kernel's own answer."""
+        taken = [subnet.network for subnet in self.hypervisor.subnets()]
+        routes = subprocess.run(["ip", "-4", "route"], capture_output=True, text=True, check=True).stdout
+        while True:
+            subnet = IPv4Network(f"10.{224 + secrets.randbelow(31)}.{secrets.randbelow(256)}.0/24")
+            if not any(subnet.overlaps(other) for other in taken) and str(subnet) not in routes:
+                return subnet
+
+
+@pytest.fixture(scope="module")
+def hypervisor() -> Iterator[LibvirtHypervisor]:
+    connected = LibvirtHypervisor.connect()
+    yield connected
+    connected.close()
+
+
+@pytest.fixture
+def bed(hypervisor: LibvirtHypervisor) -> Iterator[Bed]:
+    folder = Path(tempfile.mkdtemp(prefix="pocketcloud-test-", dir="/var/tmp"))  # not below a folder of mode 0700, as tmp_path
+    folder.chmod(0o755)
+    bed = Bed(hypervisor, folder)
+    yield bed
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, folder)
+        for network in bed.networks:
+            undo.callback(_gone, lambda name: bed.raw().networkLookupByName(name), network)
+        for machine in bed.machines:
+            undo.callback(_gone, lambda name: bed.raw().lookupByName(name), machine)
+
+
+def _gone(look_up: Callable[[str], libvirt.virDomain | libvirt.virNetwork], name: str) -> None:
+    """Remove what is left of a test, by libvirt's own means: the room may be what is broken."""
+    try:
+        handle = look_up(name)
+    except libvirt.libvirtError:
+        return
+    with contextlib.suppress(libvirt.libvirtError):
+        handle.destroy()
+    if isinstance(handle, libvirt.virDomain):
+        handle.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+    else:
+        handle.undefine()
+
+
+def says(spec: MachineSpec, text: str) -> str:
+    """Wait until the machine's console holds `text`; what it holds then."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if spec.serial_log.exists() and text in (seen := spec.serial_log.read_text(errors="replace")):
+            return seen
+        time.sleep(0.05)
+    raise AssertionError(f"{spec.name} did not say {text!r}: {spec.serial_log.exists() and spec.serial_log.read_bytes()!r}")
+
+
+def asked(server: str, name: str) -> str:
+    """The IPv4 address that the DNS server has for a name (RFC 1035, one question, the last answer's data); "" for none."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(PATIENCE)
+        channel.sendto(b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\x00\x00\x01\x00\x01", (server, 53))
+        answer = channel.recv(512)
+    return socket.inet_ntoa(answer[-4:]) if answer[7] else ""
+
+
+def test_a_machine_from_its_definition_to_its_removal(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web")
+    assert hypervisor.domain(web.name) is None
+    hypervisor.define(web)
+    hypervisor.define(web)
+    defined = hypervisor.domain(web.name)
+    assert defined is not None
+    assert (defined.state, defined.mark, defined.memory) == (DomainState.OFF, web.mark, web.memory)
+    assert defined.disks == {"vda": web.disks[0].path}
+
+    hypervisor.start(web.name)
+    says(web, "hello from web")
+    assert [domain.state for domain in hypervisor.domains(bed.kit_id)] == [DomainState.RUNNING]
+    number = bed.raw().lookupByName(web.name).ID()
+    hypervisor.start(web.name)
+    assert bed.raw().lookupByName(web.name).ID() == number, "starting a running machine started it anew"
+
+    hypervisor.kill(web.name)
+    hypervisor.kill(web.name)
+    hypervisor.start(web.name)
+    assert says(web, "hello from web").count("hello") == 1, "the log holds more than this start"
+    assert hypervisor.shutdown(web.name, PATIENCE)
+    assert bed.state(web) is DomainState.OFF
+    assert hypervisor.shutdown(web.name, PATIENCE)
+
+    hypervisor.start(web.name)
+    hypervisor.undefine(web.name)
+    hypervisor.undefine(web.name)
+    hypervisor.kill(web.name)
+    assert hypervisor.domain(web.name) is None
+    assert hypervisor.domains(bed.kit_id) == ()
+    with pytest.raises(NotFound, match=web.name):
+        hypervisor.start(web.name)
+
+
+def test_memory_goes_on_where_it_was_on_other_disks(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web", letter="A")
+    memory = bed.folder / "web.ram"
+    hypervisor.define(web)
+    hypervisor.start(web.name)
+    says(web, "A")
+    hypervisor.save(web.name, memory)
+    assert bed.state(web) is DomainState.OFF
+    with pytest.raises(Refused, match="off"):
+        hypervisor.save(web.name, memory)
+
+    other = write_disk(bed.folder / "other.img", "booted anew", letter="B")
+    after = replace(web, disks=(replace(web.disks[0], path=other),), serial_log=bed.folder / "after.console")
+    hypervisor.restore(after, memory)
+    assert "h" not in says(after, "B"), "it booted instead of going on"
+    assert memory.exists()
+    with pytest.raises(Refused, match="runs"):
+        hypervisor.restore(after, memory)
+    hypervisor.kill(web.name)
+    off = hypervisor.domain(web.name)
+    assert off is not None
+    assert off.disks == {"vda": other}, "the next start would use the old disk"
+    with pytest.raises(NotFound, match=r"web\.none"):
+        hypervisor.restore(after, bed.folder / "web.none")
+
+
+def test_a_memory_file_that_is_not_whole_is_refused(bed: Bed) -> None:
+    web = bed.machine("web")
+    broken = bed.folder / "broken.ram"
+    broken.write_bytes(b"LibvirtQemudPart".ljust(4096, b"\0"))
+    with pytest.raises(Refused, match=r"broken\.ram"):
+        bed.hypervisor.restore(web, broken)
+    assert bed.state(web) is DomainState.OFF
+
+
+def test_saved_memory_of_others_is_never_started_from(bed: Bed) -> None:
+    web = bed.machine("web", letter="A")
+    bed.hypervisor.define(web)
+    bed.hypervisor.start(web.name)
+    says(web, "A")
+    bed.raw().lookupByName(web.name).managedSave(0)  # as libvirt-guests does when the host goes down
+    bed.hypervisor.start(web.name)
+    says(web, "hello from web")
+    assert not bed.raw().lookupByName(web.name).hasManagedSaveImage()
+
+
+def test_what_is_not_ours_is_left_alone(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web")
+    theirs = f"<domain type='qemu'><name>{web.name}</name><memory>32768</memory><os><type arch='x86_64'>hvm</type></os></domain>"
+    bed.raw().defineXML(theirs)
+    before = bed.raw().lookupByName(web.name).XMLDesc(0)
+    verbs: list[Callable[[], object]] = [
+        lambda: hypervisor.domain(web.name),
+        lambda: hypervisor.define(web),
+        lambda: hypervisor.start(web.name),
+        lambda: hypervisor.kill(web.name),
+        lambda: hypervisor.undefine(web.name),
+        lambda: hypervisor.thaw(web.name),
+        lambda: hypervisor.restore(web, web.disks[0].path),
+    ]
+    for verb in verbs:
+        with pytest.raises(NotOurs, match=web.name) as caught:
+            verb()
+        assert "virsh dominfo" in caught.value.hint
+    assert hypervisor.domains(bed.kit_id) == ()
+    assert bed.raw().lookupByName(web.name).XMLDesc(0) == before
+
+
+def test_another_kits_machine_is_not_taken_over(bed: Bed) -> None:
+    web = bed.machine("web")
+    bed.hypervisor.define(web)
+    other_kit = replace(web, mark=replace(web.mark, kit_id=str(uuid.uuid4())), uuid=str(uuid.uuid4()))
+    with pytest.raises(NotOurs, match=bed.kit_id):
+        bed.hypervisor.define(other_kit)
+    bed.machines.add(web.name + "2")
+    with pytest.raises(NotOurs, match=web.uuid):
+        bed.hypervisor.define(replace(web, name=web.name + "2"))
+
+
+def test_uefi_variables_are_made_from_the_template_and_kept(bed: Bed) -> None:
+    nvram = bed.folder / "web.fd"
+    web = replace(bed.machine("web"), firmware=Firmware.EFI, nvram=nvram, memory=256 << 20)
+    bed.hypervisor.define(web)
+    assert not nvram.exists()
+    bed.hypervisor.start(web.name)
+    says(web, "BdsDxe")
+    live = bed.raw().lookupByName(web.name).XMLDesc(0)
+    assert "secboot" not in live
+    assert ".ms." not in live
+    size = nvram.stat().st_size
+    bed.hypervisor.undefine(web.name)
+    assert nvram.stat().st_size == size > 0
+
+
+def test_what_cannot_start_says_why(bed: Bed) -> None:
+    lost = bed.machine("lost")
+    lost.disks[0].path.unlink()
+    huge = replace(bed.machine("huge"), memory=512 << 40)
+    cases: list[tuple[MachineSpec, type[PocketcloudError], str]] = [(lost, Refused, r"lost\.img"), (huge, NoSpace, "memory")]
+    for spec, error, words in cases:
+        bed.hypervisor.define(spec)
+        with pytest.raises(error, match=words) as caught:
+            bed.hypervisor.start(spec.name)
+        assert spec.name in caught.value.message
+        assert caught.value.hint
+        assert bed.state(spec) is DomainState.OFF
+
+
+def test_a_qemu_that_died_is_told_from_one_that_ended(bed: Bed) -> None:
+    web = bed.machine("web")
+    bed.hypervisor.define(web)
+    bed.hypervisor.start(web.name)
+    says(web, "hello")
+    os.kill(_qemu_of(web), signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE
+    while bed.state(web) is DomainState.RUNNING and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert bed.state(web) is DomainState.CRASHED
+    bed.hypervisor.start(web.name)
+    assert bed.state(web) is DomainState.RUNNING
+
+
+def _qemu_of(spec: MachineSpec) -> int:
+    """The process whose command line carries the machine's UUID."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"-uuid\0{spec.uuid}\0".encode() in (process / "cmdline").read_bytes():
+                return int(process.name)
+    raise AssertionError(f"no QEMU runs {spec.name}")
+
+
+def test_a_guest_that_does_not_listen_is_neither_waited_for_nor_frozen(bed: Bed) -> None:
+    web = bed.machine("web")
+    bed.hypervisor.define(web)
+    bed.hypervisor.start(web.name)
+    says(web, "hello")
+    began = time.monotonic()
+    assert not bed.hypervisor.freeze(web.name)
+    bed.hypervisor.thaw(web.name)
+    bed.raw().lookupByName(web.name).suspend()
+    assert bed.state(web) is DomainState.PAUSED
+    assert not bed.hypervisor.shutdown(web.name, within=0.5)
+    assert time.monotonic() - began < PATIENCE / 2
+    bed.hypervisor.kill(web.name)
+    bed.hypervisor.thaw(web.name)
+
+
+def test_many_at_once_through_one_connection(bed: Bed) -> None:
+    specs = [bed.machine(name) for name in ("one", "two", "three", "four")]
+
+    def raise_up(spec: MachineSpec) -> str:
+        bed.hypervisor.define(spec)
+        bed.hypervisor.start(spec.name)
+        return says(spec, "hello")
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        greetings = list(pool.map(raise_up, specs))
+        list(pool.map(lambda spec: bed.hypervisor.undefine(spec.name), specs))
+    assert [greeting.strip() for greeting in greetings] == [f"hello from {spec.mark.part}" for spec in specs]
+    assert bed.hypervisor.domains(bed.kit_id) == ()
+
+
+def test_networks_lease_name_and_follow_what_is_wanted(bed: Bed) -> None:
+    hypervisor, subnet = bed.hypervisor, bed.free_subnet()
+    web = Lease("52:54:00:0a:0b:01", subnet[10], "web")
+    front = bed.network("front", subnet, web)
+    hypervisor.ensure_network(front)
+    hypervisor.ensure_network(front)
+    (made,) = hypervisor.networks(bed.kit_id)
+    assert (made.name, made.mark, made.active, made.subnet) == (front.name, front.mark, True, str(subnet))
+    assert any(taken.network == subnet and front.name in taken.holder for taken in hypervisor.subnets())
+    gateway = str(subnet[1])
+    assert asked(gateway, "web.demo.internal") == asked(gateway, "web") == str(subnet[10])
+
+    index = socket.if_nametoindex(front.bridge)
+    swapped = (replace(web, address=subnet[11]), Lease("52:54:00:0a:0b:02", subnet[10], "client"))
+    hypervisor.ensure_network(replace(front, leases=swapped))
+    assert asked(gateway, "web.demo.internal") == str(subnet[11])
+    assert asked(gateway, "client") == str(subnet[10])
+    assert socket.if_nametoindex(front.bridge) == index, "new leases restarted the network"
+    live = bed.raw().networkLookupByName(front.name).XMLDesc(0)
+    assert all(lease.mac in live for lease in swapped)
+
+    moved = bed.free_subnet()
+    hypervisor.ensure_network(replace(front, subnet=moved, leases=(replace(web, address=moved[10]),)))
+    assert asked(str(moved[1]), "web") == str(moved[10])
+    hypervisor.remove_network(front.name)
+    hypervisor.remove_network(front.name)
+    assert hypervisor.networks(bed.kit_id) == ()
+
+
+def test_a_network_whose_place_is_taken_is_refused_and_leaves_nothing(bed: Bed) -> None:
+    hypervisor, subnet = bed.hypervisor, bed.free_subnet()
+    front = bed.network("front", subnet)
+    hypervisor.ensure_network(front)
+    same_subnet = bed.network("back", subnet)
+    same_bridge = replace(same_subnet, subnet=bed.free_subnet(), bridge=front.bridge)
+    for spec in (same_subnet, same_bridge):
+        with pytest.raises(Refused, match=r"already in use") as caught:
+            hypervisor.ensure_network(spec)
+        assert "virsh net-list" in caught.value.hint
+    assert [network.name for network in hypervisor.networks(bed.kit_id)] == [front.name]
+
+
+def test_a_network_of_others_is_left_alone(bed: Bed) -> None:
+    front = bed.network("front", bed.free_subnet())
+    bed.raw().networkDefineXML(f"<network><name>{front.name}</name></network>")
+    with pytest.raises(NotOurs, match=front.name):
+        bed.hypervisor.ensure_network(front)
+    with pytest.raises(NotOurs, match=front.name):
+        bed.hypervisor.remove_network(front.name)
+    assert bed.hypervisor.networks(bed.kit_id) == ()
+    bed.raw().networkLookupByName(front.name)
+
+
+def test_the_facts_of_the_daemon(hypervisor: LibvirtHypervisor) -> None:
+    facts = hypervisor.facts()
+    assert Arch.X86_64 in facts.emulated
+    assert set(facts.kvm) <= set(facts.emulated)
+    assert facts.libvirt.count(".") == facts.qemu.count(".") == 2
+
+
+def test_a_daemon_that_does_not_run_is_named_with_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(HostLacks, match="does not answer") as caught:
+        open_hypervisor(f"qemu:///system?socket={tmp_path / 'none'}")
+    assert "virtlogd" in caught.value.hint or "systemctl start" in caught.value.hint
+
+
+def test_a_lost_connection_is_opened_again(bed: Bed) -> None:
+    hypervisor = LibvirtHypervisor.connect()
+    before = _sockets()
+    mine = LibvirtHypervisor.connect()
+    for number in _sockets() - before:
+        with socket.socket(fileno=os.dup(number)) as channel:
+            channel.shutdown(socket.SHUT_RDWR)  # as if the daemon had gone
+    mine.define(bed.machine("web"))
+    assert [domain.mark.part for domain in mine.domains(bed.kit_id)] == ["web"]
+    mine.close()
+    hypervisor.close()
+
+
+def _sockets() -> set[int]:
+    numbers = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.readlink().name.startswith("socket:"):
+                numbers.add(int(entry.name))
+    return numbers

@@ -77,5 +77,5 @@ class Inventory:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all is there."""
-        return self.record is None and not (self.domains or self.networks or self.volumes)
+        """Whether nothing of the instance is there (the bases' volumes are the kit's)."""
+        return self.record is None and not (self.domains or self.networks or any(v.startswith("lab.") for v in self.volumes))

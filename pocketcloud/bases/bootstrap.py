@@ -1,0 +1,214 @@
+"""The builder `bootstrap`: packages into a folder (mmdebstrap), the folder into a disk image, all in a namespace apart.
+
+What is done inside is in `debian/`: `tree/` is laid over the new system before its packages, `customize.sh` runs in it after
+them, `seal.sh` last, and `assemble.sh` makes the image. Storing the image and keeping records is builder.py's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import tarfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketcloud.bases.mirror import Mirror
+from pocketcloud.bases.namespace import WORK, confined, give
+from pocketcloud.bases.progress import OnProgress, Progress, cause
+from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
+from pocketcloud.model.base import Arch, BaseDefinition
+from pocketcloud.model.sizes import MIB
+from pocketcloud.system import CommandFailed, Completed, Runner
+
+RECIPE = 1
+"""The version of what this module does beside the files in `debian/`: raised when an image would come out differently."""
+
+_PARTS = Path(__file__).resolve().parent / "debian"
+_COPY = 4 * MIB
+_NOT_UNPACKED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+_STILL_UNPACKED = ("/usr/share/doc/*/copyright",)
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What differs between architectures: `console` is the first serial port, `efi` the suffix of EFI programs, `removable`
+    the name that firmware looks for on a disk it knows nothing of (UEFI 2.10, 3.5.1.1), `root_type` the type of a root
+    partition (Discoverable Partitions Specification), `grub` GRUB's folder of signed images."""
+
+    console: str
+    efi: str
+    removable: str
+    root_type: str
+    grub: str
+
+
+_PLATFORMS = {
+    Arch.X86_64: Platform("ttyS0", "x64", "BOOTX64.EFI", "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709", "x86_64-efi-signed"),
+    Arch.AARCH64: Platform("ttyAMA0", "aa64", "BOOTAA64.EFI", "B921B045-1DF0-41C3-AF44-4C6F280D3FAE", "arm64-efi-signed"),
+}
+
+
+def parts() -> Iterator[tuple[str, bytes]]:
+    """The files that make up an image beside its packages: relative path and content, in a fixed order."""
+    for path in sorted(_PARTS.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(_PARTS).as_posix(), path.read_bytes()
+
+
+def packages(definition: BaseDefinition, arch: Arch) -> tuple[str, ...]:
+    """All packages that are asked for: what any base of this builder must have, then the definition's."""
+    name = arch.debian
+    boot = (f"linux-image-cloud-{name}", "initramfs-tools", "lz4", f"grub-efi-{name}", f"grub-efi-{name}-signed", "shim-signed")
+    system = ("systemd-sysv", "udev", "dbus", "systemd-resolved", "iproute2", "netbase", "kmod", "e2fsprogs", "fdisk")
+    lab = ("cloud-init", "cloud-guest-utils", "openssh-server", "openssh-sftp-server", "qemu-guest-agent")
+    return tuple(dict.fromkeys((*boot, *system, *lab, *definition.packages)))
+
+
+def make_image(
+    definition: BaseDefinition, arch: Arch, mirror: Mirror, apt_options: str, work: Path, run: Runner, tell: OnProgress
+) -> Path:
+    """Build the disk image in `work`, an empty folder of the namespace's root, and return its path: raw, sparse, of the
+    definition's size. `apt_options` is text for an apt.conf. Raises HostLacks, NoSpace or PartlyDone with the lines that
+    explain it.
+    """
+    values = _values(definition, arch)
+    _lay_out(definition, mirror, apt_options, values, work)
+    _installed(definition, arch, work, run, tell)
+    _step(definition, work, run, ["sh", "-c", "exec chroot root sh -s < seal.sh"])
+    tell("making the disk image", 0.9)
+    _step(definition, work, run, ["sh", "assemble.sh"])
+    _step(definition, work, run, ["rm", "-rf", "root", "esp.img"])
+    return work / "disk.raw"
+
+
+def _values(definition: BaseDefinition, arch: Arch) -> dict[str, str]:
+    platform, esp = _PLATFORMS[arch], uuid.uuid4().hex[:8].upper()
+    return {
+        "ROOT_ID": str(uuid.uuid4()),
+        "ESP_ID": f"{esp[:4]}-{esp[4:]}",
+        "CONSOLE": platform.console,
+        "EFI": platform.efi,
+        "REMOVABLE": platform.removable,
+        "ROOT_TYPE": platform.root_type,
+        "GRUB": platform.grub,
+        "SIZE": str(definition.size // MIB),
+        "SUITE": definition.suite,
+        "MIRROR": definition.mirror,
+        "SECURITY": definition.security,
+    }
+
+
+def _lay_out(definition: BaseDefinition, mirror: Mirror, apt_options: str, values: Mapping[str, str], work: Path) -> None:
+    """Put what the namespace needs into the work folder. Addresses and proxies may carry passwords, so they go into files
+    that only its root reads, not into command lines."""
+    signed = f"[signed-by={definition.keyring}]"
+    lines = [f"deb {signed} {mirror.archive} {suite} main" for suite in (definition.suite, f"{definition.suite}-updates")]
+    if mirror.security:
+        lines.append(f"deb {signed} {mirror.security} {definition.suite}-security main")
+    files = {"sources.list": "\n".join(lines) + "\n", "apt.conf": 'Acquire::Languages "none";\n' + apt_options}
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+    for script in ("customize.sh", "seal.sh", "assemble.sh"):
+        files[script] = assignments + (_PARTS / script).read_text(encoding="utf-8")
+    for name, text in files.items():
+        path = work / name
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+        give(path)
+    overlay = work / "tree.tar"
+    overlay.write_bytes(_overlay())
+    give(overlay)
+    (work / "tmp").mkdir(mode=0o700)
+    give(work / "tmp")
+
+
+def _overlay() -> bytes:
+    """`debian/tree` as a tar archive whose files are root's, whoever owns the checkout."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in parts():
+            if name.startswith("tree/"):
+                entry = tarfile.TarInfo(name.removeprefix("tree/"))
+                entry.size, entry.mode = len(content), 0o644
+                archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _installed(definition: BaseDefinition, arch: Arch, work: Path, run: Runner, tell: OnProgress) -> None:
+    argv = [
+        "mmdebstrap", "--verbose", "--mode=unshare", "--format=directory", "--variant=minbase",
+        f"--architectures={arch.debian}",
+        f"--keyring={definition.keyring}",
+        f"--aptopt={WORK}/apt.conf",
+        *[f"--dpkgopt=path-exclude={pattern}" for pattern in _NOT_UNPACKED],
+        *[f"--dpkgopt=path-include={pattern}" for pattern in _STILL_UNPACKED],
+        f"--include={','.join(packages(definition, arch))}",
+        # The tree comes before the packages that read it (the initramfs is made once), the script after all of them.
+        f"--essential-hook=tar-in {WORK}/tree.tar /",
+        f'--customize-hook=chroot "$1" sh -s < {WORK}/customize.sh',
+        definition.suite,
+        f"{WORK}/root",
+        f"{WORK}/sources.list",
+    ]  # fmt: skip
+    _step(definition, work, run, argv, Progress(tell, 0.0, 0.88).line)
+
+
+def _step(
+    definition: BaseDefinition, work: Path, run: Runner, argv: list[str], on_line: Callable[[str], None] | None = None
+) -> Completed:
+    """Run a command in the namespace; its failure is explained by its own lines."""
+    inside = {name: str(WORK / "tmp") for name in ("HOME", "TMPDIR")}
+    try:
+        return run(confined(work, argv), env=inside, on_line=on_line)
+    except CommandFailed as error:
+        raise _explained(definition, argv[0], error) from error
+
+
+def _explained(definition: BaseDefinition, tool: str, error: CommandFailed) -> PocketcloudError:
+    why = cause(error.completed.out + error.completed.err)
+    text = f"base {definition.base} was not built: {tool} failed\n" + "\n".join(f"  {line}" for line in why.lines)
+    if why.full:
+        return NoSpace(text, hint="remove labs or bases that are not needed, or move the kit to a larger disk")
+    if why.trust:
+        return HostLacks(
+            text, hint=f"is {definition.keyring} up to date? Upgrade the keyring's package, or name another --mirror"
+        )
+    if why.network:
+        return HostLacks(text, hint="is the mirror reachable? --mirror names another one")
+    return PartlyDone(text, hint="nothing is left behind; run it again, with -v for the whole output")
+
+
+def copy_sparse(source: Path, target: Path, tell: Callable[[float], None]) -> None:
+    """Copy a raw image to a file or device that reads as zeros, leaving its holes out; `tell` gets the fraction done."""
+    with source.open("rb", buffering=0) as read, target.open("r+b", buffering=0) as write:
+        size, at = os.fstat(read.fileno()).st_size, 0
+        while at < size:
+            try:
+                at = os.lseek(read.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break  # ENXIO: only holes follow
+            end = os.lseek(read.fileno(), at, os.SEEK_HOLE)
+            while at < end:
+                chunk = os.pread(read.fileno(), min(_COPY, end - at), at)
+                at += _written(write.fileno(), chunk, at)
+            tell(at / size)
+        os.fsync(write.fileno())
+
+
+def _written(handle: int, chunk: bytes, at: int) -> int:
+    done = 0
+    while done < len(chunk):
+        done += os.pwrite(handle, chunk[done:], at + done)
+    return done
+
+
+def made_with(run: Runner) -> str:
+    """The tools that images are made with, and their versions."""
+    bootstrap = run(["mmdebstrap", "--version"]).out.split()
+    ext = run(["mke2fs", "-V"])
+    version = (ext.err or ext.out).split()
+    return (
+        f"recipe {RECIPE}, mmdebstrap {bootstrap[-1] if bootstrap else '?'}, e2fsprogs {version[1] if len(version) > 1 else '?'}"
+    )

@@ -1,0 +1,218 @@
+"""Building a base: whether it is needed at all, the image by its builder, the volume, the record, and what is left of old ones.
+
+A base is keyed by a digest of what it is made from. The volume is published whole, then the record names it (that is the
+commit), then older volumes that nothing stands on are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import chain, count
+from pathlib import Path
+
+from pocketcloud.bases import bootstrap, needs, records
+from pocketcloud.bases.mirror import Mirror, apt_options, choose
+from pocketcloud.bases.namespace import give
+from pocketcloud.bases.progress import OnProgress
+from pocketcloud.documents import dump_json
+from pocketcloud.errors import Refused, UsageError
+from pocketcloud.model.base import Arch, Base, BaseDefinition, Builder, Firmware
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name, joined
+from pocketcloud.storage import Storage
+from pocketcloud.system import Runner, run
+
+_QCOW2_MAGIC = b"QFI\xfb"
+_UNPACKED = 0.93
+"""How much of the whole time the image takes; storing it takes the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The base, and whether it was built just now (else nothing was to be done)."""
+
+    base: Base
+    fresh: bool
+
+
+ImageMaker = Callable[[BaseDefinition, Arch, Mirror, str, Path, Runner, OnProgress], Path]
+"""What a builder is: see bootstrap.make_image."""
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def inputs_digest(definition: BaseDefinition, arch: Arch) -> str:
+    """What a base is made from, as hex: its definition, the architecture and the recipe. Touches no network.
+
+    The packages' versions are not in it: newer ones come with `force`.
+    """
+    digest = hashlib.sha256(f"{bootstrap.RECIPE}\0{arch}\0".encode())
+    digest.update(dump_json(definition).encode())
+    for name, content in bootstrap.parts():
+        digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def volume_name(definition: BaseDefinition, arch: Arch, digest: str) -> str:
+    """The name of the base's volume in the store."""
+    return _volume(definition.base, arch, digest)
+
+
+def _volume(name: str, arch: Arch, digest: str) -> str:
+    return joined("base", name, arch, digest[:12])
+
+
+def build(
+    kit: Kit,
+    storage: Storage,
+    definition: BaseDefinition,
+    arch: Arch,
+    *,
+    mirror: str | None = None,
+    force: bool = False,
+    run: Runner = run,
+    on_progress: OnProgress,
+    here: needs.Ground | None = None,
+    clock: Callable[[], datetime] = _utc_now,
+) -> Built:
+    """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages.
+
+    The caller holds the lock of this base. Raises UsageError, HostLacks, NoSpace or PartlyDone; nothing half-made is left then.
+    """
+    if arch not in definition.architectures:
+        known = ", ".join(definition.architectures)
+        raise UsageError(f"base {definition.base} is not made for {arch}", hint=f"--arch takes: {known}")
+    digest = inputs_digest(definition, arch)
+    present = {volume.name for volume in storage.volumes()}
+    name = volume_name(definition, arch, digest)
+    if not force:
+        known_base = records.find(kit, definition.base, arch)
+        if known_base and known_base.digest == digest and known_base.volume in present:
+            return Built(known_base, fresh=False)
+    base = Base(
+        definition.base, arch, digest, _unused(name, present), Firmware.EFI, "", title=definition.title, made_with="",
+    )  # fmt: skip
+    source = choose(definition, mirror)
+    with _work_folder(kit, definition, arch) as work:
+        needs.check(definition, arch, work, storage, here or needs.ground(), run)
+        on_progress(f"packages from {source.origin} mirror" if mirror is None else "packages from the mirror asked for", 0.0)
+        base = replace(base, made_with=bootstrap.made_with(run))
+        image = _builder(definition)(
+            definition, arch, source, apt_options(run), work, run, lambda text, part: on_progress(text, part * _UNPACKED)
+        )
+        _store(storage, base.volume, definition.size, image, on_progress)
+    base = replace(base, built=clock().isoformat(timespec="seconds"))
+    records.write(kit, base)
+    _remove_older(storage, base)
+    on_progress("done", 1.0)
+    return Built(base, fresh=True)
+
+
+def _builder(definition: BaseDefinition) -> ImageMaker:
+    match definition.builder:
+        case Builder.BOOTSTRAP:
+            return bootstrap.make_image
+
+
+def register(kit: Kit, storage: Storage, name: str, arch: Arch, image: Path, firmware: Firmware, run: Runner = run) -> Base:
+    """Put a ready image file, raw or qcow2, into the store as the base `name`; its digest is that of the file.
+
+    The same file again: no effect. Raises ValueError for a name that is none.
+    """
+    with image.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        qcow2 = file.read(4) == _QCOW2_MAGIC
+    present = {volume.name for volume in storage.volumes()}
+    base = Base(Name.parse(name), arch, digest, _volume(name, arch, digest), firmware, "", made_with="an image file")
+    known = records.find(kit, name, arch)
+    if known and known.digest == digest and known.volume in present:
+        return known
+    if base.volume not in present:
+        if qcow2:
+            info = json.loads(run(["qemu-img", "info", "-f", "qcow2", "--output=json", "--", image]).out)
+            convert: list[str | Path] = [
+                "qemu-img",
+                "convert",
+                "-q",
+                "-n",
+                "-f",
+                "qcow2",
+                "-O",
+                "raw",
+                "--target-is-zero",
+                "--",
+                image,
+            ]
+
+            def fill(target: Path) -> None:
+                run([*convert, target])
+
+            storage.create(base.volume, info["virtual-size"], fill)
+        else:
+            _store(storage, base.volume, image.stat().st_size, image, lambda _text, _fraction: None)
+    base = replace(base, built=_utc_now().isoformat(timespec="seconds"))
+    records.write(kit, base)
+    _remove_older(storage, base)
+    return base
+
+
+def _unused(name: str, present: set[str]) -> str:
+    """The name itself, or with a number if a volume has it: a base built again never replaces what labs may stand on."""
+    numbered = (joined(name, str(number)) for number in count(2))
+    return next(tried for tried in chain([name], numbered) if tried not in present)
+
+
+def _store(storage: Storage, name: str, size: int, image: Path, on_progress: OnProgress) -> None:
+    rest = 1.0 - _UNPACKED
+
+    def fill(target: Path) -> None:
+        bootstrap.copy_sparse(image, target, lambda done: on_progress("storing the image", _UNPACKED + done * rest / 2))
+
+    on_progress("storing the image", _UNPACKED)
+    storage.create(name, size, fill)
+
+
+@contextmanager
+def _work_folder(kit: Kit, definition: BaseDefinition, arch: Arch) -> Iterator[Path]:
+    """An empty folder in the kit, of the namespace's root; what an interrupted build left in it is swept."""
+    work = kit.path / "bases" / f".work-{definition.base}-{arch}"
+    _sweep(work)
+    work.mkdir()
+    # Others may pass, not look: apt fetches as a user of its own.
+    work.chmod(0o711)
+    try:
+        with suppress(OSError):  # needs.check says what it means if this is not possible
+            give(work)
+        yield work
+    finally:
+        _sweep(work)
+
+
+def _sweep(work: Path) -> None:
+    """Remove the folder. Its processes are dying if not dead, and may still add a file behind our back: hence the rounds."""
+    for _ in range(5):
+        with suppress(FileNotFoundError):
+            shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+    shutil.rmtree(work)
+
+
+def _remove_older(storage: Storage, base: Base) -> None:
+    """Remove the volumes of this base that were made before `base`, unless something stands on them."""
+    volumes = storage.volumes()
+    needed = {volume.parent for volume in volumes}
+    family = joined("base", base.name, base.arch, "")
+    for volume in volumes:
+        if volume.name.startswith(family) and volume.name != base.volume and volume.name not in needed:
+            with suppress(Refused):
+                storage.remove(volume.name)

@@ -47,8 +47,9 @@ class Storage(Protocol):
     def clone(self, source: str, name: str, size: int | None = None) -> Volume:
         """Make a live volume with the content of `source`, at least as large (`size`), sharing what is not changed.
 
-        Seals `source`, if it is still live: nothing may write to what others stand on. Refused if `source` is open for
-        writing, or if the name exists."""
+        Seals `source`, if it is still live: nothing may write to what others stand on. It is live again when the last of
+        its clones is gone (one made with `fill` stays sealed). Refused if `source` is open for writing, or if the name
+        exists."""
         ...
 
     def replace(self, name: str, source: str, size: int | None = None) -> Volume:

@@ -1,128 +1,60 @@
-"""The store of a directory kit: one qcow2 file a volume, clones by relative backing names, sealed ones without write bits.
+"""The store of a directory kit: one qcow2 file per volume in one folder. What is promised stands in the package's docstring.
 
-Because the names are relative and all files lie in one folder, the folder can be copied or moved.
+`NAME.qcow2` is a volume; without write permission it is sealed: for good (0444), or for as long as others stand on it
+(01444: the sticky bit says nothing to the kernel on a file, and archives keep it). A clone is an overlay that names its
+backing file without a path, so the folder can be copied or moved. What is being made is `.NAME.RANDOM.partial`, locked
+(flock) by its maker for as long as that lives: what has no maker any more is swept by the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
+import secrets
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from pocketcloud.errors import HostLacks, NoSpace, NotFound, Refused
+from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.files import sync_folder
-from pocketcloud.storage import Filler, Usage, Volume
-from pocketcloud.storage.qcow2_header import read_header
+from pocketcloud.model.inventory import Volume
+from pocketcloud.storage import Filler, Usage
+from pocketcloud.storage.image_locks import is_open, is_written
+from pocketcloud.storage.qcow2_header import NotQcow2, read_header
 from pocketcloud.system import CommandFailed, Runner, run
 
-# Names as plan and bases make them: parts of the name rule, joined by dots.
-_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,199}")
-_LIVE, _SEALED = 0o644, 0o444
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
-_LOCKED = ("Failed to get", "lock")
+SUFFIX = ".qcow2"
+_PARTIAL = ".partial"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+_LONGEST = 200  # of the 255 bytes of a file name; the rest is for a partial's additions
+_SECTOR = 512
+_LIVE, _SEALED, _LENT = 0o644, 0o444, 0o1444
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = re.compile("no space left on device|disk quota exceeded|file too large", re.IGNORECASE)
 
 
 class Qcow2Directory:
-    """The driver. `folder` holds the volumes; it exists, and nobody else writes to it."""
+    """The volumes of one folder. Processes and threads may share it."""
 
     def __init__(self, folder: Path, run: Runner = run) -> None:
         self._folder = folder
         self._run = run
 
-    def create(self, name: str, size: int, fill: Filler | None = None) -> Volume:
-        """See Storage.create. The filler writes a sparse raw file, which is then converted; only what holds data is kept."""
-        target = self._absent(name)
-        with self._aside(name) as aside:
-            if fill is None:
-                self._qemu_img("create", "-q", "-f", "qcow2", "--", str(aside), str(size))
-            else:
-                raw = aside.with_suffix(".raw")
-                try:
-                    with raw.open("wb") as file:
-                        file.truncate(size)
-                    fill(raw)
-                    self._qemu_img("convert", "-q", "-f", "raw", "-O", "qcow2", "--", str(raw), str(aside))
-                except OSError as error:
-                    raise self._translated(error, name) from error
-                finally:
-                    raw.unlink(missing_ok=True)
-            self._publish(aside, target, _LIVE if fill is None else _SEALED)
-        return self._volume(target)
-
-    def clone(self, source: str, name: str, size: int | None = None) -> Volume:
-        """See Storage.clone."""
-        origin = self._known(source)
-        target = self._absent(name)
-        with self._aside(name) as aside:
-            self._clone_into(origin, aside, size)
-            self._publish(aside, target, _LIVE)
-        return self._volume(target)
-
-    def replace(self, name: str, source: str, size: int | None = None) -> Volume:
-        """See Storage.replace."""
-        origin = self._known(source)
-        target = self._path(name)
-        if target.exists():
-            self._check_free(name, target, "replaced")
-        with self._aside(name) as aside:
-            self._clone_into(origin, aside, size)
-            self._publish(aside, target, _LIVE)
-        return self._volume(target)
-
-    def _clone_into(self, origin: Volume, aside: Path, size: int | None) -> None:
-        if size and size < origin.size:
-            raise Refused(
-                f"volume {origin.name} has {origin.size} bytes; a clone cannot be smaller ({size})",
-                hint="give it that size at least",
-            )
-        if not origin.sealed:
-            self._check_closed(origin.name, origin.path)
-            origin.path.chmod(_SEALED)
-        self._qemu_img(*self._clone_words(origin.path.name, aside, size or 0))
-
-    @staticmethod
-    def _clone_words(backing: str, target: Path, size: int) -> list[str]:
-        return ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", backing, "--", str(target), *([str(size)] if size else [])]
-
-    def grow(self, name: str, size: int) -> Volume:
-        """See Storage.grow."""
-        volume = self._known(name)
-        if volume.sealed:
-            raise Refused(f"volume {name} is sealed; it keeps its size", hint="grow a clone of it")
-        if size < volume.size:
-            raise Refused(f"volume {name} has {volume.size} bytes; it cannot shrink to {size}")
-        if size > volume.size:
-            self._qemu_img("resize", "-q", "-f", "qcow2", "--", str(volume.path), str(size))
-        return self._volume(volume.path)
-
-    def remove(self, name: str) -> None:
-        """See Storage.remove."""
-        path = self._path(name)
-        if path.exists():
-            self._check_free(name, path, "removed")
-            path.unlink(missing_ok=True)
-            sync_folder(self._folder)
+    # -- queries
 
     def volumes(self) -> tuple[Volume, ...]:
-        """See Storage.volumes. Reads headers only; starts no process."""
+        """See Storage.volumes. Files that are not whole qcow2 images are no volumes."""
         found = []
-        for path in sorted(self._folder.glob("*.qcow2")):
-            try:
-                if not path.name.startswith("."):
-                    found.append(self._volume(path))
-            except (FileNotFoundError, NotFound):
-                continue  # removed, or not ours, between the listing and the look
-        return tuple(found)
-
-    def usage(self) -> Usage:
-        """See Storage.usage: the file system's."""
-        stats = os.statvfs(self._folder)
-        size, free = stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize
-        return Usage(size, size - stats.f_bfree * stats.f_frsize, free)
+        with self._store_errors():
+            for entry in os.scandir(self._folder):
+                if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                    with contextlib.suppress(NotQcow2, FileNotFoundError):  # it may go while we look
+                        found.append(self._volume(entry.name.removesuffix(SUFFIX)))
+        return tuple(sorted(found, key=lambda volume: volume.name))
 
     def place(self, name: str) -> tuple[Path, str]:
         """See Storage.place."""
@@ -133,94 +65,251 @@ class Qcow2Directory:
         path = self._path(name)
         match verb:
             case "create":
-                return (shlex.join(["qemu-img", "create", "-q", "-f", "qcow2", "--", str(path), str(size)]),)
+                commands: tuple[list[str | Path], ...] = (_create(path, size),)
             case "clone":
-                return (
-                    shlex.join(["chmod", "a-w", str(self._path(source))]),
-                    shlex.join(["qemu-img", *self._clone_words(f"{source}.qcow2", path, size)]),
-                )
+                commands = (_overlay(path, source, size or None), ["chmod", "a-w", self._path(source)])
+            case "replace":
+                aside = path.with_name(f".{path.name}{_PARTIAL}")
+                commands = (_overlay(aside, source, size or None), ["chmod", "a-w", self._path(source)], ["mv", aside, path])
             case "grow":
-                return (shlex.join(["qemu-img", "resize", "-q", "-f", "qcow2", "--", str(path), str(size)]),)
+                commands = (_resize(path, size),)
             case "remove":
-                return (shlex.join(["rm", "-f", "--", str(path)]),)
+                commands = (["rm", "--", path],)
             case _:
-                raise ValueError(f"no such verb: {verb}")
+                raise ValueError(f"the store has no verb {verb!r}")
+        return tuple(shlex.join(str(word) for word in command) for command in commands)
+
+    def usage(self) -> Usage:
+        """See Storage.usage: that of the file system the folder lies on."""
+        with self._store_errors():
+            told = os.statvfs(self._folder)
+        block = told.f_frsize
+        return Usage(told.f_blocks * block, (told.f_blocks - told.f_bfree) * block, told.f_bavail * block)
+
+    # -- verbs
+
+    def create(self, name: str, size: int, fill: Filler | None = None) -> Volume:
+        """See Storage.create. `fill` writes to a sparse file, which then becomes qcow2: that takes its space twice meanwhile."""
+        path = self._absent(name)
+        with self._store_errors(name), self._partial(name) as partial:
+            if fill is None:
+                self._run(_create(partial, size))
+            else:
+                self._fill(name, size, fill, partial)
+                partial.chmod(_SEALED)
+            self._publish(partial, path)
+        return self._volume(name)
+
+    def clone(self, source: str, name: str, size: int | None = None) -> Volume:
+        """See Storage.clone."""
+        path = self._absent(name)
+        self._overlay(source, path, size, over=False)
+        return self._volume(name)
+
+    def replace(self, name: str, source: str, size: int | None = None) -> Volume:
+        """See Storage.replace. A sealed volume is not replaced: it is kept on purpose."""
+        path = self._path(name)
+        if name == source:
+            raise Refused(f"volume {name} cannot be replaced by a clone of itself")
+        if path.exists():
+            self._writable(name, "replaced")
+            self._unused(name, "replaced")
+        self._overlay(source, path, size, over=True)
+        self._settle()
+        return self._volume(name)
+
+    def grow(self, name: str, size: int) -> Volume:
+        """See Storage.grow."""
+        path = self._existing(name)
+        self._writable(name, "grown")
+        now, wanted = self._volume(name).size, _whole_sectors(size)
+        if wanted < now:
+            raise Refused(f"volume {name} has {now} bytes already; it cannot shrink to {size}")
+        if wanted > now:
+            if is_open(path):
+                raise Refused(f"volume {name} is open and cannot be grown", hint="stop the machine that uses it first")
+            with self._store_errors(name):
+                self._run(_resize(path, wanted))
+                _sync(path)
+        return self._volume(name)
+
+    def remove(self, name: str) -> None:
+        """See Storage.remove."""
+        path = self._path(name)
+        if path.exists():
+            self._unused(name, "removed")
+            with self._store_errors(name):
+                path.unlink(missing_ok=True)
+                sync_folder(self._folder)
+                self._settle()
+
+    # -- what the verbs stand on
 
     def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is not a volume's name")
-        return self._folder / f"{name}.qcow2"
-
-    def _known(self, name: str) -> Volume:
-        try:
-            return self._volume(self._path(name))
-        except FileNotFoundError:
-            raise NotFound(
-                f"there is no volume {name} in {self._folder}", hint="pocketcloud kit status shows what there is"
-            ) from None
+        if len(name) > _LONGEST or not _NAME.fullmatch(name):
+            raise Refused(f"{name[:60]!r} is not a name of a volume: a-z, 0-9, '-' and '_', joined by dots")
+        return self._folder / f"{name}{SUFFIX}"
 
     def _absent(self, name: str) -> Path:
         path = self._path(name)
         if path.exists():
-            raise Refused(f"volume {name} exists already in {self._folder}", hint="remove it first, or choose another name")
+            raise Refused(f"volume {name} exists already")
         return path
 
-    def _volume(self, path: Path) -> Volume:
-        header = read_header(path)
-        stat = path.stat()
-        if header is None:
-            raise NotFound(f"{path} is not a qcow2 file", hint="it is damaged or not ours; move it away")
-        parent = header.backing.removesuffix(".qcow2") or None
-        return Volume(path.stem, path, "qcow2", header.size, stat.st_blocks * 512, not stat.st_mode & 0o222, parent)
+    def _existing(self, name: str) -> Path:
+        path = self._path(name)
+        if not path.exists():
+            raise NotFound(f"there is no volume {name} in {self._folder}")
+        return path
 
-    def _check_free(self, name: str, path: Path, done: str) -> None:
+    def _volume(self, name: str) -> Volume:
+        path = self._folder / f"{name}{SUFFIX}"
+        header, told = read_header(path), path.stat()
+        parent = None if header.backing is None else header.backing.removesuffix(SUFFIX)
+        return Volume(name, path, "qcow2", header.size, told.st_blocks * 512, not told.st_mode & 0o222, parent)
+
+    def _larger(self, source: str, size: int | None) -> int | None:
+        """The size for a clone, None for that of its source; never a smaller one, which would cut its content off."""
+        if size is None:
+            return None
+        wanted, least = _whole_sectors(size), self._volume(source).size
+        if wanted < least:
+            raise Refused(f"a clone of volume {source} has {least} bytes at least, not {size}")
+        return wanted
+
+    def _overlay(self, source: str, path: Path, size: int | None, *, over: bool) -> None:
+        """Make the overlay aside, seal what it stands on, publish it. A source that is sealed for this is held meanwhile, so
+        that nobody finds it without a clone and opens it again; it stays sealed only if the clone is there."""
+        base, name = self._existing(source), path.name.removesuffix(SUFFIX)
+        self._quiet(base, source, name)
+        with self._store_errors(name), self._partial(name) as partial:
+            self._run(_overlay(partial, source, self._larger(source, size)))
+            with ExitStack() as undo:
+                if base.stat().st_mode & 0o222:
+                    undo.enter_context(_held(base))
+                    undo.callback(self._settle_one, source)
+                    self._quiet(base, source, name)
+                    base.chmod(_LENT)
+                self._publish(partial, path, over=over)
+
+    def _quiet(self, base: Path, source: str, name: str) -> None:
+        if is_written(base):
+            raise Refused(
+                f"volume {source} is open for writing; {name} cannot be a clone of it", hint="stop the machine that uses it first"
+            )
+
+    def _writable(self, name: str, done: str) -> None:
+        if not self._existing(name).stat().st_mode & 0o222:
+            raise Refused(f"volume {name} is sealed and cannot be {done}")
+
+    def _unused(self, name: str, done: str) -> None:
         children = [volume.name for volume in self.volumes() if volume.parent == name]
         if children:
-            raise Refused(f"volume {name} cannot be {done}: {', '.join(children)} stand on it", hint="remove those first")
-        self._check_closed(name, path)
+            raise Refused(f"volume {name} cannot be {done}: {', '.join(children)} stand{'s' * (len(children) == 1)} on it")
+        if is_open(self._existing(name)):
+            raise Refused(f"volume {name} is open and cannot be {done}", hint="stop the machine that uses it first")
 
-    def _check_closed(self, name: str, path: Path) -> None:
-        """Raise Refused if a QEMU has the image open for writing: qemu-img then fails to get its lock ("Image locking" in its docs)."""
-        try:
-            self._run(["qemu-img", "info", "-f", "qcow2", "--", path])
-        except CommandFailed as error:
-            if all(word in error.completed.err for word in _LOCKED):
-                raise Refused(f"volume {name} is in use: a running machine has it open", hint="stop the machine first") from error
-            raise
+    def _fill(self, name: str, size: int, fill: Filler, partial: Path) -> None:
+        with self._partial(name) as raw:
+            os.truncate(raw, _whole_sectors(size))
+            fill(raw)
+            self._run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "--", raw, partial])
 
-    @contextmanager
-    def _aside(self, name: str) -> Iterator[Path]:
-        """A path to build a volume at. Sweeps what an interrupted command of the same name left; removes it on failure."""
-        for left in self._folder.glob(f".{name}.partial*"):
-            left.unlink(missing_ok=True)
-        aside = self._folder / f".{name}.partial"
+    @contextlib.contextmanager
+    def _partial(self, name: str) -> Iterator[Path]:
+        """An empty file beside the volumes, which is gone afterwards, at the latest when the next one is made."""
+        self._settle()
+        while True:
+            partial = self._folder / f".{name}.{secrets.token_hex(4)}{_PARTIAL}"
+            handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _LIVE)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle).st_nlink:  # else somebody's sweep came between the two calls
+                break
+            os.close(handle)
         try:
-            yield aside
-        except CommandFailed as error:
-            if any(text in error.completed.err for text in _FULL):
-                raise self._full(name) from error
-            raise
+            os.fchmod(handle, _LIVE)
+            yield partial
         finally:
-            aside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+            os.close(handle)
 
-    def _publish(self, aside: Path, target: Path, mode: int) -> None:
-        aside.chmod(mode)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(target)
+    def _settle(self) -> None:
+        """Tidy up after the interrupted: sweep partials without a maker, open again what was sealed for clones that are gone."""
+        for leftover in self._folder.glob(f".*{_PARTIAL}"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), _held(leftover, wait=False):
+                leftover.unlink()
+        volumes = self.volumes()
+        parents = {volume.parent for volume in volumes}
+        for volume in volumes:
+            if volume.sealed and volume.name not in parents:
+                with contextlib.suppress(FileNotFoundError, BlockingIOError), _held(volume.path, wait=False):
+                    self._settle_one(volume.name)
+
+    def _settle_one(self, name: str) -> None:
+        """Open a volume again that was sealed for its clones and has none; its maker of clones is held off by the caller."""
+        path = self._path(name)
+        lent = path.stat().st_mode & 0o7777 == _LENT
+        if lent and all(volume.parent != name for volume in self.volumes()):
+            path.chmod(_LIVE)
+
+    def _publish(self, partial: Path, path: Path, *, over: bool = False) -> None:
+        """Give a whole file its name, durably: its content first."""
+        _sync(partial)
+        if over:
+            partial.replace(path)
+        else:
+            try:
+                path.hardlink_to(partial)  # unlike a rename it fails if another process was quicker
+            except FileExistsError:
+                raise Refused(f"volume {path.name.removesuffix(SUFFIX)} exists already") from None
         sync_folder(self._folder)
 
-    def _translated(self, error: OSError, name: str) -> Exception:
-        return self._full(name) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else error
-
-    def _full(self, name: str) -> NoSpace:
-        return NoSpace(
-            f"no space left in {self._folder} for volume {name}", hint="remove labs or bases, or move the kit to a larger disk"
-        )
-
-    def _qemu_img(self, *words: str) -> None:
+    @contextlib.contextmanager
+    def _store_errors(self, name: str = "") -> Iterator[None]:
+        """Name the situation: a full store, a store that is gone."""
         try:
-            # -b is relative to the new image's folder; qemu-img resolves it from there, whatever the current folder is.
-            self._run(["qemu-img", *words])
-        except HostLacks as error:
-            raise HostLacks("qemu-img is not installed; it makes every disk", hint=error.hint) from error
+            yield
+        except (OSError, CommandFailed) as error:
+            full = error.errno in _FULL if isinstance(error, OSError) else _FULL_TEXT.search(error.message)
+            if full:
+                what = f"volume {name} does not fit" if name else "no space is left"
+                raise NoSpace(f"{what}: {self._folder} is full", hint="remove labs or bases that are not needed") from error
+            if not self._folder.is_dir():
+                raise NotFound(f"there is no store at {self._folder}", hint="pocketcloud kit list") from error
+            raise
+
+
+@contextlib.contextmanager
+def _held(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a file against others of us (flock, which QEMU's own locks do not meet). Raises BlockingIOError without `wait`."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
+
+
+def _whole_sectors(size: int) -> int:
+    return -(-size // _SECTOR) * _SECTOR
+
+
+def _create(path: Path, size: int) -> list[str | Path]:
+    return ["qemu-img", "create", "-q", "-f", "qcow2", "--", path, str(_whole_sectors(size))]
+
+
+def _overlay(path: Path, source: str, size: int | None) -> list[str | Path]:
+    argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", f"{source}{SUFFIX}", "--", path]
+    return argv if size is None else [*argv, str(_whole_sectors(size))]
+
+
+def _resize(path: Path, size: int) -> list[str | Path]:
+    return ["qemu-img", "resize", "-q", "-f", "qcow2", "--", path, str(_whole_sectors(size))]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,81 @@
+"""Rounds, medians and rows: what a measurement is made of."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison: seconds of each round for us and for the peer, and the ratio of their medians against a goal."""
+
+    name: str
+    us: tuple[float, ...]
+    peer: tuple[float, ...]
+    goal: float | None
+    peer_name: str
+
+    @property
+    def ratio(self) -> float:
+        """Our median over the peer's."""
+        return statistics.median(self.us) / statistics.median(self.peer)
+
+    def as_json(self) -> dict[str, object]:
+        """For bench.json."""
+        return {
+            "name": self.name,
+            "peer": self.peer_name,
+            "ratio": round(self.ratio, 3),
+            "goal": self.goal,
+            "met": self.goal is None or self.ratio <= self.goal,
+            "seconds": {"us": [round(s, 3) for s in self.us], "peer": [round(s, 3) for s in self.peer]},
+        }
+
+    def line(self) -> str:
+        """For people."""
+        us, peer = statistics.median(self.us), statistics.median(self.peer)
+        goal = f"goal {self.goal}: {'met' if self.ratio <= self.goal else 'MISSED'}" if self.goal else "no goal"
+        medians = f"medians {us:.3f} s against {peer:.3f} s ({self.peer_name}), {len(self.us)} rounds"
+        return f"{self.name}: ratio {self.ratio:.2f} ({goal}); {medians}"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(rounds: int, *works: Callable[[], float]) -> list[tuple[float, ...]]:
+    """Let each of `works`, which answer with seconds, run in turn, `rounds` times; the order turns from round to round."""
+    taken: list[list[float]] = [[] for _ in works]
+    for number in range(rounds):
+        order = list(range(len(works)))
+        for index in order[number % len(works) :] + order[: number % len(works)]:
+            taken[index].append(works[index]())
+    return [tuple(times) for times in taken]
+
+
+def command(*argv: str) -> None:
+    """Run a command silently; raises on failure with what it said."""
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+
+
+def quick_rows(pocketcloud: Sequence[str], python: str, rounds: int) -> list[Row]:
+    """What the command line costs before it does anything."""
+    help_, click, bare = interleaved(
+        rounds,
+        lambda: seconds(lambda: command(*pocketcloud, "--help")),
+        lambda: seconds(lambda: command(python, "-I", "-c", "import click")),
+        lambda: seconds(lambda: command(python, "-I", "-c", "pass")),
+    )
+    return [
+        Row("pocketcloud --help", help_, click, 1.25, "python -I -c 'import click'"),
+        Row("pocketcloud --help, against a bare interpreter", help_, bare, None, "python -I -c pass"),
+    ]

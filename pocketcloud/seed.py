@@ -96,7 +96,14 @@ def network_config(seed: Seed) -> str:
     `optional`: a network without DHCP must not hold up the boot.
     """
     ethernets = {
-        f"nic{index}": {"match": {"macaddress": nic.mac.lower()}, "dhcp4": True, "dhcp6": False, "optional": True}
+        f"nic{index}": {
+            "match": {"macaddress": nic.mac.lower()},
+            "dhcp4": True,
+            # Without this systemd-networkd does not search the lab's domain, and `web` alone is not found.
+            "dhcp4-overrides": {"use-domains": True},
+            "dhcp6": False,
+            "optional": True,
+        }
         for index, nic in enumerate(seed.nics)
     }
     return _document({"version": 2, "ethernets": ethernets})

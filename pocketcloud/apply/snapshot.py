@@ -27,6 +27,9 @@ def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation
     def say(fraction: float, text: str) -> None:
         world.emit(StepProgress(step_id, fraction, text))
 
+    for machine in machines:
+        # What an interrupted snapshot left must never be taken for the memory of this one.
+        world.files.memory(machine).unlink(missing_ok=True)
     with ExitStack() as undo, ThreadPoolExecutor(max(1, len(machines)), "snapshot") as pool:
         say(0.0, "freezing")
         for machine in machines:
@@ -37,8 +40,10 @@ def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation
             undo.callback(_bring_back, world, machine)
         _all(pool, lambda m: _save(world, m), machines)
         say(0.5, "snapshotting disks")
-        parts, disks = _snapshot_disks(world, name, machines, generation)
-        world.commit(lambda record: _with_snapshot(record, name, world.now(), parts, disks, generation))
+        with ExitStack() as unmade:
+            parts, disks = _snapshot_disks(world, name, machines, generation, unmade)
+            world.commit(lambda record: _with_snapshot(record, name, world.now(), parts, disks, generation))
+            unmade.pop_all()
         say(0.6, "restoring")
         _all(pool, lambda m: _bring_back(world, m), machines)
         say(0.9, "thawing")
@@ -54,9 +59,7 @@ def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Seq
 
 
 def _save(world: World, machine: Name) -> None:
-    path = world.files.memory(machine)
-    path.unlink(missing_ok=True)
-    world.hypervisor.save(world.domain(machine), path)
+    world.hypervisor.save(world.domain(machine), world.files.memory(machine))
 
 
 def _bring_back(world: World, machine: Name) -> None:
@@ -75,7 +78,7 @@ def _thaw(world: World, machine: Name) -> None:
 
 
 def _snapshot_disks(
-    world: World, name: Name, machines: Sequence[Name], generation: int
+    world: World, name: Name, machines: Sequence[Name], generation: int, unmade: ExitStack
 ) -> tuple[dict[Name, SnapshotPart], dict[Name, dict[str, str]]]:
     parts: dict[Name, SnapshotPart] = {}
     disks: dict[Name, dict[str, str]] = {}
@@ -83,6 +86,8 @@ def _snapshot_disks(
         record = world.machine(machine)
         disks[machine] = {disk: volume_name(world.instance, machine, disk, generation) for disk in record.disks}
         for disk, volume in record.disks.items():
+            # Without their clones the disks are live again, and the machines can go on with them.
+            unmade.callback(world.storage.remove, disks[machine][disk])
             world.storage.clone(volume, disks[machine][disk])
         nvram = ""
         if record.firmware is Firmware.EFI:

@@ -191,6 +191,7 @@ def restored_xml(saved: str, spec: MachineSpec) -> str:
         ET.SubElement(element, "source", {str(values["attribute"]): str(values["path"])})
     for log in root.iterfind("devices/*/log"):
         log.set("file", _path(spec.serial_log))
+        log.set("append", "on")  # the machine goes on, and so does what it said since its start
     nvram = root.find("os/nvram")
     if nvram is not None and spec.nvram is not None:
         for stale in nvram.findall("source"):

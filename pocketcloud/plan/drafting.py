@@ -39,8 +39,15 @@ class Ground:
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:
-    """The name of a lab's volume; `volumes_of` takes it apart."""
+    """The name of a lab's volume."""
     return joined("lab", instance, machine, disk, f"g{generation}")
+
+
+def next_generation(record: Record, have: Inventory) -> int:
+    """The generation of the volumes to be made: above the record's, and above that of every volume there is, as an interrupted
+    command leaves volumes of a generation that no record knows yet."""
+    found = [name.rpartition(".g")[2] for name in have.volumes if belongs_to(name, record.instance)]
+    return 1 + max([record.generation, *(int(number) for number in found if number.isdecimal())])
 
 
 def belongs_to(volume: str, instance: str) -> bool:

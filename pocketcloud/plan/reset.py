@@ -18,6 +18,7 @@ from pocketcloud.plan.drafting import (
     draw_networks,
     draw_sweep,
     known_record,
+    next_generation,
     settled_networks,
     volume_name,
 )
@@ -52,7 +53,7 @@ def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground:
 
 
 def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart], have: Inventory, ground: Ground) -> Plan:
-    generation = record.generation + 1
+    generation = next_generation(record, have)
     made: list[str] = []
     fates: list[Fate] = []
     for name, part in parts.items():

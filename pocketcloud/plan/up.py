@@ -19,6 +19,7 @@ from pocketcloud.plan.drafting import (
     check_room,
     draw_networks,
     draw_sweep,
+    next_generation,
     settled_networks,
     volume_name,
 )
@@ -54,7 +55,7 @@ def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconf
     """
     draft = Draft(instance)
     record = have.record or Record(RECORD_SCHEMA, instance, lab, ground.now, ground.made_with, 0)
-    generation = record.generation + 1
+    generation = next_generation(record, have)
     _check_bases(lab, record, have, ground)
     networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure)
     fates = [

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from pocketcloud.errors import NoSpace
 
+_ASIDE = ".aside"
+
 
 def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Put `content` into `path` so that a reader, and a power cut, see the old content or the new. Raises NoSpace."""
     data = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)
@@ -33,7 +35,7 @@ def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
 
 def copy_whole(source: Path, target: Path, mode: int = 0o644) -> None:
     """Copy a file as `write_whole` does, holes kept (firmware variables on ARM are 64 MiB of almost nothing)."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
+    aside = target.with_name(f".{target.name}.{os.getpid()}{_ASIDE}")
     try:
         with source.open("rb") as read, aside.open("wb") as write:
             while chunk := read.read(1 << 16):
@@ -57,6 +59,11 @@ def copy_whole(source: Path, target: Path, mode: int = 0o644) -> None:
 
 def _full(path: Path) -> NoSpace:
     return NoSpace(f"{path}: no space left on its file system", hint="remove what is not needed, then run again")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a file is one of those written aside; left behind, it is the remains of an interrupted command."""
+    return path.name.startswith(".") and path.name.endswith(_ASIDE)
 
 
 def sync_folder(folder: Path) -> None:

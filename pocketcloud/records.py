@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pocketcloud.documents import dump_json, parse_json
 from pocketcloud.errors import BadDocument, Refused
-from pocketcloud.files import remove_tree, write_whole
+from pocketcloud.files import is_unfinished, remove_tree, write_whole
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import RECORD_SCHEMA, Record
@@ -109,6 +109,13 @@ def read_record(files: InstanceFiles) -> Record | None:
 def write_record(files: InstanceFiles, record: Record) -> None:
     """Replace the record: the commit. Old or new, never half."""
     write_whole(files.record, dump_json(record))
+
+
+def sweep_unfinished(files: InstanceFiles) -> None:
+    """Remove what an interrupted command was writing aside. The caller holds the instance, so nobody writes there now."""
+    for path in (*files.folder.rglob(".*"), *(files.kit.path / "nvram").glob(f".{files.instance}.*")):
+        if is_unfinished(path):
+            path.unlink(missing_ok=True)
 
 
 def remove_instance(files: InstanceFiles) -> None:

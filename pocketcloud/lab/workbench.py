@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Network
@@ -28,7 +28,7 @@ from pocketcloud.model.record import Record
 from pocketcloud.observe import observe, taken_subnets
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.profiles import Shape, memory_for_labs, memory_needed, shape
-from pocketcloud.records import InstanceFiles, instances
+from pocketcloud.records import InstanceFiles, instances, sweep_unfinished
 from pocketcloud.storage import Storage
 from pocketcloud.subnets import supernet
 
@@ -65,9 +65,12 @@ class Workbench:
         """Where an instance's files lie."""
         return InstanceFiles(self.kit, instance)
 
-    def lock(self, instance: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, instance: str) -> Iterator[None]:
         """Hold the instance for this command; another command on it is waited for, or refused with `wait` off."""
-        return held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting)
+        with held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting):
+            sweep_unfinished(self.files(instance))
+            yield
 
     def allocation(self) -> AbstractContextManager[None]:
         """Hold the host's subnets, from looking which are free to having recorded which are taken."""

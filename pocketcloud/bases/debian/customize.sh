@@ -12,6 +12,7 @@ mkdir -p /boot/efi /boot/grub
 # update-grub in the machine reads this; the first grub.cfg is made by hand, because grub-probe finds no device in here.
 cat > /etc/default/grub.d/pocketcloud.cfg <<END
 GRUB_TIMEOUT=0
+GRUB_RECORDFAIL_TIMEOUT=0
 GRUB_CMDLINE_LINUX_DEFAULT="quiet"
 GRUB_CMDLINE_LINUX="console=tty0 console=$CONSOLE,115200 net.ifnames=0"
 GRUB_TERMINAL=console

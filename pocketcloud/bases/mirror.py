@@ -99,8 +99,7 @@ def _text(path: Path) -> str:
 def _one_line(text: str) -> Iterator[Source]:
     """`deb [option=value ...] URL SUITE COMPONENT...`."""
     for line in text.splitlines():
-        kind, _, rest = line.partition("#")[0].strip().partition(" ")
-        rest = rest.strip()
+        kind, rest = (*line.partition("#")[0].split(None, 1), "", "")[:2]
         if rest.startswith("["):
             rest = rest.partition("]")[2]
         words = rest.split()

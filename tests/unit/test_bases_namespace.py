@@ -1,0 +1,83 @@
+"""The namespace that images are built in: real ones, so these tests need root, as `make test` has it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.bases.namespace import FIRST_ID, confined, give
+from pocketcloud.system import CommandFailed, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace with a range of users takes root")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A work folder; its parents are closed to others, as pytest makes them."""
+    folder = tmp_path / "a work folder"
+    folder.mkdir()
+    give(folder)
+    return folder
+
+
+def test_root_in_there_is_nobody_out_here(work: Path) -> None:
+    said = run(confined(work, ["sh", "-c", "id -u; touch mine; chown 42:43 mine; cat /proc/self/uid_map"])).out.split()
+    assert said == ["0", "0", str(FIRST_ID), "65536"]
+    made = (work / "mine").stat()
+    assert (made.st_uid, made.st_gid) == (FIRST_ID + 42, FIRST_ID + 43)
+
+
+def test_the_host_s_root_is_out_of_reach(work: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("no", encoding="utf-8")
+    secret.chmod(0o600)
+    for command in (["cat", "/etc/shadow"], ["touch", "/etc/pocketcloud-was-here"], ["cat", str(secret)]):
+        with pytest.raises(CommandFailed):
+            run(confined(work, command))
+    assert not Path("/etc/pocketcloud-was-here").exists()
+
+
+def test_exit_codes_and_input_pass_through(work: Path) -> None:
+    assert run(confined(work, ["sh", "-c", "exit 7"]), codes=(7,)).code == 7
+    assert run(confined(work, ["cat"]), stdin=b"hello").out == "hello"
+
+
+def test_no_mount_is_left_and_none_is_seen(work: Path) -> None:
+    before = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    assert run(confined(work, ["findmnt", "-n", "-o", "TARGET", "/mnt"])).out.strip() == "/mnt"
+    assert Path("/proc/self/mountinfo").read_text(encoding="utf-8") == before
+
+
+SLEEPER = """
+import sys
+from pathlib import Path
+from pocketcloud.bases.namespace import confined
+from pocketcloud.system import run
+run(confined(Path(sys.argv[1]), ["sh", "-c", "touch begun; while :; do date +%N > beat; sleep 0.05; done"]))
+"""
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_the_command(work: Path, ending: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", SLEEPER, work], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (work / "beat").exists():
+            assert time.monotonic() < deadline, "it did not begin"
+            time.sleep(0.05)
+        process.send_signal(ending)
+        started = time.monotonic()
+        process.wait(30)
+        assert time.monotonic() - started < 4, "the end was not obeyed, only forced"
+    deadline = time.monotonic() + 20
+    while True:
+        last = (work / "beat").read_text(encoding="utf-8")
+        time.sleep(0.5)
+        if (work / "beat").read_text(encoding="utf-8") == last:
+            break
+        assert time.monotonic() < deadline, "it still runs"

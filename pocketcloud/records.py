@@ -112,10 +112,13 @@ def write_record(files: InstanceFiles, record: Record) -> None:
 
 
 def sweep_unfinished(files: InstanceFiles) -> None:
-    """Remove what an interrupted command was writing aside. The caller holds the instance, so nobody writes there now."""
+    """Remove what an interrupted command was writing aside, and memory that it had saved: that is never brought back, as the
+    disks may have moved on. The caller holds the instance, so nobody else is at work there."""
     for path in (*files.folder.rglob(".*"), *(files.kit.path / "nvram").glob(f".{files.instance}.*")):
         if is_unfinished(path):
             path.unlink(missing_ok=True)
+    for path in (files.folder / "ram").glob("*.save"):
+        path.unlink(missing_ok=True)
 
 
 def remove_instance(files: InstanceFiles) -> None:

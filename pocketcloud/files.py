@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pocketcloud.errors import NoSpace
 
@@ -14,51 +17,40 @@ _ASIDE = ".aside"
 
 def write_whole(path: Path, content: bytes | str, mode: int = 0o644) -> None:
     """Put `content` into `path` so that a reader, and a power cut, see the old content or the new. Raises NoSpace."""
-    data = content.encode() if isinstance(content, str) else content
+    with _replacing(path, mode) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def copy_whole(source: Path, target: Path, mode: int = 0o644) -> None:
+    """Copy a file as `write_whole` does, holes kept (firmware variables on ARM are 64 MiB of almost nothing)."""
+    with source.open("rb") as read, _replacing(target, mode) as write:
+        while chunk := read.read(1 << 16):
+            if chunk.count(0) == len(chunk):
+                write.seek(len(chunk), os.SEEK_CUR)
+            else:
+                write.write(chunk)
+        write.truncate(read.tell())
+
+
+@contextmanager
+def _replacing(path: Path, mode: int) -> Iterator[BinaryIO]:
+    """A file beside `path` that takes its place when it is written whole, and is gone when it is not."""
     aside = path.with_name(f".{path.name}.{os.getpid()}{_ASIDE}")
     try:
         with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                f"{path}: no space left on its file system", hint="remove what is not needed, then run again"
-            ) from error
+            hint = "remove what is not needed, then run again"
+            raise NoSpace(f"{path}: no space left on its file system", hint=hint) from error
         raise
-
-
-def copy_whole(source: Path, target: Path, mode: int = 0o644) -> None:
-    """Copy a file as `write_whole` does, holes kept (firmware variables on ARM are 64 MiB of almost nothing)."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}{_ASIDE}")
-    try:
-        with source.open("rb") as read, aside.open("wb") as write:
-            while chunk := read.read(1 << 16):
-                if chunk.count(0) == len(chunk):
-                    write.seek(len(chunk), os.SEEK_CUR)
-                else:
-                    write.write(chunk)
-            write.truncate(read.tell())
-            os.fchmod(write.fileno(), mode)
-            os.fsync(write.fileno())
-        aside.replace(target)
-        sync_folder(target.parent)
-    except OSError as error:
+    finally:
         aside.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                f"{target}: no space left on its file system", hint="remove what is not needed, then run again"
-            ) from error
-        raise
-
-
-def _full(path: Path) -> NoSpace:
-    return NoSpace(f"{path}: no space left on its file system", hint="remove what is not needed, then run again")
 
 
 def is_unfinished(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import instance_name, is_path, kit_option, open_kit, require_root
+from pocketcloud.cli.options import instance_of, kit_option, open_kit, require_root
 from pocketcloud.errors import NotFound, NotReady, UsageError
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 
 def _instance(kit_name: str | None, lab: str) -> tuple[InstanceFiles, Record]:
     """The files and the record of the instance that LAB names. Raises NotFound."""
-    from pocketcloud.cli.lab import instance_of
     from pocketcloud.records import InstanceFiles, read_record
 
     kit = open_kit(kit_name)
-    files = InstanceFiles(kit, instance_of(lab) if is_path(lab) else instance_name(lab))
+    files = InstanceFiles(kit, instance_of(lab))
     record = read_record(files)
     if record is None:
         raise NotFound(

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pocketcloud.cli import access
 from pocketcloud.cli.options import (
-    dry_run_option,
-    here_lab,
-    instance_name,
-    is_path,
+    LabOptions,
+    bench,
+    instance_of,
     kit_option,
     lab_options,
-    open_bench,
     open_kit,
     output_option,
     require_root,
-    wait_option,
-    yes_option,
+    wanted_lab,
 )
-from pocketcloud.cli.view import View, ask, open_view, print_json, print_table
+from pocketcloud.cli.view import ask, print_json, print_table
 from pocketcloud.errors import HostLacks, NotFound
 
 if TYPE_CHECKING:
     from pocketcloud.lab.commands import Confirm, Done, Planned
     from pocketcloud.lab.workbench import Workbench
-    from pocketcloud.model.lab import Lab
     from pocketcloud.model.names import Name
     from pocketcloud.plan.steps import Plan
 
@@ -46,48 +39,6 @@ def command() -> None:
 
 for _access in access.COMMANDS:
     command.add_command(_access)
-
-
-@contextmanager
-def bench(
-    kit_name: str | None, profile_name: str | None, progress: str, verbose: int, *, wait: bool = True, make: bool = False
-) -> Iterator[Workbench]:
-    """A workbench whose view is closed in every case."""
-    view: View = open_view(progress, verbose)
-    try:
-        yield open_bench(open_kit(kit_name, make=make), view, profile_name=profile_name, wait=wait)
-    finally:
-        view.close()
-
-
-def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
-    """What LAB means: the lab of a file, or None and the name of an instance in the kit, or a shipped lab."""
-    from pocketcloud.documents import load_lab
-    from pocketcloud.resources import shipped
-
-    if text is None or is_path(text):
-        lab = load_lab(here_lab() if text is None else Path(text))
-        return lab, lab.lab
-    name = instance_name(text)
-    if (kit_path / "labs" / name / "lab.json").exists():
-        return None, name
-    ours = shipped("labs", f"{name}.yaml")
-    if ours.exists():
-        return load_lab(ours), name
-    known = ", ".join(sorted(path.stem for path in shipped("labs").glob("*.yaml")))
-    raise NotFound(
-        f"no lab {name} in the kit, and none that we ship ({known})",
-        hint="pocketcloud lab list shows the kit's; a file needs a `/` or `.yaml`",
-    )
-
-
-def instance_of(text: str | None) -> Name:
-    """The instance that LAB names: by its name, or by its file's."""
-    from pocketcloud.documents import load_lab
-
-    if text is None or is_path(text):
-        return load_lab(here_lab() if text is None else Path(text)).lab
-    return instance_name(text)
 
 
 @command.command("list")
@@ -161,77 +112,40 @@ def _up_options(function: click.decorators.FC) -> click.decorators.FC:
 
 @command.command()
 @_up_options
-@lab_options
-@output_option
-def plan(
-    lab: str | None,
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    reconfigure: bool,
-    prune: bool,
-) -> None:
+@lab_options()
+def plan(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Show what `lab up` would do, with the exact commands and XML."""
-    _plan_up(lab, kit_name, profile_name, progress, verbose, output, reconfigure=reconfigure, prune=prune)
+    _plan_up(lab, options, reconfigure=reconfigure, prune=prune)
 
 
-def _plan_up(
-    lab: str | None,
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    reconfigure: bool,
-    prune: bool,
-) -> None:
+def _plan_up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     from pocketcloud.lab.commands import plan_for_up
 
     require_root("look at all that a plan depends on")
-    with bench(kit_name, profile_name, progress, verbose) as here:
+    with bench(options) as here:
         wanted, instance = wanted_lab(lab, here.kit.path)
-        _print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, output)
+        _print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
 
 
 @command.command()
 @_up_options
-@lab_options
-@wait_option
-@dry_run_option
-@yes_option
-@output_option
-def up(
-    lab: str | None,
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    reconfigure: bool,
-    prune: bool,
-    no_wait: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+@lab_options("no_wait", "dry_run", "yes")
+def up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
     Interrupted or half there, running it again completes it. Changes of an edited file wait for --reconfigure.
     """
     from pocketcloud.lab.commands import up as bring_up
 
-    if dry_run:
-        _plan_up(lab, kit_name, profile_name, progress, verbose, output, reconfigure=reconfigure, prune=prune)
+    if options.dry_run:
+        _plan_up(lab, options, reconfigure=reconfigure, prune=prune)
         return
     require_root("make and start machines")
-    with bench(kit_name, profile_name, progress, verbose, wait=not no_wait, make=True) as here:
+    with bench(options, make=True) as here:
         wanted, instance = wanted_lab(lab, here.kit.path)
-        done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=_confirm_loss(yes=yes))
-    _summary(here, instance, done, output, "is up")
+        confirm = _confirm_loss(yes=options.yes)
+        done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)
+    _summary(here, instance, done, options.output, "is up")
 
 
 def _confirm_loss(*, yes: bool) -> Confirm:
@@ -261,16 +175,15 @@ def _summary(here: Workbench, instance: Name, done: Done, output: str, what: str
 
 @command.command()
 @click.argument("lab", required=False)
-@lab_options
-@output_option
-def status(lab: str | None, kit_name: str | None, profile_name: str | None, progress: str, verbose: int, output: str) -> None:
+@lab_options()
+def status(lab: str | None, options: LabOptions) -> None:
     """Show a lab's machines, addresses and networks."""
     from pocketcloud.lab.status import lab_status
     from pocketcloud.model.sizes import size_text
 
-    with bench(kit_name, profile_name, progress, verbose) as here:
+    with bench(options) as here:
         found = lab_status(here, instance_of(lab))
-    if output == "json":
+    if options.output == "json":
         print_json(found)
         return
     rows = [
@@ -296,37 +209,21 @@ def status(lab: str | None, kit_name: str | None, profile_name: str | None, prog
 @command.command()
 @click.argument("lab", required=False)
 @click.argument("machines", nargs=-1)
-@lab_options
-@wait_option
-@dry_run_option
-@yes_option
-@output_option
-def reset(
-    lab: str | None,
-    machines: tuple[str, ...],
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    no_wait: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+@lab_options("no_wait", "dry_run", "yes")
+def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions) -> None:
     """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is lost."""
     from pocketcloud.lab.commands import plan_for_reset
     from pocketcloud.lab.commands import reset as bring_back
 
     require_root("exchange disks and restart machines")
     instance = instance_of(lab)
-    with bench(kit_name, profile_name, progress, verbose, wait=not no_wait) as here:
-        if dry_run:
-            _print_plan(plan_for_reset(here, instance, machines), here, output)
+    with bench(options) as here:
+        if options.dry_run:
+            _print_plan(plan_for_reset(here, instance, machines), here, options.output)
             return
-        ask(f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?", yes=yes)
-        done = bring_back(here, instance, machines, confirm=lambda _plan: None)
-    _summary(here, instance, done, output, "is back to clean")
+        question = f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?"
+        done = bring_back(here, instance, machines, confirm=lambda _plan: ask(question, yes=options.yes))
+    _summary(here, instance, done, options.output, "is back to clean")
 
 
 @command.command()
@@ -339,73 +236,44 @@ def reset(
     show_default=True,
     help="Seconds a machine has to power off by itself.",
 )
-@lab_options
-@wait_option
-@dry_run_option
-@output_option
-def down(
-    lab: str | None,
-    machines: tuple[str, ...],
-    within: float,
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    no_wait: bool,
-    dry_run: bool,
-) -> None:
+@lab_options("no_wait", "dry_run")
+def down(lab: str | None, machines: tuple[str, ...], within: float, options: LabOptions) -> None:
     """Stop LAB, or only MACHINES of it. Nothing is lost; `lab up` starts it again."""
     from pocketcloud.lab.commands import down as take_down
     from pocketcloud.lab.commands import plan_for_down
 
     require_root("stop machines")
     instance = instance_of(lab)
-    with bench(kit_name, profile_name, progress, verbose, wait=not no_wait) as here:
-        if dry_run:
-            _print_plan(plan_for_down(here, instance, machines, within), here, output)
+    with bench(options) as here:
+        if options.dry_run:
+            _print_plan(plan_for_down(here, instance, machines, within), here, options.output)
             return
         done = take_down(here, instance, machines, within=within)
-    if output == "json":
-        print_json({"instance": instance, "seconds": done.seconds, "steps": len(done.plan.steps)})
-        return
     what = ", ".join(machines) if machines else f"lab {instance}"
-    click.echo(f"Down: {what}. `pocketcloud lab up {instance}` starts it again.")
+    _ended(instance, done, options.output, f"Down: {what}. `pocketcloud lab up {instance}` starts it again.")
 
 
 @command.command()
 @click.argument("lab", required=False)
-@lab_options
-@wait_option
-@dry_run_option
-@yes_option
-@output_option
-def destroy(
-    lab: str | None,
-    kit_name: str | None,
-    profile_name: str | None,
-    progress: str,
-    verbose: int,
-    output: str,
-    *,
-    no_wait: bool,
-    dry_run: bool,
-    yes: bool,
-) -> None:
+@lab_options("no_wait", "dry_run", "yes")
+def destroy(lab: str | None, options: LabOptions) -> None:
     """Remove all of LAB: machines, disks, networks, record. It can be raised anew from its file, not brought back."""
     from pocketcloud.lab.commands import destroy as remove_all
     from pocketcloud.lab.commands import plan_for_destroy
 
     require_root("remove machines and disks")
     instance = instance_of(lab)
-    with bench(kit_name, profile_name, progress, verbose, wait=not no_wait) as here:
-        if dry_run:
-            _print_plan(plan_for_destroy(here, instance), here, output)
+    with bench(options) as here:
+        if options.dry_run:
+            _print_plan(plan_for_destroy(here, instance), here, options.output)
             return
-        plan_for_destroy(here, instance)
-        done = remove_all(here, instance, confirm=lambda _plan: ask(f"Destroy lab {instance} with all its disks?", yes=yes))
+        question = f"Destroy lab {instance} with all its disks?"
+        done = remove_all(here, instance, confirm=lambda _plan: ask(question, yes=options.yes))
+    _ended(instance, done, options.output, f"Lab {instance} is destroyed; nothing of it is left.")
+
+
+def _ended(instance: Name, done: Done, output: str, text: str) -> None:
     if output == "json":
         print_json({"instance": instance, "seconds": done.seconds, "steps": len(done.plan.steps)})
-        return
-    click.echo(f"Lab {instance} is destroyed; nothing of it is left.")
+    else:
+        click.echo(text)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pocketcloud.errors import HostLacks, UsageError
+from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.cli.view import View
     from pocketcloud.lab.workbench import Workbench
     from pocketcloud.model.kit import Kit
+    from pocketcloud.model.lab import Lab
     from pocketcloud.model.names import Name
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,33 +47,52 @@ def yes_option(function: F) -> F:
     return click.option("-y", "--yes", is_flag=True, help="Answer the question with yes.")(function)
 
 
-def dry_run_option(function: F) -> F:
-    """`--dry-run`."""
-    return click.option("--dry-run", is_flag=True, help="Print the plan, with the exact commands and XML, and do nothing.")(
-        function
-    )
-
-
 def progress_options(function: F) -> F:
     """`--progress` and `-v`."""
     choice = click.Choice(["auto", "plain", "json", "none"])
-    function = click.option(
-        "--progress", type=choice, default="auto", envvar="POCKETCLOUD_PROGRESS", help="How progress is shown on stderr."
-    )(function)
+    shown = "How progress is shown on stderr."
+    function = click.option("--progress", type=choice, default="auto", envvar="POCKETCLOUD_PROGRESS", help=shown)(function)
     return click.option("-v", "--verbose", count=True, help="Say more: every step of the plan.")(function)
 
 
-def lab_options(function: F) -> F:
-    """What every lab command takes: the kit, the profile, progress."""
-    function = click.option(
-        "--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Shape machines by this profile."
-    )(function)
-    return kit_option(progress_options(function))
+@dataclass(frozen=True, slots=True)
+class LabOptions:
+    """The options that lab commands share, as one argument; those that a command does not take have their defaults."""
+
+    kit_name: str | None
+    profile_name: str | None
+    progress: str
+    verbose: int
+    output: str
+    no_wait: bool = False
+    dry_run: bool = False
+    yes: bool = False
 
 
-def wait_option(function: F) -> F:
-    """`--no-wait`."""
-    return click.option("--no-wait", is_flag=True, help="Fail at once if another command works on the lab.")(function)
+_FLAGS = {
+    "no_wait": click.option("--no-wait", is_flag=True, help="Fail at once if another command works on the lab."),
+    "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, with the exact commands and XML, and do nothing."),
+    "yes": click.option("-y", "--yes", is_flag=True, help="Answer the question with yes."),
+}
+
+
+def lab_options(*flags: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a lab command the shared options and the named flags; it gets them as `options`, a LabOptions."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def with_options(**given: Any) -> Any:
+            shared = {field.name: given.pop(field.name) for field in fields(LabOptions) if field.name in given}
+            return function(options=LabOptions(**shared), **given)
+
+        profile = "Shape machines by this profile."
+        wrapped: Callable[..., Any] = with_options
+        for flag in flags:
+            wrapped = _FLAGS[flag](wrapped)
+        wrapped = output_option(progress_options(kit_option(wrapped)))
+        return click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help=profile)(wrapped)
+
+    return decorate
 
 
 def now() -> str:
@@ -92,7 +115,6 @@ def require_root(reason: str) -> None:
 
 def open_kit(kit_name: str | None, *, make: bool = False) -> Kit:
     """The kit a command means; with `make` the default one is made if there is none at all."""
-    from pocketcloud.errors import NotFound
     from pocketcloud.kit.attached import Places, attached_kits, find_kit
     from pocketcloud.kit.directory import init_directory
 
@@ -143,6 +165,19 @@ def open_bench(kit: Kit, view: View, *, profile_name: str | None, wait: bool = T
     )
 
 
+@contextmanager
+def bench(options: LabOptions, *, make: bool = False) -> Iterator[Workbench]:
+    """A workbench whose view is closed in every case; with `make` the default kit is made if there is none at all."""
+    from pocketcloud.cli.view import open_view
+
+    view = open_view(options.progress, options.verbose)
+    try:
+        kit = open_kit(options.kit_name, make=make)
+        yield open_bench(kit, view, profile_name=options.profile_name, wait=not options.no_wait)
+    finally:
+        view.close()
+
+
 def is_path(text: str) -> bool:
     """Whether a LAB argument is a path: it holds `/` or ends in `.yaml`."""
     return "/" in text or text.endswith((".yaml", ".yml"))
@@ -154,3 +189,33 @@ def here_lab() -> Path:
     if not path.exists():
         raise UsageError("which lab? There is no lab.yaml here", hint="name one: pocketcloud lab list shows them; or give a path")
     return path
+
+
+def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
+    """What LAB means: the lab of a file, or None and the name of an instance in the kit, or a shipped lab."""
+    from pocketcloud.documents import load_lab
+    from pocketcloud.resources import shipped
+
+    if text is None or is_path(text):
+        lab = load_lab(here_lab() if text is None else Path(text))
+        return lab, lab.lab
+    name = instance_name(text)
+    if (kit_path / "labs" / name / "lab.json").exists():
+        return None, name
+    ours = shipped("labs", f"{name}.yaml")
+    if ours.exists():
+        return load_lab(ours), name
+    known = ", ".join(sorted(path.stem for path in shipped("labs").glob("*.yaml")))
+    raise NotFound(
+        f"no lab {name} in the kit, and none that we ship ({known})",
+        hint="pocketcloud lab list shows the kit's; a file needs a `/` or `.yaml`",
+    )
+
+
+def instance_of(text: str | None) -> Name:
+    """The instance that LAB names: by its name, or by its file's."""
+    from pocketcloud.documents import load_lab
+
+    if text is None or is_path(text):
+        return load_lab(here_lab() if text is None else Path(text)).lab
+    return instance_name(text)

@@ -74,9 +74,10 @@ def plan_for_reset(bench: Workbench, instance: Name, machines: Sequence[str]) ->
 def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm: Confirm) -> Done:
     """Bring a lab, or machines of it, back to `clean`."""
     with bench.lock(instance), ExitStack() as allocation:
+        # Asked before the host's subnets are held: a question may stay open for long.
+        confirm(plan_for_reset(bench, instance, machines).plan)
         allocation.enter_context(bench.allocation())
         planned = plan_for_reset(bench, instance, machines)
-        confirm(planned.plan)
         return _apply(bench, planned, " ".join(["pocketcloud lab reset", instance, *machines]), allocation)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from pocketcloud.errors import NoSpace, NotFound
+from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import DomainState, Inventory
@@ -15,7 +15,18 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
 from pocketcloud.model.sizes import MIB, size_text
-from pocketcloud.plan.steps import CloneVolume, EnsureNetwork, Plan, RemoveVolume, Step
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolume,
+    Step,
+    StopMachine,
+    UndefineMachine,
+)
 from pocketcloud.subnets import choose
 
 # What a machine writes while it boots and is provisioned, at the least; a lab is not started on a store without that.
@@ -103,6 +114,7 @@ def known_record(instance: Name, have: Inventory, kit: str) -> Record:
 def settled_networks(
     lab: Lab, instance: Name, record: Record, have: Inventory, ground: Ground, draft: Draft, *, reconfigure: bool
 ) -> dict[Name, NetworkRecord]:
+    """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have."""
     taken = list(ground.taken)
     found: dict[Name, NetworkRecord] = {}
     for name, wanted in lab.networks.items():
@@ -127,56 +139,61 @@ def settled_networks(
 
 def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, NetworkRecord]) -> dict[Name, MachineRecord]:
     """Give every machine its address on each of its networks: the one of the file, else the one it has, else the next free."""
-    result = dict(machines)
+    addresses: dict[Name, dict[Name, IPv4Address]] = {name: {} for name in machines}
     for network, known in networks.items():
         base = int(known.subnet.network_address)
+        there = {name: m.definition.networks[network] for name, m in machines.items() if network in m.definition.networks}
         used: dict[int, Name] = {}
-        for name, machine in result.items():
-            attachment = machine.definition.networks.get(network)
-            if attachment and attachment.address is not None:
-                used[attachment.address] = name
-        for name, machine in result.items():
-            attachment = machine.definition.networks.get(network)
-            if attachment is None:
-                continue
-            before = machine.addresses.get(network)
-            part = attachment.address or (int(before) & 0xFF if before else 0)
-            if not part or used.get(part, name) != name:
-                part = next(n for n in range(10, 255) if n not in used)
-            used[part] = name
-            result[name] = replace(result[name], addresses={**result[name].addresses, network: IPv4Address(base + part)})
-    return result
+        for name, attachment in there.items():
+            if attachment.address is not None:
+                used.setdefault(attachment.address, name)
+        # Whoever has an address keeps it: an addition must not take it away, wherever in the file it stands.
+        for name in there:
+            before = machines[name].addresses.get(network)
+            if before is not None and name not in used.values():
+                used.setdefault(int(before) & 0xFF, name)
+        free = (part for part in (*range(10, 255), *range(2, 10)) if part not in used)
+        parts = {name: part for part, name in used.items()}
+        for name in there:
+            part = parts.get(name) or next(free, 0)
+            if not part:
+                raise Refused(
+                    f"network {network}: {len(there)} machines; a /24 has room for 253", hint="spread them over networks"
+                )
+            addresses[name][network] = IPv4Address(base + part)
+    return {name: replace(machine, addresses=addresses[name]) for name, machine in machines.items()}
 
 
-def draw_networks(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...], *, changed: bool) -> dict[str, str]:
-    used = {n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)
+def draw_networks(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...]) -> dict[str, str]:
+    """Ensure every network that a machine is on. Running ones too: an interruption may have come between a commit and this."""
     steps: dict[str, str] = {}
-    for name in sorted(used):
+    for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
         there = have.networks.get(name)
-        if changed or there is None or not there.active:
-            reason = "its leases may have changed" if there and there.active else "it is not running"
-            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=after, network=name))
+        reason = "its leases are those of the record" if there and there.active else "it is not running"
+        steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=after, network=name))
     return steps
 
 
-def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground) -> None:
-    """Refuse what the host cannot carry, with the figures, all at once."""
-    starting = [f for f in fates if (d := have.domains.get(f.name)) is None or d.state is DomainState.OFF]
-    memory = sum(f.record.definition.memory + ground.profile.machine_overhead for f in starting)
+def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Collection[Name] = ()) -> None:
+    """Refuse what the host cannot carry, with the figures, all at once. `saved` are the machines whose memory will be saved
+    to files while their state is taken."""
     problems: list[str] = []
+    profile, overhead = ground.profile, ground.profile.machine_overhead
+    starting = [f for f in fates if (d := have.domains.get(f.name)) is None or d.state is DomainState.OFF]
+    growth = {f.name: _growth(f, have) for f in fates if f not in starting}
+    memory = sum(f.record.definition.memory + overhead for f in starting) + sum(growth.values())
     if memory > ground.memory:
-        parts = ", ".join(f"{f.name} {size_text(f.record.definition.memory)}" for f in starting)
-        each, keeps = size_text(ground.profile.machine_overhead), size_text(ground.profile.host_memory)
+        parts = [f"{f.name} {size_text(f.record.definition.memory)}" for f in starting]
+        parts += [f"{name} {size_text(more)} more" for name, more in growth.items() if more]
         problems.append(
-            f"memory: {len(starting)} machines need {size_text(memory)} ({parts}, and {each} each for QEMU); this host can give"
-            f" labs {size_text(max(ground.memory, 0))} (profile {ground.profile.profile} keeps {keeps} for the host)"
+            f"memory: {len(parts)} machine{'s' * (len(parts) != 1)} need{'s' * (len(parts) == 1)} {size_text(memory)}"
+            f" ({', '.join(parts)}, and {size_text(overhead)} each for QEMU); this host can give labs"
+            f" {size_text(max(ground.memory, 0))} (profile {profile.profile} keeps {size_text(profile.host_memory)} for the host)"
         )
-    snapshotted = sum(f.record.definition.memory for f in fates if f.fresh)
-    space = snapshotted + ROOM_PER_MACHINE * len(starting)
-    if starting and space > ground.space:
+    space = sum(f.record.definition.memory for f in fates if f.name in saved) + ROOM_PER_MACHINE * len(starting)
+    if space > ground.space:
         free = size_text(ground.space)
         problems.append(f"space: the lab needs at least {size_text(space)}; kit {ground.kit} has {free} free")
-    profile = ground.profile
     for fate in fates:
         if (vcpus := fate.record.definition.vcpus) > profile.max_vcpus:
             problems += [f"{fate.name}: {vcpus} vcpus; profile {profile.profile} allows {profile.max_vcpus}"]
@@ -184,11 +201,16 @@ def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground) -> None:
         raise NoSpace("\n".join(problems), hint="stop another lab (pocketcloud lab list), or give the machines less")
 
 
-def leftovers(record: Record | None, have: Inventory, sources: Collection[str] = ()) -> list[str]:
-    """Volumes of the instance that its record neither names nor stands on, those that stand on others first. `sources` are
-    volumes that others are about to be cloned from: not seen in the inventory yet, and needed."""
+def _growth(fate: Fate, have: Inventory) -> int:
+    """The memory, in bytes, that a running machine takes more when it is started again as wanted."""
+    return max(0, fate.record.definition.memory - have.domains[fate.name].memory) if fate.restart else 0
+
+
+def leftovers(record: Record | None, have: Inventory, needed_too: Collection[str] = ()) -> list[str]:
+    """Volumes of the instance that its record neither names nor stands on, those that stand on others first; without those
+    that are needed for another reason."""
     needed: set[str] = set()
-    for volume in (*(record.named_volumes() if record else ()), *sources):
+    for volume in (*(record.named_volumes() if record else ()), *needed_too):
         current: str | None = volume
         while current is not None and current not in needed:
             needed.add(current)
@@ -210,8 +232,24 @@ def record_owns(volume: str, record: Record | None, have: Inventory) -> bool:
 
 
 def draw_sweep(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...]) -> None:
-    """Remove what no record names: volumes of the generation before, and of interrupted commands."""
+    """Remove what no record names: volumes of the generation before, and what interrupted commands left."""
+    drawn = {step.machine for step in draft.steps if isinstance(step, UndefineMachine)}
+    for name in sorted(set(have.domains) - set(record.machines) - drawn):
+        last = draft.add(UndefineMachine(id=f"undefine.{name}", reason="no record names it", after=after, machine=name))
+        draft.add(RemoveFiles(id=f"files.{name}", reason="no record names it", after=(last,), machine=name))
+    after = (*after, *(step.id for step in draft.steps if isinstance(step, UndefineMachine)))
+    for name in sorted(set(have.networks) - set(record.networks)):
+        draft.add(RemoveNetwork(id=f"network.{name}", reason="no record names it", after=after, network=name))
     previous = after
-    sources = [step.source for step in draft.steps if isinstance(step, CloneVolume)]
-    for name in leftovers(record, have, sources):
+    needed = [step.source for step in draft.steps if isinstance(step, CloneVolume)]
+    for name in leftovers(record, have, [*needed, *_open_volumes(draft, have)]):
         previous = (draft.add(RemoveVolume(id=f"remove.{name}", reason="no record names it", after=previous, name=name)),)
+
+
+def _open_volumes(draft: Draft, have: Inventory) -> list[str]:
+    """The volumes of machines that run and that the plan lets run: after an interrupted reset those may be old ones, which
+    go when the machine is started again."""
+    ended = {step.machine for step in draft.steps if isinstance(step, (StopMachine, KillMachine, UndefineMachine))}
+    running = [d for name, d in have.domains.items() if d.state is not DomainState.OFF and name not in ended]
+    paths = {path for domain in running for path in domain.disks.values()}
+    return [name for name, volume in have.volumes.items() if volume.path in paths]

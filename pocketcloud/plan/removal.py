@@ -20,7 +20,7 @@ def plan_down(instance: Name, machines: Sequence[str], have: Inventory, kit: str
             raise NotFound(f"lab {instance} has no machine {name}", hint=f"it has: {', '.join(record.machines)}")
     draft = Draft(instance)
     stops = []
-    for name in machines or sorted(have.domains):
+    for name in dict.fromkeys(machines) or sorted(have.domains):
         domain = have.domains.get(name)
         if domain and domain.state is not DomainState.OFF:
             kind = StopMachine if domain.state is DomainState.RUNNING else KillMachine

@@ -80,7 +80,7 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
     commit = (
         draft.add(CommitRecord(id="commit", reason="the lab is its clean state from here on", after=tuple(made), record=record)),
     )
-    nets = draw_networks(draft, record, have, commit, changed=False)
+    nets = draw_networks(draft, record, have, commit)
     ready = []
     for fate in fates:
         name, part = fate.name, parts[fate.name]

@@ -10,7 +10,7 @@ from pocketcloud.model.base import Base
 from pocketcloud.model.inventory import Domain, DomainState, Inventory
 from pocketcloud.model.lab import Lab, Machine
 from pocketcloud.model.names import Name, mac_address
-from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, Record, Snapshot, Stage
+from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Snapshot, Stage
 from pocketcloud.plan.drafting import (
     Draft,
     Fate,
@@ -61,15 +61,13 @@ def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconf
     fates = [
         _fate(name, machine, record, have, generation, draft, reconfigure=reconfigure) for name, machine in lab.machines.items()
     ]
-    leaving = [
-        Name(name)
-        for name in (*record.machines, *(d for d in have.domains if d not in record.machines))
-        if name not in lab.machines
-    ]
-    for name in leaving if not prune else ():
-        draft.notes.append(f"{name} is no longer in the file; it is kept until --prune")
+    leaving = [name for name in record.machines if name not in lab.machines]
     kept = {name: machine for name, machine in record.machines.items() if name in leaving and not prune}
-    machines = addressed({fate.name: fate.record for fate in fates} | kept, networks)
+    draft.notes += [f"{name} is no longer in the file; it is kept until --prune" for name in kept]
+    made = {fate.name: fate.record for fate in fates} | kept
+    networks = _without_unused(networks, lab, made, draft, prune=prune)
+    machines = addressed(made, networks)
+    fates = [_moved(replace(fate, record=machines[fate.name]), record, networks, have) for fate in fates]
     made_anew = {fate.name for fate in fates if fate.fresh}
     next_record = replace(
         record,
@@ -78,8 +76,8 @@ def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconf
         machines=machines,
         snapshots=_without(record, made_anew | (set(leaving) if prune else set())),
     )
-    fates = [replace(fate, record=machines[fate.name]) for fate in fates]
-    check_room(fates, have, ground)
+    clean = next_record.clean.machines if next_record.clean else {}
+    check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean])
     _draw_up(draft, fates, next_record, have, generation, leaving if prune else [])
     return draft.plan(next_record)
 
@@ -94,12 +92,40 @@ def _check_bases(lab: Lab, record: Record, have: Inventory, ground: Ground) -> N
         )
 
 
+def _without_unused(
+    networks: Mapping[Name, NetworkRecord], lab: Lab, machines: Mapping[Name, MachineRecord], draft: Draft, *, prune: bool
+) -> dict[Name, NetworkRecord]:
+    """The networks without those that left the file, which go with `prune`, unless a machine that is kept is on them."""
+    kept: dict[Name, NetworkRecord] = {}
+    for name, network in networks.items():
+        if name not in lab.networks:
+            used = [machine for machine, made in machines.items() if name in made.definition.networks]
+            if prune and not used:
+                continue
+            why = f"{', '.join(used)} use{'s' * (len(used) == 1)} it" if used else "it is kept until --prune"
+            draft.notes.append(f"network {name} is no longer in the file; {why}")
+        kept[name] = network
+    return kept
+
+
+def _moved(fate: Fate, record: Record, networks: Mapping[Name, NetworkRecord], have: Inventory) -> Fate:
+    """The fate of a machine that is started again because its place on its networks is not the one it started with."""
+    known = record.machines.get(fate.name)
+    if known is None or fate.restart:
+        return fate
+    attached = [name for name in fate.record.definition.networks if name in record.networks]
+    anew = [name for name in attached if networks[name] != record.networks[name]]
+    anew += [name for name in attached if name in have.networks and have.networks[name].subnet != str(networks[name].subnet)]
+    why = f"network {anew[0]} changed" if anew else "its addresses changed" if fate.record.addresses != known.addresses else ""
+    return replace(fate, restart=why, reason=why or fate.reason)
+
+
 def _changes(old: Machine, new: Machine) -> list[str]:
-    return [
-        field
-        for field in Machine.__dataclass_fields__
-        if not field.startswith("__") and getattr(old, field) != getattr(new, field)
-    ]
+    changed = [f for f in Machine.__dataclass_fields__ if not f.startswith("__") and getattr(old, f) != getattr(new, f)]
+    # The order of the networks is that of the interfaces, and mappings are equal in any.
+    if "networks" not in changed and list(old.networks) != list(new.networks):
+        changed.append("networks")
+    return changed
 
 
 def _fate(
@@ -242,7 +268,7 @@ def _draw_up(
                 )
             ),
         )
-    nets = draw_networks(draft, record, have, commit, changed=bool(commit))
+    nets = draw_networks(draft, record, have, commit)
     ready = {fate.name: _draw_machine(draft, fate, have, commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)

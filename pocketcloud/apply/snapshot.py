@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pocketcloud.apply.world import World
-from pocketcloud.events import StepProgress
+from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.names import Name
@@ -34,7 +34,7 @@ def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation
         say(0.0, "freezing")
         for machine in machines:
             undo.callback(_thaw, world, machine)
-        _all(pool, lambda m: world.hypervisor.freeze(world.domain(m)), machines)
+        _all(pool, lambda m: _freeze(world, m), machines)
         say(0.1, "saving memory")
         for machine in machines:
             undo.callback(_bring_back, world, machine)
@@ -56,6 +56,13 @@ def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Seq
     for error in [future.exception() for future in futures]:
         if error is not None:
             raise error
+
+
+def _freeze(world: World, machine: Name) -> None:
+    frozen = world.hypervisor.freeze(world.domain(machine))
+    if not frozen and world.machine(machine).definition.needs_ssh:
+        text = f"{machine} has no guest agent to freeze its file systems; its state is taken as after a power cut"
+        world.emit(Note(text, warn=True))
 
 
 def _save(world: World, machine: Name) -> None:

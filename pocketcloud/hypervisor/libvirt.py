@@ -300,7 +300,7 @@ class LibvirtHypervisor:
                     pass
                 self._connection = None
             try:
-                self._connection = libvirt.open(self._uri)
+                self._connection = _connection(self._uri)
             except libvirt.libvirtError as complaint:
                 code, text = complaint.get_error_code(), complaint.get_error_message() or str(complaint)
                 raise complaints.unreachable(code, text, self._uri, which) from None
@@ -483,3 +483,16 @@ def _update_hosts(handle: Any, live: xml.NetworkReading, wanted: xml.NetworkRead
 
 def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _connection(uri: str) -> Any:
+    """A connection; for an ordinary user whom libvirt does not let change things, one that can look only."""
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as refused:
+        if os.geteuid() == 0:
+            raise
+        try:
+            return libvirt.openReadOnly(uri)
+        except libvirt.libvirtError:
+            raise refused from None

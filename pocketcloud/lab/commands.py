@@ -14,7 +14,7 @@ from pocketcloud.events import Event, Note, StepDone
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.lab import Lab
-from pocketcloud.model.names import Name
+from pocketcloud.model.names import Name, joined
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
@@ -47,7 +47,9 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
     """The plan that `up` would apply now. Without `lab` the instance's own definition is raised again."""
     have = bench.observe(instance)
     wanted = lab or known_record(instance, have, bench.kit.name).lab
-    for machine in wanted.machines.values():
+    for name, machine in wanted.machines.items():
+        # A domain of this name that is not ours is found out here, before anything is made.
+        bench.hypervisor.domain(joined(bench.kit.name, instance, name))
         base = have.bases.get(machine.base)
         if base:
             bench.shape(base.arch)

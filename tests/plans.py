@@ -1,0 +1,138 @@
+"""What holds for every plan and every lab that is up, said once for the tests of the plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pocketcloud.model.inventory import DomainState, Inventory
+from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Record, Stage
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    DefineMachine,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    Provision,
+    RemoveFiles,
+    RemoveVolume,
+    StartMachine,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+    WaitReady,
+    WriteSeed,
+)
+from pocketcloud.plan.up import plan_up
+from tests.simulation import INSTANCE, Host, ground
+
+
+def ids(plan: Plan, *kinds: type[Step]) -> list[str]:
+    """The ids of the plan's steps, of these kinds or all."""
+    return [step.id for step in plan.steps if not kinds or isinstance(step, kinds)]
+
+
+def before(plan: Plan) -> dict[str, set[str]]:
+    """For each step all that must be done before it, directly or not. Fails unless every `after` stands earlier in the plan."""
+    found: dict[str, set[str]] = {}
+    for step in plan.steps:
+        assert step.id not in found, f"two steps are called {step.id}"
+        assert step.reason, f"{step.id} has no reason"
+        missing = set(step.after) - set(found)
+        assert not missing, f"{step.id} comes after {missing}, which do not stand before it"
+        found[step.id] = set(step.after).union(*(found[other] for other in step.after))
+    return found
+
+
+def check_plan(plan: Plan, have: Inventory) -> None:
+    """Assert the order that safety rests on: new before old, one commit point, removals last and only of what nobody needs."""
+    earlier = before(plan)
+    made = set(ids(plan, CloneVolume, CreateVolume, WriteSeed))
+    commits = ids(plan, CommitRecord)
+    assert len(commits) <= 1
+    if made:
+        assert commits, "something is made and no record says so"
+    for commit in commits:
+        assert made <= earlier[commit], "the record is committed before all that it names is made"
+        for step in plan.steps:
+            if isinstance(step, (EnsureNetwork, DefineMachine, StartMachine, StopMachine, KillMachine, Provision, WaitReady)):
+                assert commit in earlier[step.id], f"{step.id} may come before the commit"
+    up = set(ids(plan, WaitReady, TakeSnapshot))
+    for removal in ids(plan, RemoveVolume):
+        assert up <= earlier[removal], f"{removal} may come before the lab is usable again"
+    removed = {step.name for step in plan.steps if isinstance(step, RemoveVolume)}
+    record = plan.record or (None if ids(plan, RemoveFiles) else have.record)
+    needed = needed_volumes(record, have, plan)
+    assert not removed & needed, f"{removed & needed} would be removed and are needed"
+    assert all(name.startswith(f"lab.{INSTANCE}.") for name in removed)
+
+
+def needed_volumes(record: Record | None, have: Inventory, plan: Plan | None = None) -> set[str]:
+    """The volumes that a record names and all that those stand on, or will stand on once the plan has made its own."""
+    parents = {name: volume.parent for name, volume in have.volumes.items()}
+    if plan:
+        parents |= {step.name: step.source for step in plan.steps if isinstance(step, CloneVolume)}
+    needed: set[str] = set()
+    for name in record.named_volumes() if record else ():
+        current: str | None = name
+        while current and current not in needed:
+            needed.add(current)
+            current = parents.get(current)
+    return needed
+
+
+def check_up(host: Host, lab: Lab) -> None:
+    """Assert that the lab is up as its file says, with `clean` taken and nothing left over, and that `up` finds nothing to do."""
+    have, record = host.inventory(), host.record
+    assert record is not None
+    assert record.lab == lab
+    assert set(record.machines) == set(lab.machines) == set(have.domains)
+    assert record.clean is not None
+    assert set(record.clean.machines) == set(lab.machines)
+    for name, machine in record.machines.items():
+        _check_machine(host, have, name, lab)
+        assert machine.definition == lab.machines[name]
+        assert set(machine.addresses) == set(machine.definition.networks)
+    for network, known in record.networks.items():
+        addresses = [machine.addresses[network] for machine in record.machines.values() if network in machine.addresses]
+        assert len(addresses) == len(set(addresses))
+        assert all(address in known.subnet for address in addresses)
+    assert set(record.networks) == set(lab.networks)
+    assert set(have.networks) <= set(record.networks)
+    ours = {name for name in have.volumes if name.startswith("lab.")}
+    assert ours <= needed_volumes(record, have), "leftovers"
+    again = plan_up(lab, INSTANCE, have, ground())
+    assert ids(again) == ids(again, EnsureNetwork, WaitReady), "up would do something to a lab that is up"
+
+
+def _check_machine(host: Host, have: Inventory, name: Name, lab: Lab) -> None:
+    assert host.record is not None
+    known, domain = host.record.machines[name], have.domains[name]
+    assert domain.state is DomainState.RUNNING
+    assert known.stage is Stage.PROVISIONED
+    assert {have.volumes[volume].path for volume in known.disks.values()} == set(domain.disks.values())
+    assert not any(have.volumes[volume].sealed for volume in known.disks.values())
+    clean = host.record.clean
+    assert clean is not None
+    assert all(have.volumes[volume].sealed for volume in clean.machines[name].disks.values())
+    provisioned = ("provisioned",) if lab.machines[name].provision else ()
+    kept = host.volumes[clean.machines[name].disks["root"]].content
+    assert kept[0].startswith(f"{lab.machines[name].base}.")
+    assert kept[1 : 1 + len(provisioned)] == provisioned
+    assert "provisioned" not in kept[1 + len(provisioned) :], "provisioned twice"
+
+
+def raise_lab(lab: Lab, host: Host, **options: bool) -> Plan:
+    """Plan `up`, check the plan, apply it whole, check the lab."""
+    plan = plan_up(lab, INSTANCE, host.inventory(), ground(), **options)
+    check_plan(plan, host.inventory())
+    host.apply(plan)
+    return plan
+
+
+def texts(lines: Sequence[str]) -> str:
+    """Notes as one text to look into."""
+    return "\n".join(lines)

@@ -1,0 +1,388 @@
+"""A host as values: applies the steps of a plan to volumes, domains, networks and a record in memory, up to any cut.
+
+It obeys the rules that storage and hypervisor promise (what is open is not cloned or removed, what others stand on is not
+removed, a started machine needs its disks and networks), and refuses with an AssertionError what they would refuse. So a
+plan that runs here does what the real rooms allow; whether those keep their promises is for tests/contract.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from ipaddress import IPv4Network
+from pathlib import Path
+
+from pocketcloud.model.base import Arch, Base, Firmware
+from pocketcloud.model.facts import Subnet
+from pocketcloud.model.inventory import Domain, DomainState, Inventory, LibvirtNetwork, Volume
+from pocketcloud.model.lab import Attachment, Disk, Lab, LabNetwork, Machine, ProvisionStep, Ready
+from pocketcloud.model.machine import Mark
+from pocketcloud.model.names import Name
+from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector
+from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.sizes import GIB, MIB, Size
+from pocketcloud.plan.drafting import Ground, volume_name
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    DefineMachine,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    Provision,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolume,
+    SetNvram,
+    StartMachine,
+    Step,
+    StopMachine,
+    TakeSnapshot,
+    UndefineMachine,
+    WaitReady,
+    WriteSeed,
+)
+
+KIT, KIT_ID, INSTANCE = "k", "5e5a3c46-0000-4000-8000-000000000000", Name("demo")
+STORE = Path("/store")
+CONSOLE = Ready(console="hello")
+
+PROFILE = Profile(
+    profile=Name("emulated"),
+    title="for tests",
+    precedence=0,
+    selects=Selector(),
+    acceleration=Acceleration.EMULATION,
+    machine={Arch.X86_64: "q35"},
+    cpu_mode="maximum",
+    host_memory=Size(GIB),
+    machine_overhead=Size(100 * MIB),
+    max_vcpus=4,
+    media={Medium.DIR: DiskTuning("none", "threads")},
+)
+
+
+def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB) -> Ground:
+    """The ground that a lab of the simulated host stands on; `taken` are subnets in use."""
+    return Ground(
+        kit=KIT,
+        arch=Arch.X86_64,
+        profile=PROFILE,
+        memory=memory,
+        space=space,
+        taken=tuple(Subnet(IPv4Network(net), "a route of the host") for net in taken),
+        supernet=IPv4Network("10.77.0.0/16"),
+        now="2024-01-01T00:00:00+00:00",
+        made_with="0",
+    )
+
+
+def base(name: str = "tiny", digest: str = "d1") -> Base:
+    """A built base; its volume is `base.NAME.DIGEST`."""
+    return Base(Name(name), Arch.X86_64, digest, f"base.{name}.{digest}", Firmware.BIOS, "2024-01-01T00:00:00+00:00")
+
+
+def machine(
+    *networks: str,
+    base: str = "tiny",
+    memory: int = 64 * MIB,
+    provision: str = "",
+    disks: Sequence[str] = (),
+    address: int | None = None,
+    vcpus: int = 1,
+) -> Machine:
+    """A machine that is ready when its console says hello."""
+    return Machine(
+        base=Name(base),
+        memory=Size(memory),
+        vcpus=vcpus,
+        disks=tuple(Disk(Name(disk), Size(10 * MIB)) for disk in disks),
+        networks={Name(network): Attachment(address) for network in networks},
+        provision=(ProvisionStep(run=provision),) if provision else (),
+        ready=CONSOLE,
+    )
+
+
+def lab(networks: Sequence[str] = ("front",), /, **machines: Machine) -> Lab:
+    """A lab named demo of these machines."""
+    nets = {Name(network): LabNetwork() for network in networks}
+    return Lab(INSTANCE, {Name(name): made for name, made in machines.items()}, nets)
+
+
+@dataclass
+class Disc:
+    """A volume: `content` is what was written to it, oldest first; `lent` whether it is sealed for those that stand on it."""
+
+    size: int
+    content: tuple[str, ...]
+    parent: str | None
+    sealed: bool = False
+    lent: bool = False
+
+
+@dataclass
+class Vm:
+    """A domain: what it has open (or will have) and how it is doing."""
+
+    state: DomainState
+    disks: tuple[str, ...]
+    memory: int
+
+
+@dataclass
+class Host:
+    """One instance on one host. `bases` are the kit's built bases by name."""
+
+    bases: dict[str, Base] = field(default_factory=dict)
+    record: Record | None = None
+    volumes: dict[str, Disc] = field(default_factory=dict)
+    domains: dict[str, Vm] = field(default_factory=dict)
+    networks: dict[str, LibvirtNetwork] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+    trace: list[str] = field(default_factory=list)
+
+    @classmethod
+    def with_bases(cls, *bases: Base) -> Host:
+        """A host with a kit that has these bases and no lab."""
+        host = cls()
+        for each in bases:
+            host.add_base(each)
+        return host
+
+    def add_base(self, made: Base) -> None:
+        """Build a base: the kit's record of that name is replaced, volumes in use stay."""
+        self.bases[made.name] = made
+        self.volumes[made.volume] = Disc(GIB, (f"{made.name}.{made.digest}",), None, sealed=True)
+
+    # -- what observe would say
+
+    def inventory(self) -> Inventory:
+        """What there is now."""
+        return Inventory(
+            self.record,
+            {name: self._domain(name, vm) for name, vm in self.domains.items()},
+            dict(self.networks),
+            {n: Volume(n, STORE / n, "qcow2", v.size, 0, v.sealed, v.parent) for n, v in self.volumes.items()},
+            dict(self.bases),
+        )
+
+    def _domain(self, name: str, vm: Vm) -> Domain:
+        disks = {f"vd{letter}": STORE / disk for letter, disk in zip("abcdefgh", vm.disks, strict=False)}
+        return Domain(f"{KIT}.{INSTANCE}.{name}", self._mark(name), vm.state, disks, agent=False, memory=vm.memory)
+
+    def _mark(self, part: str) -> Mark:
+        return Mark(KIT, KIT_ID, INSTANCE, part)
+
+    # -- what may happen to it from outside
+
+    def reboot(self) -> None:
+        """The host starts again: domains and networks are defined, and off."""
+        for vm in self.domains.values():
+            vm.state = DomainState.OFF
+        self.networks = {name: replace(network, active=False) for name, network in self.networks.items()}
+
+    def write(self, name: str, what: str) -> None:
+        """Somebody works in a running machine: its system disk changes."""
+        disk = self.volumes[self.domains[name].disks[0]]
+        assert not disk.sealed
+        disk.content = (*disk.content, what)
+
+    def content(self, name: str) -> tuple[str, ...]:
+        """What is on a machine's system disk."""
+        assert self.record is not None
+        return self.volumes[self.record.machines[Name(name)].disks["root"]].content
+
+    # -- the effects
+
+    def apply(self, plan: Plan, *, cut: int | None = None, part: int = 0, order: random.Random | None = None) -> None:
+        """Run the plan's steps, in their order or in another one that `after` allows. Before step number `cut` the power
+        fails; `part` is how many of its inner effects are done by then."""
+        for number, step in enumerate(_ordered(plan, order)):
+            inner = self._effects(step)
+            if number == cut:
+                for effect in list(inner)[:part]:
+                    effect()
+                return
+            for effect in inner:
+                effect()
+            self.trace.append(step.id)
+
+    def _effects(self, step: Step) -> Iterator[Callable[[], None]]:
+        """The atomic effects of a step; a cut may come between any two."""
+        match step:
+            case Provision():
+                yield lambda: self._stage(step.machine, Stage.PROVISIONING)
+                yield lambda: self._provision(step.machine)
+                yield lambda: self._stage(step.machine, Stage.PROVISIONED)
+            case TakeSnapshot():
+                yield from self._snapshot(step)
+            case StartMachine():
+                yield lambda: self._start(step.machine)
+            case RemoveFiles() if not step.machine:
+                yield self._forget
+            case _:
+                yield lambda: self._one(step)
+
+    def _one(self, step: Step) -> None:
+        name = step.machine
+        match step:
+            case CloneVolume() | CreateVolume() | RemoveVolume():
+                self._store(step)
+            case EnsureNetwork() | RemoveNetwork():
+                self._network(step)
+            case CommitRecord():
+                self.record = step.record
+            case DefineMachine():
+                self._define(name)
+            case KillMachine() | StopMachine() if name in self.domains:
+                self.domains[name].state = DomainState.OFF
+            case UndefineMachine():
+                self.domains.pop(name, None)
+            case WaitReady():
+                self._wait(step)
+            case WriteSeed():
+                self.seeds[name] = step.generation
+            case KillMachine() | StopMachine() | SetNvram() | RemoveFiles():
+                pass
+            case _:
+                raise TypeError(f"a step that the simulation does not know: {type(step).__name__}")
+
+    def _store(self, step: CloneVolume | CreateVolume | RemoveVolume) -> None:
+        match step:
+            case CloneVolume():
+                self._clone(step.source, step.name, step.size)
+            case CreateVolume():
+                assert step.name not in self.volumes, f"{step.name} exists"
+                self.volumes[step.name] = Disc(step.size, (), None)
+            case RemoveVolume():
+                self._remove(step.name)
+
+    def _network(self, step: EnsureNetwork | RemoveNetwork) -> None:
+        if isinstance(step, RemoveNetwork):
+            self.networks.pop(step.network, None)
+            return
+        known = self._known().networks[Name(step.network)]
+        made = LibvirtNetwork(step.network, self._mark(step.network), active=True, bridge="", subnet=str(known.subnet))
+        self.networks[step.network] = made
+
+    def _known(self) -> Record:
+        assert self.record is not None, "this takes a committed record"
+        return self.record
+
+    def _stage(self, name: str, stage: Stage) -> None:
+        known = self._known().machines[Name(name)]
+        self.record = self._known().with_machine(Name(name), replace(known, stage=stage))
+
+    def _open(self) -> set[str]:
+        return {disk for vm in self.domains.values() if vm.state is not DomainState.OFF for disk in vm.disks}
+
+    def _clone(self, source: str, name: str, size: int = 0) -> None:
+        assert source in self.volumes, f"{name}: its source {source} is not there"
+        assert name not in self.volumes, f"{name} exists"
+        assert source not in self._open(), f"{source} is open and cannot be cloned"
+        disc = self.volumes[source]
+        if not disc.sealed:
+            disc.sealed = disc.lent = True
+        self.volumes[name] = Disc(max(size, disc.size), disc.content, source)
+
+    def _remove(self, name: str) -> None:
+        if name not in self.volumes:
+            return
+        standing = [n for n, v in self.volumes.items() if v.parent == name]
+        assert not standing, f"{name} cannot be removed: {standing} stand on it"
+        assert name not in self._open(), f"{name} cannot be removed: it is open"
+        parent = self.volumes.pop(name).parent
+        if parent and self.volumes[parent].lent and not any(v.parent == parent for v in self.volumes.values()):
+            self.volumes[parent].sealed = self.volumes[parent].lent = False
+
+    def _define(self, name: str) -> None:
+        known = self._known().machines[Name(name)]
+        disks = tuple(sorted(known.disks.values(), key=lambda volume: (".root." not in volume, volume)))
+        vm = self.domains.get(name)
+        if vm is None or vm.state is DomainState.OFF:
+            self.domains[name] = Vm(DomainState.OFF, disks, known.definition.memory)
+
+    def _start(self, name: str) -> None:
+        vm = self.domains[name]
+        if vm.state is not DomainState.OFF:
+            return
+        for disk in vm.disks:
+            assert disk in self.volumes, f"{name} cannot start: {disk} is not there"
+            assert not self.volumes[disk].sealed, f"{name} cannot start: {disk} is sealed"
+        for network in self._known().machines[Name(name)].definition.networks:
+            assert self._is_up(network), f"{name} cannot start: network {network} is down"
+        vm.state = DomainState.RUNNING
+
+    def _is_up(self, network: str) -> bool:
+        there = self.networks.get(network)
+        return there is not None and there.active
+
+    def _running(self, name: str) -> None:
+        known, vm = self._known().machines[Name(name)], self.domains.get(name)
+        assert vm is not None, f"{name} is waited for and is not defined"
+        assert vm.state is DomainState.RUNNING, f"{name} is waited for and is {vm.state}"
+        assert set(known.disks.values()) == set(vm.disks), f"{name} runs on disks that are not its own"
+        for network in known.definition.networks:
+            assert self._is_up(network), f"{name}: network {network} is down"
+            meant = self._known().networks[network].subnet
+            assert self.networks[network].subnet == str(meant), f"{name}: network {network} is not as recorded"
+
+    def _provision(self, name: str) -> None:
+        self._running(name)
+        self.write(name, "provisioned")
+
+    def _wait(self, step: WaitReady) -> None:
+        self._running(step.machine)
+        if step.first:
+            self._stage(step.machine, Stage.PROVISIONED)
+
+    def _snapshot(self, step: TakeSnapshot) -> Iterator[Callable[[], None]]:
+        for name in step.machines:
+            self._running(name)
+        for name in step.machines:
+            yield partial(setattr, self.domains[name], "state", DomainState.OFF)
+        parts: dict[Name, SnapshotPart] = {}
+        disks: dict[Name, dict[str, str]] = {}
+        for name in map(Name, step.machines):
+            known = self._known().machines[name]
+            disks[name] = {disk: volume_name(INSTANCE, name, disk, step.generation) for disk in known.disks}
+            parts[name] = SnapshotPart(known.disks)
+            for disk, volume in known.disks.items():
+                yield partial(self._clone, volume, disks[name][disk])
+        yield lambda: self._commit_snapshot(step, parts, disks)
+        for name in step.machines:
+            yield partial(self._restore, name)
+
+    def _commit_snapshot(
+        self, step: TakeSnapshot, parts: Mapping[Name, SnapshotPart], disks: Mapping[Name, dict[str, str]]
+    ) -> None:
+        record, name = self._known(), Name(step.name)
+        before = record.snapshots.get(name)
+        snapshot = replace(before, machines={**before.machines, **parts}) if before else Snapshot("now", dict(parts))
+        machines = {n: replace(m, disks=disks[n]) if n in disks else m for n, m in record.machines.items()}
+        snapshots = {**record.snapshots, name: snapshot}
+        self.record = replace(record, generation=step.generation, machines=machines, snapshots=snapshots)
+
+    def _restore(self, name: str) -> None:
+        self._define(name)
+        self.domains[name].state = DomainState.RUNNING
+
+    def _forget(self) -> None:
+        self.record = None
+
+
+def _ordered(plan: Plan, order: random.Random | None) -> Sequence[Step]:
+    """The steps in an order that `after` allows: the plan's own, or one that `order` draws."""
+    if order is None:
+        return plan.steps
+    left, chosen = list(plan.steps), list[Step]()
+    done: set[str] = set()
+    while left:
+        step = order.choice([step for step in left if done.issuperset(step.after)])
+        left.remove(step)
+        done.add(step.id)
+        chosen.append(step)
+    return chosen

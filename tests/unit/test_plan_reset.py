@@ -1,0 +1,211 @@
+"""The plan of `reset`: new disks, the commit, the restart, the old disks last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pocketcloud.errors import NoSpace, NotFound, Refused
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.inventory import DomainState
+from pocketcloud.model.names import Name
+from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    RemoveVolume,
+    SetNvram,
+    StartMachine,
+    WaitReady,
+)
+from pocketcloud.plan.up import plan_up
+from tests.plans import before, check_plan, check_up, ids, raise_lab
+from tests.simulation import INSTANCE, Host, base, ground, lab, machine
+
+LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
+
+
+def up_host() -> Host:
+    host = Host.with_bases(base())
+    raise_lab(LAB, host)
+    return host
+
+
+def plan(host: Host, *machines: str, taken: str = "") -> Plan:
+    have = host.inventory()
+    made = plan_reset(INSTANCE, machines, have, ground(*([taken] if taken else [])))
+    check_plan(made, have)
+    return made
+
+
+def test_all_machines_go_back_each_by_itself() -> None:
+    host = up_host()
+    for name in "ab":
+        host.write(name, "work")
+    made = plan(host)
+    earlier = before(made)
+    for mine, other in (("a", "b"), ("b", "a")):
+        chain = [f"{verb}.{mine}" for verb in ("stop", "define", "start", "ready")]
+        assert set(chain[:-1]) <= earlier[chain[-1]]
+        assert f"start.{other}" not in earlier[f"ready.{mine}"]
+    assert ids(made, KillMachine) == ["stop.a", "stop.b"]
+    assert len(ids(made, RemoveVolume)) == 3
+    host.apply(made)
+    check_up(host, LAB)
+    assert all("work" not in host.content(name) for name in "ab")
+
+
+def test_one_machine_goes_back_and_the_others_run_on() -> None:
+    host = up_host()
+    for name in "ab":
+        host.write(name, "work")
+    made = plan(host, "b", "b")
+    assert {step.machine for step in made.steps} == {"", "b"}
+    assert ids(made, WaitReady) == ["ready.b"]
+    host.apply(made)
+    check_up(host, LAB)
+    assert "work" in host.content("a")
+    assert "work" not in host.content("b")
+
+
+def test_reset_starts_what_is_off_and_the_networks_too() -> None:
+    host = up_host()
+    host.reboot()
+    host.domains.clear()
+    host.networks.clear()
+    made = plan(host)
+    assert ids(made, EnsureNetwork, StartMachine) == ["network.front", "start.a", "start.b"]
+    host.apply(made)
+    check_up(host, LAB)
+
+
+def test_the_uefi_variables_go_back_too_before_the_start() -> None:
+    host = up_host()
+    assert host.record is not None
+    assert host.record.clean is not None
+    assert ids(plan(host), SetNvram) == []
+    part = replace(host.record.clean.machines[Name("a")], nvram="demo.a@clean.fd")
+    clean = replace(host.record.clean, machines={**host.record.clean.machines, Name("a"): part})
+    host.record = replace(
+        host.record.with_machine(Name("a"), replace(host.record.machines[Name("a")], firmware=Firmware.EFI)),
+        snapshots={Name("clean"): clean},
+    )
+    made = plan(host)
+    assert [(step.machine, step.source) for step in made.steps if isinstance(step, SetNvram)] == [("a", "demo.a@clean.fd")]
+    assert "stop.a" in before(made)["nvram.a"]
+    assert "nvram.a" in before(made)["start.a"]
+
+
+def test_the_clean_state_survives_and_serves_again() -> None:
+    host = up_host()
+    assert host.record is not None
+    clean = host.record.clean
+    for _ in range(3):
+        made = plan(host)
+        assert clean is not None
+        assert {s.source for s in made.steps if isinstance(s, CloneVolume)} == {
+            volume for part in clean.machines.values() for volume in part.disks.values()
+        }
+        host.apply(made)
+        assert host.record.clean == clean
+    check_up(host, LAB)
+
+
+def test_a_machine_left_on_old_disks_by_another_reset_keeps_them_until_it_is_started_again() -> None:
+    host = up_host()
+    cut = plan(host, "b")
+    host.apply(cut, cut=ids(cut).index("commit") + 1)
+    old = host.domains["b"].disks[0]
+    made = plan(host, "a")
+    assert f"remove.{old}" not in ids(made)
+    host.apply(made)
+    assert old in host.volumes
+    up = plan_up(LAB, INSTANCE, host.inventory(), ground())
+    assert f"remove.{old}" in ids(up)
+    host.apply(up)
+    check_up(host, LAB)
+
+
+def test_domains_that_no_record_names_are_swept() -> None:
+    host = up_host()
+    one = lab(("front",), b=LAB.machines[Name("b")])
+    cut = plan_up(one, INSTANCE, host.inventory(), ground(), prune=True)
+    host.apply(cut, cut=ids(cut).index("commit") + 1)
+    made = plan(host)
+    assert "undefine.a" in ids(made)
+    host.apply(made)
+    check_up(host, one)
+
+
+def test_a_subnet_taken_meanwhile_moves_the_lab() -> None:
+    host = up_host()
+    host.reboot()
+    assert host.record is not None
+    old = host.record.networks[Name("front")].subnet
+    made = plan(host, taken=str(old))
+    assert "moves from" in made.notes[0]
+    host.apply(made)
+    check_up(host, LAB)
+    assert host.record.networks[Name("front")].subnet != old
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_there_is_not_found() -> None:
+    with pytest.raises(NotFound, match="no lab demo"):
+        plan(Host.with_bases(base()))
+    with pytest.raises(NotFound, match="no machine x") as missing:
+        plan(up_host(), "x")
+    assert missing.value.hint == "it has: a, b"
+
+
+def test_remains_without_a_record_are_said_to_be_remains() -> None:
+    host = up_host()
+    host.record = None
+    with pytest.raises(NotFound, match="remains of it: pocketcloud lab destroy"):
+        plan(host)
+
+
+def test_without_a_clean_state_there_is_no_going_back() -> None:
+    host = Host.with_bases(base())
+    up = plan_up(LAB, INSTANCE, host.inventory(), ground())
+    host.apply(up, cut=ids(up).index("clean"))
+    with pytest.raises(Refused, match="no clean state of a, b yet") as refused:
+        plan(host)
+    assert refused.value.hint == "pocketcloud lab up demo"
+
+
+def test_a_machine_added_and_not_yet_clean_is_left_alone_unless_it_is_named() -> None:
+    host = up_host()
+    more = lab(("front",), **{str(n): m for n, m in LAB.machines.items()}, c=machine("front"))
+    up = plan_up(more, INSTANCE, host.inventory(), ground())
+    host.apply(up, cut=ids(up).index("clean"))
+    made = plan(host)
+    assert "c has no clean state yet" in made.notes[0]
+    assert "c" not in {step.machine for step in made.steps}
+    with pytest.raises(Refused, match="no clean state of c yet"):
+        plan(host, "c")
+
+
+def test_a_damaged_clean_state_is_refused_before_anything() -> None:
+    host = up_host()
+    assert host.record is not None
+    assert host.record.clean is not None
+    lost = host.record.clean.machines[Name("b")].disks["root"]
+    del host.volumes[lost]
+    with pytest.raises(Refused, match=f"clean state of b is damaged: volume {lost} is gone"):
+        plan(host)
+    assert ids(plan(host, "a"), WaitReady) == ["ready.a"]
+
+
+def test_memory_is_asked_only_for_what_is_off() -> None:
+    host = up_host()
+    have = host.inventory()
+    assert plan_reset(INSTANCE, [], have, ground(memory=0, space=0)).steps
+    host.domains["b"].state = DomainState.OFF
+    with pytest.raises(NoSpace, match="1 machine needs 164 MiB"):
+        plan_reset(INSTANCE, [], host.inventory(), ground(memory=0))

@@ -1,0 +1,471 @@
+"""The plan of `up`, from each thing that may be there: what it does, what it only says, what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+
+from pocketcloud.errors import NoSpace, NotFound, Refused
+from pocketcloud.model.inventory import DomainState
+from pocketcloud.model.lab import Attachment, Lab, LabNetwork, NetworkKind
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Stage
+from pocketcloud.model.sizes import GIB, MIB, Size
+from pocketcloud.plan.steps import (
+    CloneVolume,
+    CommitRecord,
+    CreateVolume,
+    EnsureNetwork,
+    KillMachine,
+    Plan,
+    Provision,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolume,
+    StartMachine,
+    StopMachine,
+    TakeSnapshot,
+    UndefineMachine,
+    WaitReady,
+    title,
+)
+from pocketcloud.plan.up import plan_up
+from tests.plans import before, check_plan, check_up, ids, raise_lab
+from tests.simulation import INSTANCE, Host, base, ground, lab, machine
+
+LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
+
+
+def fresh_host() -> Host:
+    return Host.with_bases(base("tiny"), base("other"))
+
+
+def up_host(wanted: Lab = LAB) -> Host:
+    host = fresh_host()
+    raise_lab(wanted, host)
+    check_up(host, wanted)
+    return host
+
+
+def plan(host: Host, wanted: Lab = LAB, *taken: str, reconfigure: bool = False, prune: bool = False) -> Plan:
+    have = host.inventory()
+    made = plan_up(wanted, INSTANCE, have, ground(*taken), reconfigure=reconfigure, prune=prune)
+    check_plan(made, have)
+    return made
+
+
+def edited(**changes: object) -> Lab:
+    """LAB with its machine `a` changed."""
+    return replace(LAB, machines={**LAB.machines, Name("a"): replace(LAB.machines[Name("a")], **changes)})  # type: ignore[arg-type] # field names of Machine
+
+
+# -- what is made --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_lab_is_made_whole() -> None:
+    made = plan(fresh_host())
+    assert ids(made, CloneVolume) == ["volume.a.root", "volume.b.root"]
+    assert ids(made, CreateVolume) == ["volume.a.data"]
+    assert ids(made, EnsureNetwork) == ["network.front"]
+    assert ids(made, StartMachine) == ["start.a", "start.b"]
+    assert ids(made, Provision) == ["provision.a"]
+    assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("a", "b")]
+    assert ids(made, RemoveVolume, KillMachine, StopMachine) == []
+    assert made.notes == made.loses == ()
+
+
+def test_machines_do_not_wait_for_each_other() -> None:
+    earlier = before(plan(fresh_host()))
+    for mine, others in (("a", "b"), ("b", "a")):
+        assert not {f"{verb}.{others}" for verb in ("define", "start", "provision", "ready")} & earlier[f"ready.{mine}"]
+    assert {"ready.a", "ready.b"} <= earlier["clean"]
+
+
+def test_every_step_has_a_title_that_names_its_object() -> None:
+    for step in plan(fresh_host()).steps:
+        assert "{" not in title(step)
+        assert step.machine in title(step)
+
+
+def test_a_lab_that_is_up_is_only_looked_at() -> None:
+    made = plan(up_host())
+    assert ids(made) == ["network.front", "ready.a", "ready.b"]
+    assert made.notes == ()
+
+
+def test_off_machines_are_started_and_nothing_is_made() -> None:
+    host = up_host()
+    host.reboot()
+    made = plan(host)
+    assert ids(made, StartMachine) == ["start.a", "start.b"]
+    assert ids(made, CloneVolume, CommitRecord, KillMachine, StopMachine, TakeSnapshot) == []
+    host.apply(made)
+    check_up(host, LAB)
+
+
+def test_interrupted_provisioning_makes_the_machine_anew_and_only_that_one() -> None:
+    host = up_host()
+    assert host.record is not None
+    known = host.record.machines[Name("a")]
+    host.record = host.record.with_machine(Name("a"), replace(known, stage=Stage.PROVISIONING))
+    made = plan(host)
+    assert ids(made, CloneVolume) == ["volume.a.root"]
+    assert ids(made, KillMachine) == ["stop.a"]
+    assert ids(made, Provision) == ["provision.a"]
+    assert "interrupted" in next(step.reason for step in made.steps if step.id == "stop.a")
+    assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("a",)]
+    host.apply(made)
+    check_up(host, LAB)
+
+
+def test_a_machine_running_on_old_disks_is_started_on_its_own() -> None:
+    host = up_host()
+    old = host.domains["a"].disks
+    assert host.record is not None
+    live = host.record.machines[Name("a")].disks["root"]
+    host.volumes["lab.demo.a.root.g77"] = replace(host.volumes[live])
+    disks = {**host.record.machines[Name("a")].disks, "root": "lab.demo.a.root.g77"}
+    host.record = host.record.with_machine(Name("a"), replace(host.record.machines[Name("a")], disks=disks))
+    made = plan(host)
+    assert ids(made, StopMachine, StartMachine) == ["stop.a", "start.a"]
+    assert "old disks" in made.steps[1].reason
+    assert ids(made, RemoveVolume) == [f"remove.{live}"]
+    host.apply(made)
+    check_up(host, LAB)
+    assert host.domains["a"].disks != old
+
+
+def test_a_live_volume_left_sealed_is_cloned_on() -> None:
+    host = up_host()
+    host.write("a", "work")
+    host.reboot()
+    assert host.record is not None
+    live = host.record.machines[Name("a")].disks["root"]
+    host.volumes[live].sealed = True
+    made = plan(host)
+    assert [step.source for step in made.steps if isinstance(step, CloneVolume)] == [live]
+    host.apply(made)
+    check_up(host, LAB)
+    assert "work" in host.content("a")
+
+
+def test_a_lost_volume_comes_back_from_clean() -> None:
+    host = up_host()
+    host.reboot()
+    assert host.record is not None
+    del host.volumes[host.record.machines[Name("a")].disks["root"]]
+    made = plan(host)
+    assert ids(made, CloneVolume) == ["volume.a.root", "volume.a.data"]
+    assert ids(made, Provision) == []
+    assert "gone" in made.steps[0].reason
+    host.apply(made)
+    check_up(host, LAB)
+
+
+def test_a_volume_lost_with_its_clean_state_is_made_anew() -> None:
+    host = up_host()
+    host.reboot()
+    for name in [name for name in host.volumes if name.startswith("lab.demo.a.")]:
+        del host.volumes[name]
+    made = plan(host)
+    assert ids(made, Provision) == ["provision.a"]
+    assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("a",)]
+    host.apply(made)
+    check_up(host, LAB)
+
+
+@pytest.mark.parametrize("state", [DomainState.PAUSED, DomainState.CRASHED])
+def test_a_paused_or_crashed_machine_is_started_anew(state: DomainState) -> None:
+    host = up_host()
+    host.domains["b"].state = state
+    made = plan(host)
+    assert ids(made, KillMachine, StartMachine) == ["stop.b", "start.b"]
+    assert f"it is {state}" in next(step.reason for step in made.steps if step.id == "stop.b")
+    host.apply(made)
+    check_up(host, LAB)
+
+
+def test_a_network_that_is_down_is_started_and_its_machines_with_it() -> None:
+    host = up_host(lab(("back", "front"), a=machine("front"), b=machine("back")))
+    host.networks["front"] = replace(host.networks["front"], active=False)
+    assert host.record is not None
+    made = plan(host, host.record.lab)
+    assert ids(made, StopMachine, KillMachine) == ["stop.a"]
+    host.apply(made)
+    check_up(host, host.record.lab)
+
+
+# -- subnets and addresses -----------------------------------------------------------------------------------------------
+
+
+def test_a_subnet_taken_meanwhile_is_left_and_addresses_keep_their_host_part() -> None:
+    host = up_host()
+    host.reboot()
+    assert host.record is not None
+    before_move = host.record
+    old = before_move.networks[Name("front")].subnet
+    made = plan(host, LAB, str(old))
+    assert any(str(old) in note and "taken" in note for note in made.notes)
+    host.apply(made)
+    assert host.record.networks[Name("front")].subnet != old
+    for name, known in host.record.machines.items():
+        address, once = known.addresses[Name("front")], before_move.machines[name].addresses[Name("front")]
+        assert int(address) & 0xFF == int(once) & 0xFF
+        assert address in host.record.networks[Name("front")].subnet
+
+
+def test_a_running_network_stays_whatever_is_taken() -> None:
+    host = up_host()
+    assert host.record is not None
+    assert plan(host, LAB, str(host.record.networks[Name("front")].subnet)).notes == ()
+
+
+def test_networks_of_a_lab_do_not_overlap() -> None:
+    names = tuple(f"n{i}" for i in range(40))
+    made = plan(fresh_host(), lab(names, **{f"m{i}": machine(n) for i, n in enumerate(names)}))
+    assert made.record is not None
+    assert len({network.subnet for network in made.record.networks.values()}) == 40
+
+
+def test_no_subnet_left_is_refused() -> None:
+    with pytest.raises(Refused, match=r"10\.77\.0\.0/16"):
+        plan(fresh_host(), LAB, "10.77.0.0/16")
+
+
+def test_the_file_says_an_address_and_the_others_go_around_it() -> None:
+    wanted = lab(("front",), a=machine("front"), b=machine("front", address=10), c=machine("front", address=254))
+    made = plan(fresh_host(), wanted)
+    assert made.record is not None
+    parts = {str(name): int(m.addresses[Name("front")]) & 0xFF for name, m in made.record.machines.items()}
+    assert parts == {"a": 11, "b": 10, "c": 254}
+
+
+def test_an_addition_takes_no_address_away_wherever_it_stands() -> None:
+    host = up_host(lab(("front",), m=machine("front")))
+    assert host.record is not None
+    address = host.record.machines[Name("m")].addresses
+    more = lab(("front",), a=machine("front"), m=machine("front"))
+    made = plan(host, more)
+    assert ids(made, StartMachine) == ["start.a"]
+    host.apply(made)
+    check_up(host, more)
+    assert host.record.machines[Name("m")].addresses == address
+
+
+def test_a_machine_whose_address_the_file_gives_away_moves_and_is_started_again() -> None:
+    host = up_host(lab(("front",), m=machine("front")))
+    more = lab(("front",), a=machine("front", address=10), m=machine("front"))
+    made = plan(host, more)
+    assert ids(made, StopMachine) == ["stop.m"]
+    host.apply(made)
+    check_up(host, more)
+    assert host.record is not None
+    assert host.record.machines[Name("m")].addresses[Name("front")] == IPv4Address(
+        int(host.record.networks[Name("front")].subnet.network_address) + 11
+    )
+
+
+def test_253_machines_fit_a_network_and_254_do_not() -> None:
+    plenty = replace(ground(memory=1 << 50), space=1 << 50)
+    full = plan_up(lab(("n",), **{f"m{i}": machine("n") for i in range(253)}), INSTANCE, fresh_host().inventory(), plenty)
+    assert full.record is not None
+    assert len({m.addresses[Name("n")] for m in full.record.machines.values()}) == 253
+    with pytest.raises(Refused, match="254 machines"):
+        plan_up(lab(("n",), **{f"m{i}": machine("n") for i in range(254)}), INSTANCE, fresh_host().inventory(), plenty)
+
+
+# -- an edited file ------------------------------------------------------------------------------------------------------
+
+
+def test_additions_are_made_at_once_and_join_clean() -> None:
+    host = up_host()
+    assert host.record is not None
+    assert host.record.clean is not None
+    kept = host.record.clean.machines[Name("a")]
+    more = replace(
+        LAB, machines={**LAB.machines, Name("c"): machine("back")}, networks={**LAB.networks, Name("back"): LabNetwork()}
+    )
+    made = plan(host, more)
+    assert ids(made, StartMachine) == ["start.c"]
+    assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("c",)]
+    host.apply(made)
+    check_up(host, more)
+    assert host.record.clean.machines[Name("a")] == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ({"memory": Size(128 * MIB)}, False),
+        ({"vcpus": 2}, False),
+        ({"base": Name("other")}, True),
+        ({"disk": Size(2 * GIB)}, True),
+        ({"disks": ()}, True),
+        ({"provision": ()}, True),
+        ({"networks": {Name("front"): Attachment(77)}}, True),
+    ],
+)
+def test_a_change_waits_for_reconfigure(change: dict[str, object], anew: bool) -> None:
+    host = up_host()
+    host.write("a", "work")
+    waits = plan(host, edited(**change))
+    assert ids(waits, CloneVolume, StopMachine, KillMachine, StartMachine) == []
+    assert waits.loses == ()
+    (said,) = waits.notes
+    assert "--reconfigure" in said
+    assert next(iter(change)) in said
+    assert ("anew" in said) == anew
+    host.apply(waits)
+    made = plan(host, edited(**change), reconfigure=True)
+    assert made.loses == (("a",) if anew else ())
+    assert ids(made, StopMachine) == ([] if anew else ["stop.a"])
+    assert ids(made, KillMachine) == (["stop.a"] if anew else [])
+    host.apply(made)
+    check_up(host, edited(**change))
+    assert ("work" in host.content("a")) == (not anew)
+
+
+def test_what_is_ready_is_taken_over_without_a_word() -> None:
+    host = up_host()
+    other = replace(LAB.machines[Name("a")].ready, console="bye")
+    made = plan(host, edited(ready=other))
+    assert ids(made) == ["commit", "network.front", "ready.a", "ready.b"]
+    assert made.notes == ()
+
+
+def test_the_order_of_networks_is_the_order_of_interfaces_so_it_is_a_change() -> None:
+    host = up_host(lab(("x", "y"), a=machine("x", "y")))
+    made = plan(host, lab(("x", "y"), a=machine("y", "x")))
+    assert "networks changed" in made.notes[0]
+    assert made.record is not None
+    assert list(made.record.machines[Name("a")].definition.networks) == ["x", "y"]
+
+
+def test_a_network_of_another_kind_waits_and_then_restarts_its_machines() -> None:
+    host = up_host()
+    isolated = replace(LAB, networks={Name("front"): LabNetwork(NetworkKind.ISOLATED)})
+    waits = plan(host, isolated)
+    assert "nat -> isolated waits for --reconfigure" in waits.notes[0]
+    assert ids(waits, StopMachine) == []
+    made = plan(host, isolated, reconfigure=True)
+    assert ids(made, StopMachine) == ["stop.a", "stop.b"]
+    host.apply(made)
+    check_up(host, isolated)
+
+
+def test_what_left_the_file_is_named_and_kept_until_prune() -> None:
+    two = lab(("back", "front"), a=machine("front"), b=machine("back"))
+    host = up_host(two)
+    one = lab(("front",), a=machine("front"))
+    keeps = plan(host, one)
+    assert len(keeps.notes) == 2
+    assert keeps.notes[0].startswith("b is no longer in the file")
+    assert "network back is no longer in the file; b uses it" in keeps.notes[1]
+    assert ids(keeps, UndefineMachine, RemoveVolume, RemoveFiles, RemoveNetwork) == []
+    host.apply(keeps)
+    assert host.domains["b"].state is DomainState.RUNNING
+    made = plan(host, one, prune=True)
+    assert ids(made, UndefineMachine, RemoveFiles, RemoveNetwork) == ["undefine.b", "files.b", "network.back"]
+    assert {"undefine.b"} <= before(made)["remove.lab.demo.b.root.g2"], "its disk may be removed while it runs"
+    host.apply(made)
+    check_up(host, one)
+
+
+def test_a_network_without_machines_is_kept_until_prune() -> None:
+    host = up_host(lab(("spare", "front"), a=machine("front")))
+    one = lab(("front",), a=machine("front"))
+    assert plan(host, one).notes == ("network spare is no longer in the file; it is kept until --prune",)
+    raise_lab(one, host, prune=True)
+    check_up(host, one)
+
+
+def test_what_an_interrupted_prune_left_is_swept() -> None:
+    host = up_host()
+    one = lab(("front",), b=LAB.machines[Name("b")])
+    cut = plan(host, one, prune=True)
+    host.apply(cut, cut=ids(cut).index("commit") + 1)
+    assert "a" in host.domains
+    made = plan(host, one)
+    assert ids(made, UndefineMachine) == ["undefine.a"]
+    host.apply(made)
+    check_up(host, one)
+
+
+def test_a_newer_base_is_mentioned_and_never_moved_onto() -> None:
+    host = up_host()
+    host.add_base(base("tiny", "d2"))
+    made = plan(host)
+    assert [note.split(":")[0] for note in made.notes] == ["a", "b"]
+    assert all("newer tiny" in note for note in made.notes)
+    assert ids(made) == ["network.front", "ready.a", "ready.b"]
+
+
+def test_a_machine_made_anew_stays_on_its_base_and_an_added_one_takes_the_newer() -> None:
+    host = up_host()
+    host.add_base(base("tiny", "d2"))
+    assert host.record is not None
+    host.record = host.record.with_machine(Name("a"), replace(host.record.machines[Name("a")], stage=Stage.PROVISIONING))
+    made = plan(host, replace(LAB, machines={**LAB.machines, Name("c"): machine("front")}))
+    sources = {step.machine: step.source for step in made.steps if isinstance(step, CloneVolume)}
+    assert sources == {"a": "base.tiny.d1", "c": "base.tiny.d2"}
+
+
+# -- what is refused before anything is done -----------------------------------------------------------------------------
+
+
+def test_missing_bases_are_named_all_at_once() -> None:
+    wanted = lab(("n",), a=machine("n", base="x"), b=machine("n", base="y"), c=machine("n"))
+    with pytest.raises(NotFound, match="no base x, y for x86_64") as refused:
+        plan(fresh_host(), wanted)
+    assert refused.value.hint == "pocketcloud base build x; pocketcloud base build y"
+
+
+def test_a_base_that_is_gone_matters_only_when_it_is_needed() -> None:
+    host = up_host()
+    host.bases.clear()
+    assert ids(plan(host)) == ["network.front", "ready.a", "ready.b"]
+    assert host.record is not None
+    host.record = host.record.with_machine(Name("a"), replace(host.record.machines[Name("a")], stage=Stage.PROVISIONING))
+    del host.volumes["base.tiny.d1"]
+    with pytest.raises(NotFound, match="its base tiny is gone"):
+        plan(host)
+
+
+def test_memory_is_refused_with_the_figures_and_everything_else_that_is_wrong() -> None:
+    wanted = lab(("n",), a=machine("n", memory=3 * GIB), b=machine("n", memory=GIB, vcpus=5))
+    with pytest.raises(NoSpace) as refused:
+        plan_up(wanted, INSTANCE, fresh_host().inventory(), ground(memory=2 * GIB, space=GIB))
+    memory, space, vcpus = refused.value.message.splitlines()
+    for figure in ("2 machines need 4.2 GiB", "a 3 GiB", "b 1 GiB", "100 MiB each for QEMU", "2 GiB", "emulated keeps 1 GiB"):
+        assert figure in memory
+    assert "4.5 GiB" in space
+    assert "1 GiB free" in space
+    assert vcpus == "b: 5 vcpus; profile emulated allows 4"
+    assert refused.value.exit_code == 6
+
+
+def test_a_lab_that_fits_exactly_is_not_refused() -> None:
+    wanted = lab(("n",), a=machine("n", memory=GIB))
+    need = GIB + 100 * MIB
+    assert plan_up(wanted, INSTANCE, fresh_host().inventory(), ground(memory=need, space=GIB + 256 * MIB)).steps
+    with pytest.raises(NoSpace, match="1 machine needs"):
+        plan_up(wanted, INSTANCE, fresh_host().inventory(), ground(memory=need - 1))
+    with pytest.raises(NoSpace, match="space"):
+        plan_up(wanted, INSTANCE, fresh_host().inventory(), ground(memory=need, space=GIB + 256 * MIB - 1))
+
+
+def test_running_machines_need_no_room_but_their_growth() -> None:
+    host = up_host()
+    have = host.inventory()
+    assert plan_up(LAB, INSTANCE, have, ground(memory=0, space=0)).steps
+    bigger = edited(memory=Size(64 * MIB + GIB))
+    assert plan_up(bigger, INSTANCE, have, ground(memory=0, space=0)).steps
+    with pytest.raises(NoSpace, match="a 1 GiB more"):
+        plan_up(bigger, INSTANCE, have, ground(memory=GIB - 1), reconfigure=True)
+    assert plan_up(bigger, INSTANCE, have, ground(memory=GIB), reconfigure=True).steps
+
+
+def test_waiting_is_planned_for_every_machine_of_the_file() -> None:
+    assert ids(plan(up_host()), WaitReady) == ["ready.a", "ready.b"]

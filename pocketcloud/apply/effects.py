@@ -17,7 +17,7 @@ from pocketcloud.guest import Guest
 from pocketcloud.keys import new_key, read_key, read_public, write_private
 from pocketcloud.model.lab import ProvisionStep
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import Stage
+from pocketcloud.model.record import Record, Stage
 from pocketcloud.plan.steps import (
     CloneVolume,
     CommitRecord,
@@ -93,16 +93,17 @@ def _seed(world: World, step: WriteSeed) -> None:
 
 
 def _commit(world: World, step: CommitRecord) -> None:
+    """The record last: once it is there, no later command has a reason to write what goes with it."""
     world.files.make()
+    _write_ssh_config(world, step.record)
     world.set_record(step.record)
-    _write_ssh_config(world)
 
 
-def _write_ssh_config(world: World) -> None:
+def _write_ssh_config(world: World, record: Record) -> None:
     """What `lab ssh` and `lab ssh-config` use; it follows from the record, and is written anew with it."""
     files, hosts, known = world.files, [], ""
-    for name in world.known.machines:
-        address = machine_address(world.known, name)
+    for name in record.machines:
+        address = machine_address(record, name)
         if address is None:
             continue
         with suppress(NotFound):

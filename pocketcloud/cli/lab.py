@@ -141,6 +141,7 @@ def up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) 
         _plan_up(lab, options, reconfigure=reconfigure, prune=prune)
         return
     require_root("make and start machines")
+    instance_of(lab)  # a bad file or name is told before a kit is made for it
     with bench(options, make=True) as here:
         wanted, instance = wanted_lab(lab, here.kit.path)
         confirm = _confirm_loss(yes=options.yes)

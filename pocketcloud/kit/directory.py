@@ -31,7 +31,7 @@ def init_directory(places: Places, path: Path, name: str | None, *, now: str) ->
     Raises Refused if there is something in it or a kit of the name is attached, HostLacks if QEMU could not reach it.
     """
     path = path.absolute()
-    kit_name = checked_name(name) if name else name_for(path, places.default)
+    kit_name = checked_name(name) if name is not None else name_for(path, places.default)
     if any(kit.name == kit_name for kit in attached_kits(places)):
         raise Refused(f"a kit named {kit_name} is attached already", hint="choose another with --name")
     if path.exists() and not path.is_dir():

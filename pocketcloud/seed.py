@@ -98,8 +98,11 @@ def network_config(seed: Seed) -> str:
     ethernets = {
         f"nic{index}": {
             "match": {"macaddress": nic.mac.lower()},
+            # The order of the lab file: eth0 is on the machine's first network.
+            "set-name": f"eth{index}",
             "dhcp4": True,
-            # Without this systemd-networkd does not search the lab's domain, and `web` alone is not found.
+            # The lab's domain, which DHCP names, is searched: so `web` alone is found. cloud-init 22.4 looks this up by the
+            # interface's name, and finds it only where that is set.
             "dhcp4-overrides": {"use-domains": True},
             "dhcp6": False,
             "optional": True,

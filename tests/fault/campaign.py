@@ -204,7 +204,9 @@ class Campaign:
         assert mine == {name for name in needed if name.startswith("lab.")}, "volumes that nothing needs"
         folder = self.kit.files(INSTANCE).folder
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-        assert files == {"lab.json", "console/a.log", "console/b.log", "ssh_config", "known_hosts"}, "files that nothing needs"
+        assert files == {"lab.json", "console/a.log", "console/b.log", "ssh_config", "known_hosts"}, (
+            f"files that nothing needs, or too few: {files}"
+        )
         hidden = [str(p) for p in self.kit.path.rglob(".*")]
         assert not hidden, f"unfinished files: {hidden}"
 

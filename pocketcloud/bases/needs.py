@@ -32,8 +32,8 @@ _TOOLS = {
 _UTIL_LINUX = ("setpriv", "unshare", "nsenter")
 _FOREIGN = "test:slow-arm64"
 
-# Measured with the shipped definitions: the tree and the image together take 1.2 GiB of the work folder at most; filling the
-# volume then takes the image's content twice, once raw.
+# Estimates, on the safe side: the tree and the image together lie in the work folder (an image holds about 0.5 GiB); filling
+# the volume then takes the image's content twice, once raw.
 _WORK_SPACE = 1800 * MIB
 _STORE_SPACE = 1300 * MIB
 

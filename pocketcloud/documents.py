@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 
 from pocketcloud.errors import BadDocument, Fault, NotFound
 from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import NAME_PATTERN
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -26,7 +28,13 @@ Lines = dict[KeyPath, int]
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 50_000
+MAX_TEXT = 1024 * 1024
 MAX_FAULTS = 30
+
+# The directive for another version of YAML changes what plain words mean: `on` would be true.
+_OTHER_YAML = re.compile(r"^%YAML\s+(?!1\.2\s*$)", re.MULTILINE)
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LARGEST_INT = 1 << 63
 
 
 def load(path: Path, kind: type[T]) -> T:
@@ -63,8 +71,9 @@ def parse_json(text: str, kind: type[T], source: str) -> T:
 
 
 def dump_json(value: object) -> str:
-    """A model value as canonical JSON text: sorted keys, two spaces, a final newline."""
-    return json.dumps(plain(value), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    """A model value as JSON text: two spaces, a final newline. Keys keep their order, which has a meaning: that of a machine's
+    networks is that of its interfaces."""
+    return json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n"
 
 
 def plain(value: object) -> Any:
@@ -87,11 +96,21 @@ def plain(value: object) -> Any:
 def lab_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a lab file, for editors."""
     schema: dict[str, Any] = _adapter(Lab).json_schema()
+    for owner in (schema, *schema["$defs"].values()):
+        for key in owner.get("properties", {}).values():
+            if named := key.get("patternProperties"):
+                # A name that does not follow the rule is refused, and nothing need follow the name of a network.
+                key["additionalProperties"] = False
+                key["patternProperties"] = {p: _or_nothing(v) for p, v in named.items()}
     networks = schema["$defs"]["Machine"]["properties"]["networks"]
-    mapping = dict(networks)
-    short = {"type": "array", "items": {"type": "string", "pattern": r"^[a-z][a-z0-9-]{0,30}$"}, "uniqueItems": True}
-    schema["$defs"]["Machine"]["properties"]["networks"] = {"anyOf": [short, mapping], "title": "Networks"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "pocketcloud lab"} | schema
+    short = {"type": "array", "items": {"type": "string", "pattern": NAME_PATTERN}, "uniqueItems": True}
+    schema["$defs"]["Machine"]["properties"]["networks"] = {"anyOf": [short, networks], "title": "Networks"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "pocketcloud lab"}
+
+
+def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
+    empty_too = str(schema.get("$ref", "")).rpartition("/")[2] in ("LabNetwork", "Attachment")
+    return {"anyOf": [schema, {"type": "null"}]} if empty_too else schema
 
 
 # -- YAML to plain values, with lines ---------------------------------------------------------------------------------
@@ -121,6 +140,8 @@ def _read_yaml(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
 
     if len(text.encode()) > MAX_BYTES:
         raise BadDocument(source, [Fault(0, "", f"expected at most {MAX_BYTES} bytes")])
+    if other := _OTHER_YAML.search(text):
+        raise BadDocument(source, [Fault(text.count("\n", 0, other.start()) + 1, "", "expected YAML 1.2 (leave out `%YAML`)")])
     try:
         node = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as error:
@@ -145,14 +166,16 @@ class _NodeReader:
         self.lines: Lines = {}
         self.faults: list[Fault] = []
         self.count = 0
+        self.length = 0
 
     def value(self, node: Any, path: KeyPath) -> Any:
         """The plain value of a node. An alias is read again wherever it stands, so that its bounds are those of its expansion."""
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self.count += 1
-        if self.count > MAX_NODES or len(path) > MAX_DEPTH:
-            what = f"more than {MAX_NODES} values" if self.count > MAX_NODES else f"nested deeper than {MAX_DEPTH}"
+        if self.count > MAX_NODES or self.length > MAX_TEXT or len(path) > MAX_DEPTH:
+            much = f"more than {MAX_NODES} values" if self.count > MAX_NODES else f"more than {MAX_TEXT} characters"
+            what = f"nested deeper than {MAX_DEPTH}" if len(path) > MAX_DEPTH else much
             raise BadDocument(self.source, [Fault(line, "", f"{what}, aliases expanded: this is not a document of ours")])
         if node.id == "mapping":
             return self._mapping(node, path)
@@ -167,7 +190,7 @@ class _NodeReader:
             if key_node.id != "scalar":
                 self.faults.append(Fault(line, _dotted(path), "expected a plain word as key"))
                 continue
-            key = str(key_node.value)
+            key = self._text(key_node, path)
             if key in found:
                 first = self.lines.get((*path, key), 0)
                 self.faults.append(Fault(line, _dotted((*path, key)), f"duplicate: the same name stands in line {first}"))
@@ -177,19 +200,20 @@ class _NodeReader:
         return found
 
     def _scalar(self, node: Any, path: KeyPath) -> Any:
-        tag, text = str(node.tag), str(node.value)
+        tag, text = str(node.tag), self._text(node, path)
         kind = tag.rsplit(":", 1)[-1]
         try:
             match kind:
                 case "null":
                     return None
                 case "bool":
-                    return text.lower() == "true"
+                    return {"true": True, "false": False}.get(text.lower(), text)
                 case "int":
-                    return int(text.replace("_", ""), 0 if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
+                    number = int(text.replace("_", ""), 0 if text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b") else 10)
+                    return number if abs(number) < _LARGEST_INT else text
                 case "float":
-                    number = float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
-                    return number if abs(number) < float("inf") else text
+                    measure = float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
+                    return measure if abs(measure) < float("inf") else text
                 case "str" | "timestamp":
                     return text
                 case _:
@@ -198,6 +222,14 @@ class _NodeReader:
             return text
         self.faults.append(Fault(node.start_mark.line + 1, _dotted(path), f"expected a plain value, got the tag {tag}"))
         return None
+
+    def _text(self, node: Any, path: KeyPath) -> str:
+        text = str(node.value)
+        self.length += len(text)
+        if not _LONE_SURROGATE.search(text):
+            return text
+        self.faults.append(Fault(node.start_mark.line + 1, _dotted(path), "expected text, got a lone surrogate"))
+        return _LONE_SURROGATE.sub("?", text)
 
 
 # -- plain values to the model ----------------------------------------------------------------------------------------
@@ -238,6 +270,10 @@ def _translated(item: Any, kind: type, lines: Lines) -> Fault:
             message = "missing"
         case "value_error" | "assertion_error":
             message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            # What a value says about one of its keys is said at that key.
+            key, colon, rest = message.partition(": ")
+            if colon and key in _keys_of(kind, path):
+                path, message = (*path, key), rest
         case "string_type":
             message = f"expected text, got {got}"
         case "int_type" | "int_parsing" | "int_from_float":

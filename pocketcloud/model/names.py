@@ -24,7 +24,8 @@ class Name(str):
     def parse(cls, text: object) -> Self:
         """The name in `text`; raises ValueError if it does not follow the rule."""
         if not isinstance(text, str):
-            raise ValueError(f"expected a name, got {type(text).__name__}; {_RULE}")
+            shown = "nothing" if text is None else str(text).lower() if isinstance(text, (bool, int, float)) else "no text"
+            raise ValueError(f"expected a name, got {shown[:40]}; {_RULE}")
         # `$` also matches before a final newline, so fullmatch it is.
         if not _NAME.fullmatch(text):
             shown = text if len(text) <= 40 else text[:37] + "..."

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 _UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB}
+# What libvirt, QEMU and file systems count bytes with.
+_LARGEST = (1 << 63) - 1
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(B|KiB|MiB|GiB|TiB)")
 _SIZE_RULE = "expected a size with its unit, as 512MiB or 10GiB"
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|m|h)")
@@ -21,7 +23,7 @@ class Size(int):
     def parse(cls, value: object) -> Self:
         """The size in a text such as `512MiB`; an int is bytes. Raises ValueError with the rule in its text."""
         if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
-            number = int(float(match[1]) * _UNITS[match[2]])
+            number = int(min(float(match[1]), _LARGEST) * _UNITS[match[2]])
         elif isinstance(value, int) and not isinstance(value, bool):
             if 0 < value < KIB and not isinstance(value, Size):
                 raise ValueError(f"{value} bytes is hardly meant; {_SIZE_RULE}")
@@ -30,6 +32,8 @@ class Size(int):
             raise ValueError(f"{_SIZE_RULE}, got {_shown(value)}")
         if number <= 0:
             raise ValueError(f"{_SIZE_RULE}, more than 0, got {_shown(value)}")
+        if number > _LARGEST:
+            raise ValueError(f"{_SIZE_RULE}, less than 8388608TiB, got {_shown(value)}")
         return cls(number)
 
     @classmethod
@@ -50,7 +54,7 @@ class Duration(float):
         if isinstance(value, str) and (match := _DURATION.fullmatch(value)):
             seconds = float(match[1]) * _SECONDS[match[2]]
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            seconds = float(value)
+            seconds = value
         else:
             raise ValueError(f"{_DURATION_RULE}, got {_shown(value)}")
         if not 0 < seconds <= 86400:
@@ -67,7 +71,7 @@ class Duration(float):
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 

@@ -32,6 +32,8 @@ class Outcome:
         A bug (an error that is not ours) is raised as it is. One kind of failure keeps its exit code, several make PartlyDone.
         """
         if not self.failed:
+            if self.not_started:
+                raise PartlyDone(f"stopped: {len(self.done)} of {len(plan.steps)} steps done", hint=f"to go on: {again}")
             return
         for error in self.failed.values():
             if not isinstance(error, PocketcloudError):

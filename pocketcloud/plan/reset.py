@@ -80,16 +80,16 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
     commit = (
         draft.add(CommitRecord(id="commit", reason="the lab is its clean state from here on", after=tuple(made), record=record)),
     )
-    nets = draw_networks(draft, record, have, commit)
+    nets = draw_networks(draft, record, have, commit, leases=False)
     ready = []
     for fate in fates:
         name, part = fate.name, parts[fate.name]
-        after = (*commit, *(nets[n] for n in fate.record.definition.networks if n in nets))
-        chain: list[Step] = [KillMachine(id=f"stop.{name}", reason="back to clean", machine=name, after=after)]
+        up = tuple(nets[n] for n in fate.record.definition.networks if n in nets)
+        chain: list[Step] = [KillMachine(id=f"stop.{name}", reason="back to clean", machine=name, after=commit)]
         if part.nvram:
             chain.append(SetNvram(id=f"nvram.{name}", reason="back to clean", machine=name, source=part.nvram))
         chain.append(DefineMachine(id=f"define.{name}", reason="its disks are new", machine=name))
-        chain.append(StartMachine(id=f"start.{name}", reason="back to clean", machine=name))
+        chain.append(StartMachine(id=f"start.{name}", reason="back to clean", machine=name, after=up))
         chain.append(WaitReady(id=f"ready.{name}", reason="reset ends when it is ready", machine=name))
         ready.append(draft.chain(*chain))
     draw_sweep(draft, record, have, tuple(ready))

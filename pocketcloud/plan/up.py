@@ -268,7 +268,7 @@ def _draw_up(
                 )
             ),
         )
-    nets = draw_networks(draft, record, have, commit)
+    nets = draw_networks(draft, record, have, commit, leases=True)
     ready = {fate.name: _draw_machine(draft, fate, have, commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
@@ -293,7 +293,7 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, 
     name, domain = fate.name, have.domains.get(fate.name)
     start = _runs_as_wanted(fate, domain, have)
     running = domain is not None and domain.state is not DomainState.OFF
-    after = (*commit, *(nets[n] for n in fate.record.definition.networks if n in nets))
+    up = tuple(nets[n] for n in fate.record.definition.networks if n in nets)
     steps: list[Step] = []
     if start or not running:
         reason = start or fate.reason
@@ -303,12 +303,12 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, 
         if fate.fresh:
             steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name))
         steps.append(DefineMachine(id=f"define.{name}", reason=reason, machine=name))
-        steps.append(StartMachine(id=f"start.{name}", reason=reason, machine=name))
+        steps.append(StartMachine(id=f"start.{name}", reason=reason, machine=name, after=up))
     first = fate.record.stage is not Stage.PROVISIONED
     if first and fate.record.definition.provision:
         steps.append(Provision(id=f"provision.{name}", reason="it is new", machine=name))
     steps.append(WaitReady(id=f"ready.{name}", reason="up ends when it is ready", machine=name, first=first))
-    steps[0] = replace(steps[0], after=after)
+    steps[0] = replace(steps[0], after=(*commit, *steps[0].after, *(() if start or not running else up)))
     return draft.chain(*steps)
 
 

@@ -134,6 +134,9 @@ def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> N
     base = records.find(kit, instance_name(name), wanted)
     if base is None:
         raise NotFound(f"kit {kit.name} has no base {name} for {wanted}", hint="pocketcloud base list shows what there is")
-    ask(f"Remove base {name} ({wanted}) from kit {kit.name}? It can be built again.", yes=yes)
-    records.remove(kit, open_storage(kit), instance_name(name), wanted)
+    storage = open_storage(kit)
+    # Removing one that is in use is refused; that is told without asking first.
+    if not records.users(storage, base.volume):
+        ask(f"Remove base {name} ({wanted}) from kit {kit.name}? It can be built again.", yes=yes)
+    records.remove(kit, storage, instance_name(name), wanted)
     click.echo(f"Base {name} ({wanted}) is removed from kit {kit.name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -39,7 +40,7 @@ class JsonView:
 
         line = {"event": type(event).__name__, "time": round(time.monotonic() - self._started, 3)} | asdict(event)
         with self._lock:
-            print(json.dumps(line), file=self._stream, flush=True)
+            _tell(self._stream, json.dumps(line))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -59,7 +60,7 @@ class PlainView:
         line = self._line(event)
         if line:
             with self._lock:
-                print(f"[{time.monotonic() - self._started:6.1f}s] {line}", file=self._stream, flush=True)
+                _tell(self._stream, f"[{time.monotonic() - self._started:6.1f}s] {line}")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -69,33 +70,46 @@ class PlainView:
             case PlanStarted():
                 return f"{event.subject}: {event.total} steps" if self._verbose else ""
             case StepStarted():
-                return f"{event.title} ..." if self._verbose or event.id.split(".")[0] in ("provision", "ready", "clean") else ""
+                return f"{event.title} ..." if self._verbose or _is_long(event) else ""
             case StepDone():
-                return (
-                    f"{event.title}: done in {duration_text(event.seconds)}"
-                    if self._verbose or event.seconds > _WORTH_A_LINE
-                    else ""
-                )
+                worth = self._verbose or _is_long(event) or event.seconds > _WORTH_A_LINE
+                return f"{event.title}: done in {duration_text(event.seconds)}" if worth else ""
             case StepFailed():
                 return f"{event.title}: FAILED after {duration_text(event.seconds)}"
             case StepProgress():
                 if self._said.get(event.id) == event.text:
                     return ""
                 self._said[event.id] = event.text
-                return f"  {event.machine + ': ' if event.machine else ''}{event.text}"
+                return f"  {event.machine + ': ' if event.machine else ''}{_one_line(event.text)}"
             case Note():
                 return f"{'note: ' if event.warn else ''}{event.text}"
 
 
-class BarView:
-    """A bar for each machine and one for the whole, with times; for terminals."""
+def _tell(stream: IO[str], line: str) -> None:
+    """Write a line. Who read us may be gone (`2>&1 | head`); that is no reason to leave a lab half made."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=stream, flush=True)
 
-    def __init__(self, *, verbose: bool) -> None:
+
+def _is_long(event: StepStarted | StepDone) -> bool:
+    """Whether it is one of the steps that people wait for."""
+    return event.id.split(".")[0] in ("provision", "ready", "clean")
+
+
+def _one_line(text: str) -> str:
+    """What a guest or a lab file said, fit for a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+class BarView:
+    """A bar for each machine and one for the whole, with times; for terminals. Without a plan, a bar for each step."""
+
+    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         self._verbose = verbose
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(file=stream, highlight=False)
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.description}", markup=False),
@@ -105,7 +119,8 @@ class BarView:
             console=self._console,
         )
         self._progress.start()
-        self._tasks: dict[str, Any] = {}
+        self._rows: dict[str, Any] = {}
+        self._failed: set[str] = set()
         self._whole: Any = None
         self._lock = threading.Lock()
 
@@ -114,15 +129,21 @@ class BarView:
             self._show(event)
 
     def close(self) -> None:
-        """Leave the bars as they are."""
-        self._progress.stop()
+        """Leave the bars as they are, those that wait for nothing more full."""
+        with self._lock:
+            if self._whole is None or self._progress.tasks[self._whole].finished:
+                for key in set(self._rows) - self._failed:
+                    self._progress.update(self._rows[key], total=1, completed=1)
+            self._progress.stop()
 
-    def _row(self, machine: str) -> Any:
-        if not machine:
+    def _row(self, event: StepStarted | StepProgress | StepDone | StepFailed) -> Any:
+        """The machine's row; of a step without one the plan's, and without a plan one of its own."""
+        if not event.machine and self._whole is not None:
             return self._whole
-        if machine not in self._tasks:
-            self._tasks[machine] = self._progress.add_task(f"  {machine}", total=None, doing="")
-        return self._tasks[machine]
+        key = event.machine or event.id
+        if key not in self._rows:
+            self._rows[key] = self._progress.add_task(f"  {key}" if event.machine else key, total=None, doing="")
+        return self._rows[key]
 
     def _show(self, event: Event) -> None:
         match event:
@@ -130,28 +151,32 @@ class BarView:
                 if event.total:
                     self._whole = self._progress.add_task(event.subject, total=event.total, doing="")
             case StepStarted():
-                self._progress.update(self._row(event.machine), doing=event.title)
+                self._progress.update(self._row(event), doing=event.title)
             case StepProgress():
-                self._update(event)
+                row = self._row(event)
+                self._progress.update(row, doing=_one_line(event.text))
+                if event.fraction >= 0 and row != self._whole:
+                    self._progress.update(row, total=1.0, completed=event.fraction)
             case StepDone():
-                self._progress.advance(self._whole)
-                if event.id.startswith("ready."):
-                    self._progress.update(self._row(event.machine), total=1, completed=1, doing="ready")
-                elif self._verbose:
-                    self._console.print(f"{event.title}: done in {duration_text(event.seconds)}", markup=False)
+                self._done(event)
             case StepFailed():
-                self._progress.update(self._row(event.machine), doing=f"FAILED: {event.title}")
+                self._failed.add(event.machine or event.id)
+                self._progress.update(self._row(event), doing=f"FAILED: {event.title}")
             case Note():
                 self._console.print(("note: " if event.warn else "") + event.text, markup=False)
 
-    def _update(self, event: StepProgress) -> None:
-        row = self._row(event.machine)
-        if row is None:
-            row = self._whole = self._progress.add_task(event.id, total=1.0, doing="")
-        if event.fraction >= 0 and (event.machine or not self._progress.tasks[0].total or self._progress.tasks[0].total == 1.0):
-            self._progress.update(row, total=1.0, completed=event.fraction, doing=event.text)
+    def _done(self, event: StepDone) -> None:
+        row = self._row(event)
+        if event.id.startswith("ready."):
+            self._progress.update(row, total=1, completed=1, doing="ready")
+        elif event.machine:
+            self._progress.update(row, doing=f"{event.title}: done")
         else:
-            self._progress.update(row, doing=event.text)
+            self._progress.update(row, doing="")
+        if self._whole is not None:
+            self._progress.advance(self._whole)
+        if self._verbose:
+            self._console.print(f"{event.title}: done in {duration_text(event.seconds)}", markup=False)
 
 
 class SilentView:
@@ -171,7 +196,7 @@ def open_view(progress: str, verbose: int) -> View:
     if progress == "none":
         return SilentView()
     if progress == "auto" and sys.stderr.isatty():
-        return BarView(verbose=bool(verbose))
+        return BarView(sys.stderr, verbose=bool(verbose))
     return PlainView(sys.stderr, verbose=bool(verbose))
 
 

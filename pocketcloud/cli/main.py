@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from pocketcloud import __version__
-from pocketcloud.errors import PocketcloudError
+
+if TYPE_CHECKING:
+    from pocketcloud.errors import PocketcloudError
 
 # Noun: its module, and its help line, which is here so that `--help` loads no command.
 _NOUNS = {
@@ -27,7 +29,19 @@ _NOUNS = {
 _EXIT_CODES = """
 Exit codes: 0 done; 2 usage or a bad file; 3 the host lacks something; 4 not found; 5 refused or in use; 6 no space;
 7 not ready in time; 8 partly done, run again; 130 interrupted; 1 a bug. `lab exec` and `lab ssh` pass the guest's on.
+
+Completion, here for bash (zsh and fish likewise): eval "$(_POCKETCLOUD_COMPLETE=bash_source pocketcloud)"
 """
+
+
+def _help_width() -> int:
+    """The width of help texts, in columns. click would ask shutil, and loading that with its compressors costs as much as all
+    of this module."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
+    except (OSError, ValueError):
+        columns = 80
+    return max(min(columns, 110) - 2, 50)
 
 
 class _Nouns(click.Group):
@@ -51,7 +65,11 @@ class _Nouns(click.Group):
     "pocketcloud",
     cls=_Nouns,
     epilog=_EXIT_CODES,
-    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "POCKETCLOUD", "max_content_width": 110},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "POCKETCLOUD",
+        "terminal_width": _help_width(),
+    },
 )
 @click.version_option(__version__, prog_name="pocketcloud")
 def command() -> None:
@@ -68,37 +86,42 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Errors are told on stderr, bugs with their traceback."""
+    stdout = sys.stdout
     try:
         code: Any = command.main(arguments, prog_name="pocketcloud", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0
     except click.ClickException as error:
-        error.show()
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "pocketcloud"
+        _say(error.format_message(), f"{where} --help")
         return 2
     except (click.Abort, KeyboardInterrupt):
         return _interrupted(arguments)
-    except PocketcloudError as error:
-        return _explain(error)
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`); there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception:  # noqa: BLE001 - the last line of defence: anything unexplained is a bug, and is told as one
-        return _bug()
+    except SystemExit as end:
+        # click's way out of completion; and, with stdout replaced, where the reader is gone (`| head`): nobody is there to tell.
+        return 141 if sys.stdout is not stdout else end.code if isinstance(end.code, int) else 0
+    except Exception as error:  # noqa: BLE001 - the last line of defence: anything unexplained is a bug, and is told as one
+        from pocketcloud.errors import PocketcloudError  # not above: `--help` costs a tenth more with it
+
+        return _explain(error, arguments) if isinstance(error, PocketcloudError) else _bug()
     return code if isinstance(code, int) else 0
 
 
-def _explain(error: PocketcloudError) -> int:
+def _explain(error: PocketcloudError, arguments: list[str]) -> int:
     if error.exit_code == 130:
-        return _interrupted(sys.argv[1:])
-    first, *rest = error.message.splitlines() or [type(error).__name__]
+        return _interrupted(arguments)
+    _say(error.message or type(error).__name__, error.hint)
+    return error.exit_code
+
+
+def _say(message: str, hint: str) -> None:
+    first, *rest = message.splitlines()
     click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
     for line in rest:
         click.echo(f"  {line}", err=True)
-    if error.hint:
-        click.echo(click.style("next:  ", bold=True) + error.hint, err=True)
-    return error.exit_code
+    if hint:
+        click.echo(click.style("next:  ", bold=True) + hint, err=True)
 
 
 def _interrupted(arguments: list[str]) -> int:

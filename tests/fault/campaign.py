@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import libvirt
-
 from pocketcloud.hypervisor import DomainState
 from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
 from pocketcloud.hypervisor.xml import NAMESPACE
@@ -212,7 +210,7 @@ class Campaign:
 
     def _seen_beside(self) -> tuple[str, ...]:
         """What is not the lab's: the base's bytes, the neighbour, the foreign domain and network."""
-        connection = self.hypervisor_raw()
+        connection = raw_libvirt()
         try:
             seen = [connection.lookupByName(f"{self.kit.kit.name}.tiny-2.a").ID()]
             seen += [
@@ -226,11 +224,6 @@ class Campaign:
         seen += [str(sorted(p for p in self.kit.path.rglob("*") if "tiny-2" in str(p)))]
         seen += [self.kit.files("tiny-2").record.read_text()]
         return tuple(map(str, seen))
-
-    @staticmethod
-    def hypervisor_raw() -> libvirt.virConnect:
-        """libvirt as others see it."""
-        return raw_libvirt()
 
 
 def _check_ending(ran: Ran, name: str) -> None:

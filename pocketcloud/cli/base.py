@@ -123,7 +123,7 @@ def _arch(arch: str | None) -> str:
 @kit_option
 @yes_option
 def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> None:
-    """Remove a base from the kit. Refused while a lab uses it."""
+    """Remove the base NAME from the kit. Refused while a lab uses it."""
     from pocketcloud.bases import records
     from pocketcloud.model.base import Arch
     from pocketcloud.storage import open_storage

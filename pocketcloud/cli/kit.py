@@ -97,7 +97,7 @@ def attach(path: Path) -> None:
 @command.command()
 @click.argument("name")
 def detach(name: str) -> None:
-    """Detach a kit: its domains and networks leave libvirt, its folder can be moved or carried away.
+    """Detach the kit NAME: its domains and networks leave libvirt, its folder can be moved or carried away.
 
     Refused while machines of it run.
     """

@@ -182,8 +182,9 @@ def status(lab: str | None, options: LabOptions) -> None:
     from pocketcloud.lab.status import lab_status
     from pocketcloud.model.sizes import size_text
 
+    instance = instance_of(lab)
     with bench(options) as here:
-        found = lab_status(here, instance_of(lab))
+        found = lab_status(here, instance)
     if options.output == "json":
         print_json(found)
         return

@@ -136,7 +136,7 @@ def instance_name(text: str) -> Name:
     try:
         return Name.parse(text)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), hint="a file is named by its path: one with `/`, or that ends in .yaml") from None
 
 
 def open_bench(kit: Kit, view: View, *, profile_name: str | None, wait: bool = True) -> Workbench:

@@ -33,7 +33,7 @@ def list_profiles(output: str) -> None:
 @click.argument("name")
 @output_option
 def show(name: str, output: str) -> None:
-    """Show all that a profile decides."""
+    """Show all that the profile NAME decides."""
     from pocketcloud import profiles
     from pocketcloud.model.sizes import size_text
 

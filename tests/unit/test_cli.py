@@ -1,0 +1,335 @@
+"""The command line as a process, where it takes no machine: help, errors, answers as JSON, completion, gone readers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from pocketcloud import __version__
+from pocketcloud.cli.main import command as root_command
+
+TOP = Path(__file__).resolve().parent.parent.parent
+GOOD = "lab: x\nmachines:\n  a: {base: tiny, ready: {console: x}}\n"
+
+
+def tree(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command with its path."""
+    yield path, group
+    if isinstance(group, click.Group):
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            inner = group.get_command(context, name)
+            assert inner is not None
+            yield from tree(inner, (*path, name))
+
+
+COMMANDS = dict(tree(root_command))
+LEAVES = [path for path, found in COMMANDS.items() if not isinstance(found, click.Group)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cli:
+    """Runs the command line with places of its own, in which there is no kit at first."""
+
+    folder: Path
+
+    def __call__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.argv(*arguments),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self.env | dict(env or {}),
+            cwd=cwd or self.folder,
+            timeout=60,
+            check=False,
+        )
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "pocketcloud", *arguments]
+
+    @property
+    def kit(self) -> Path:
+        return self.folder / "default"
+
+    @property
+    def env(self) -> dict[str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("POCKETCLOUD_", "COLUMNS"))}
+        places = {"POCKETCLOUD_DEFAULT_KIT": str(self.kit), "POCKETCLOUD_RUN_DIR": str(self.folder / "run")}
+        # libvirt where there is none: these tests take no machine.
+        return (
+            mine
+            | places
+            | {
+                "PYTHONPATH": str(TOP),
+                "PYTHONWARNINGS": "error",
+                "LIBVIRT_DEFAULT_URI": "qemu+unix:///system?socket=/nonexistent",
+            }
+        )
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    # The folders above have mode 0700 and QEMU could not pass; what is made here is only looked at.
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o001)
+    return Cli(tmp_path)
+
+
+def explained(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The message of a command that failed as it should: on stderr only, `error:` first, a next action last."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("error: ")
+    assert lines[-1].startswith("next:  "), done.stderr
+    assert all(line.startswith("  ") for line in lines[1:-1])
+    return done.stderr
+
+
+# -- help ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_of_every_command(path: tuple[str, ...]) -> None:
+    """In this process: a start of Python for each would take long."""
+    found = COMMANDS[path]
+    text = found.get_help(click.Context(found, info_name="pocketcloud " + " ".join(path), terminal_width=100))
+    assert text.startswith("Usage: ")
+    assert found.help, "it says nothing of what it does"
+    assert found.help.strip().splitlines()[0].endswith((".", ":")) or "\n" in found.help
+    for parameter in found.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{parameter.name} says nothing"
+        else:
+            name = (parameter.metavar or str(parameter.name)).upper().removesuffix("S")
+            assert name in found.help.upper() or path[:1] == ("lab",), f"{name} is not in the help of {' '.join(path)}"
+
+
+def test_help_and_version_as_a_process(cli: Cli) -> None:
+    for arguments in ([], ["--help"], ["-h"]):
+        done = cli(*arguments)
+        assert done.returncode == 0
+        for word in (
+            "Exit codes: 0 done; 2 usage",
+            "check",
+            "kit",
+            "base",
+            "lab",
+            "profile",
+            "_POCKETCLOUD_COMPLETE=bash_source",
+        ):
+            assert word in done.stdout
+    assert cli("--version").stdout == f"pocketcloud, version {__version__}\n"
+    assert cli("lab", "up", "--help").stdout.startswith("Usage: pocketcloud lab up [OPTIONS] [LAB]")
+
+
+@pytest.mark.parametrize("columns", ["1", "40", "10000", "many", ""])
+def test_help_on_terminals_of_all_widths(cli: Cli, columns: str) -> None:
+    done = cli("lab", "--help", env={"COLUMNS": columns})
+    assert done.returncode == 0
+    assert all(len(line) <= 110 for line in done.stdout.splitlines())
+
+
+def test_help_and_completion_load_nothing_heavy(cli: Cli) -> None:
+    code = (
+        "import sys\nfrom pocketcloud.cli.main import run\ncode = run(sys.argv[1:])\n"
+        "print(code, sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    for arguments, env in (
+        (["--help"], {}),
+        (["--version"], {}),
+        (["lab", "up", "--help"], {}),
+        ([], {"_POCKETCLOUD_COMPLETE": "bash_complete", "COMP_WORDS": "pocketcloud lab ", "COMP_CWORD": "2"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=cli.env | env, check=True, timeout=60
+        )
+        assert done.stderr.startswith("0 ")
+        for heavy in ("pydantic", "libvirt", "paramiko", "jinja2", "pyudev", "rich", "ruamel", "pycdlib"):
+            assert f"'{heavy}'" not in done.stderr, f"{arguments} loads {heavy}"
+
+
+# -- what is wrong on the command line -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("lab nonsense", "No such command 'nonsense'"),
+        ("--nonsense", "No such option '--nonsense'"),
+        ("lab up --reconfigur", "--reconfigure"),
+        ("lab list -o xml", "'xml' is not one of 'table', 'json'"),
+        ("lab up --progress loud", "'loud' is not one of"),
+        ("lab down --within soon", "--within"),
+        ("lab down --within -1", "--within"),
+        ("lab exec", "Missing argument"),
+        ("kit attach", "Missing argument 'PATH'"),
+        ("base build debian-12 --arch riscv64", "'riscv64' is not one of"),
+        ("lab status Demo", "is not a name"),
+        ("lab status " + "a" * 300, "is not a name"),
+        ("lab up a b", "unexpected extra argument"),
+    ],
+)
+def test_usage_errors(cli: Cli, arguments: str, words: str) -> None:
+    assert words in explained(cli(*arguments.split(" ")), 2)
+    assert not cli.kit.exists()
+    assert not (cli.folder / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a\nb", "a\n", "ж", "a" * 32, "-", "a_b", "*", "$(id)", "\x1b[31m"])
+def test_strange_names_are_refused_and_not_repeated_raw(cli: Cli, name: str) -> None:
+    assert "\x1b" not in explained(cli("lab", "status", "--", name), 2)
+    assert not cli.kit.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"lab: x\nmachines: {a: {base: b, memory: 10TiB, ready: {console: x}}}\n", "lab.yaml:2: machines.a.memory"),
+        (b"lab: x\nmachines: {a: {base: b, memory: -1}}\n", "lab.yaml:2: machines.a.memory"),
+        (b"a: &a [*a]\n", "nested deeper"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"lab: x\n" + b"#" * 300_000, "expected at most 262144"),
+    ],
+)
+def test_bad_lab_files_are_told_and_nothing_is_made(cli: Cli, content: bytes, words: str) -> None:
+    (cli.folder / "lab.yaml").write_bytes(content)
+    for arguments in (("lab", "up"), ("lab", "up", "lab.yaml"), ("lab", "plan", "./lab.yaml")):
+        done = cli(*arguments)
+        assert "Traceback" not in done.stderr
+        if arguments[1] == "up":
+            assert done.returncode == 2
+            assert words in done.stderr
+        assert done.stdout == ""
+        assert not cli.kit.exists()
+
+
+def test_which_lab_is_asked_where_none_is_named(cli: Cli) -> None:
+    assert "There is no lab.yaml here" in explained(cli("lab", "up"), 2)
+
+
+def test_a_file_that_is_not_there(cli: Cli) -> None:
+    assert "no such file" in explained(cli("lab", "up", "./no.yaml"), 4)
+    assert not cli.kit.exists()
+
+
+def test_without_any_kit(cli: Cli) -> None:
+    for arguments in (("kit", "status"), ("lab", "status", "demo"), ("base", "list"), ("lab", "reset", "demo", "-y")):
+        assert "there is no kit here" in explained(cli(*arguments), 4)
+    assert "no kit 'other'" in explained(cli("kit", "status", "--kit", "other"), 4)
+    assert not cli.kit.exists()
+
+
+def test_an_environment_of_ours_stands_for_the_options(cli: Cli) -> None:
+    assert "no kit 'other'" in explained(cli("kit", "status", env={"POCKETCLOUD_KIT": "other"}), 4)
+    assert "no profile 'huge'" in explained(cli("check", env={"POCKETCLOUD_PROFILE": "huge"}), 4)
+    assert "'loud' is not one of" in explained(cli("lab", "up", env={"POCKETCLOUD_PROGRESS": "loud"}), 2)
+
+
+def test_libvirt_that_is_not_there_is_no_bug(cli: Cli) -> None:
+    assert cli("kit", "init").returncode == 0
+    (cli.folder / "lab.yaml").write_text(GOOD)
+    explained(cli("lab", "up"), 3)
+    assert sorted((cli.kit / "labs").iterdir()) == []
+
+
+# -- answers -------------------------------------------------------------------------------------------------------------
+
+
+def test_kits_are_made_listed_and_shown(cli: Cli) -> None:
+    assert json.loads(cli("kit", "list", "-o", "json").stdout) == []
+    assert "is made in" in cli("kit", "init", "--name", "mine").stdout
+    (found,) = json.loads(cli("kit", "list", "-o", "json").stdout)
+    assert (found["name"], found["path"], found["storage"]) == ("mine", str(cli.kit), "qcow2")
+    status = json.loads(cli("kit", "status", "-o", "json").stdout)
+    assert status["manifest"]["id"] == found["id"]
+    assert status["volumes"] == status["bases"] == status["labs"] == []
+    assert "mine" in cli("kit", "status").stdout
+    assert "already" in explained(cli("kit", "init", "--name", "mine"), 5)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LEAVES if any(p.name == "output" for p in COMMANDS[path].params)], ids=" ".join
+)
+def test_json_is_json_or_an_explained_error(cli: Cli, path: tuple[str, ...]) -> None:
+    assert cli("kit", "init").returncode == 0
+    words = {"show": ["emulated"], "remove": ["x"]}.get(path[-1], ["demo"] if path[0] == "lab" and path[-1] != "list" else [])
+    done = cli(*path, *words, "-o", "json")
+    assert "Traceback" not in done.stderr
+    if done.returncode == 0 or path == ("check",):
+        assert done.returncode in (0, 3)
+        json.loads(done.stdout)
+    else:
+        explained(done, done.returncode)
+        assert done.returncode in (3, 4)
+
+
+def test_lists_of_an_empty_kit(cli: Cli) -> None:
+    cli("kit", "init")
+    labs = json.loads(cli("lab", "list", "-o", "json").stdout)
+    assert labs["labs"] == []
+    assert "demo" in {lab["lab"] for lab in labs["shipped"]}
+    assert json.loads(cli("base", "list", "-o", "json").stdout) == []
+    assert "debian-12" in {base["base"] for base in json.loads(cli("base", "list", "--available", "-o", "json").stdout)}
+    profiles = json.loads(cli("profile", "list", "-o", "json").stdout)
+    assert sum(profile["chosen"] for profile in profiles) == 1
+    assert json.loads(cli("lab", "schema").stdout)["title"] == "pocketcloud lab"
+    empty = cli("base", "list")
+    assert empty.stdout == ""
+    assert "No bases yet" in empty.stderr
+
+
+# -- completion and readers that are gone --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(cli: Cli, shell: str) -> None:
+    # click asks the bash there is for its version.
+    done = cli(env={"_POCKETCLOUD_COMPLETE": f"{shell}_source"})
+    assert done.returncode == 0
+    assert f"_POCKETCLOUD_COMPLETE={shell}_complete" in done.stdout
+    documented = (TOP / "docs" / "completion.md").read_text()
+    assert f"_POCKETCLOUD_COMPLETE={shell}_source pocketcloud" in documented
+
+
+def test_completion_knows_commands_and_options(cli: Cli) -> None:
+    def complete(line: str) -> list[str]:
+        words = line.split(" ")
+        env = {"_POCKETCLOUD_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        return [answer.partition(",")[2] for answer in cli(env=env).stdout.splitlines()]
+
+    assert complete("pocketcloud l") == ["lab"]
+    assert {"up", "reset", "destroy"} <= set(complete("pocketcloud lab "))
+    assert complete("pocketcloud lab up --rec") == ["--reconfigure"]
+    assert complete("pocketcloud lab list -o ") == ["table", "json"]
+
+
+@pytest.mark.parametrize("arguments", ["--help", "lab schema", "profile list", "lab list", "lab up nothing"])
+def test_a_reader_that_is_gone_is_no_bug(cli: Cli, arguments: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            cli.argv(*arguments.split()), stdout=writing, stderr=subprocess.PIPE, text=True, env=cli.env, check=False, timeout=60
+        )
+    finally:
+        os.close(writing)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    # Where nothing is answered, the error counts, which is libvirt's absence here.
+    assert done.returncode == (3 if "nothing" in arguments else 141)

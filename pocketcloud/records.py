@@ -91,9 +91,11 @@ def instances(kit: Kit) -> tuple[Name, ...]:
 def read_record(files: InstanceFiles) -> Record | None:
     """The instance's record; None if there is none. Raises Refused if it is damaged or of a newer pocketcloud."""
     try:
-        text = files.record.read_text()
+        text = files.record.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Refused(f"the record of lab {files.instance} cannot be read: {error.strerror}", hint="run as root") from None
     try:
         record = parse_json(text, Record, str(files.record))
     except BadDocument as error:

@@ -26,7 +26,7 @@ def find(kit: Kit, name: str, arch: Arch) -> Base | None:
 def _read(kit: Kit, name: str, arch: str) -> Base:
     path = kit.path / "bases" / name / f"{arch}.json"
     try:
-        return parse_json(path.read_text(), Base, str(path))
+        return parse_json(path.read_bytes().decode(errors="replace"), Base, str(path))
     except BadDocument as error:
         raise Refused(
             f"the record of base {name} ({arch}) is damaged: {error.message.splitlines()[0]}",

@@ -48,7 +48,9 @@ def attached_kits(places: Places) -> tuple[Kit, ...]:
     """All attached kits by name, the default one among them. Entries whose kit is gone (an unplugged disk) are left out."""
     paths = [places.default]
     with contextlib.suppress(FileNotFoundError):
-        paths += [Path(entry.read_text().strip()) for entry in sorted(places.entries.iterdir()) if entry.suffix == ".path"]
+        paths += [
+            Path(entry.read_text().removesuffix("\n")) for entry in sorted(places.entries.iterdir()) if entry.suffix == ".path"
+        ]
     kits: dict[Path, Kit] = {}
     for path in paths:
         with contextlib.suppress(NotFound):
@@ -109,4 +111,4 @@ def checked_name(text: str) -> Name:
     try:
         return Name.parse(text)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(str(error), hint="choose another, as --name usb-2") from None

@@ -16,7 +16,7 @@ FILE = "kit.json"
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the kit at `path`. Raises NotFound if there is no kit, Refused if it is damaged or too new."""
     try:
-        text = (path / FILE).read_text()
+        text = (path / FILE).read_bytes().decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path}: no kit there (it has no {FILE})", hint=f"pocketcloud kit init --dir {path} makes one") from None
     except OSError as error:

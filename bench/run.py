@@ -30,7 +30,7 @@ def main() -> int:
     options = parser.parse_args()
     python = sys.executable
     pocketcloud = str(Path(python).with_name("pocketcloud"))
-    rows = quick_rows([pocketcloud], python, 21)
+    rows = quick_rows([pocketcloud], python, 41)
     _show(rows)
     if not options.quick:
         rows += _guest_rows(pocketcloud, options.rounds)

@@ -17,6 +17,9 @@ from pocketcloud.model.sizes import duration_text
 
 # Steps shorter than this are not worth a line to anybody who did not ask with -v.
 _WORTH_A_LINE = 1.0
+# A step that waits says what for once in so many seconds, one that advances at every tenth of its way.
+_PATIENCE = 20.0
+_A_TENTH = 0.099
 
 
 class View(Protocol):
@@ -53,7 +56,7 @@ class PlainView:
         self._stream = stream
         self._verbose = verbose
         self._started = time.monotonic()
-        self._said: dict[str, str] = {}
+        self._said: dict[str, tuple[str, float, float]] = {}
         self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
@@ -77,12 +80,21 @@ class PlainView:
             case StepFailed():
                 return f"{event.title}: FAILED after {duration_text(event.seconds)}"
             case StepProgress():
-                if self._said.get(event.id) == event.text:
-                    return ""
-                self._said[event.id] = event.text
-                return f"  {event.machine + ': ' if event.machine else ''}{_one_line(event.text)}"
+                return self._progress_line(event)
             case Note():
                 return f"{'note: ' if event.warn else ''}{event.text}"
+
+    def _progress_line(self, event: StepProgress) -> str:
+        """What is waited for, now and then; what advances, at every tenth of the way."""
+        now = time.monotonic()
+        text, fraction, said = self._said.get(event.id, ("", -1.0, -_PATIENCE))
+        if text == event.text:
+            return ""
+        advanced = event.fraction >= 0 and (fraction < 0 or event.fraction - fraction >= _A_TENTH)
+        if not (self._verbose or advanced or now - said >= _PATIENCE):
+            return ""
+        self._said[event.id] = (event.text, event.fraction, now)
+        return f"  {event.machine + ': ' if event.machine else ''}{_one_line(event.text)}"
 
 
 def _tell(stream: IO[str], line: str) -> None:

@@ -272,3 +272,19 @@ def test_tables_are_aligned_and_empty_ones_say_so_on_stderr(capsys: pytest.Captu
     assert capsys.readouterr().out == "LAB   STATE\ndemo  up\na\n"
     print_table(("LAB",), [], empty="No labs yet.")
     assert capsys.readouterr() == ("", "No labs yet.\n")
+
+
+def test_plain_lines_say_what_is_waited_for_once_and_what_advances_by_tenths() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream, verbose=False)
+    for number in range(200):
+        view.emit(StepProgress("ready.web", -1, f"port 22: {'refused' if number % 2 else 'no answer'}", "web"))
+        view.emit(StepProgress("base", number / 200, f"setting up package {number}"))
+    lines = stream.getvalue().splitlines()
+    assert sum("port 22" in line for line in lines) == 1
+    assert 8 <= sum("setting up" in line for line in lines) <= 12
+    loud = io.StringIO()
+    view = PlainView(loud, verbose=True)
+    for number in range(20):
+        view.emit(StepProgress("base", number / 200, f"setting up package {number}"))
+    assert len(loud.getvalue().splitlines()) == 20

@@ -103,7 +103,7 @@ def test_text_like_yaml_has_an_answer(text: str) -> None:
 
 
 @seed(SEED)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.fixed_dictionaries({"lab": values, "machines": values}, optional={"networks": values, "title": values}))
 def test_values_of_all_kinds_have_an_answer(raw: object) -> None:
     answers(json.dumps(raw, allow_nan=True).replace("NaN", ".nan").replace("Infinity", ".inf"))

@@ -15,7 +15,6 @@ from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Domain, DomainState, LibvirtNetwork
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
 
-
 __all__ = ["Domain", "DomainState", "Hypervisor", "HypervisorFacts", "LibvirtNetwork", "open_hypervisor"]
 
 

@@ -142,8 +142,10 @@ def _read_yaml(text: str, source: str) -> tuple[Any, Lines, list[Fault]]:
         raise BadDocument(source, [Fault(0, "", f"expected at most {MAX_BYTES} bytes")])
     if other := _OTHER_YAML.search(text):
         raise BadDocument(source, [Fault(text.count("\n", 0, other.start()) + 1, "", "expected YAML 1.2 (leave out `%YAML`)")])
+    yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # the later one counts, says YAML 1.2; there is nothing to warn of
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        node = yaml.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         said = " ".join(part for part in (error.context, error.problem) if part)

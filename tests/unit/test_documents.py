@@ -81,6 +81,8 @@ def test_anchors_stand_for_what_they_name() -> None:
     text = "lab: x\nmachines:\n  a: &m {base: tiny, memory: 64MiB, ready: {console: x}}\n  b: *m\n"
     machines = parse_lab(text, "f").machines
     assert machines[Name("a")] == machines[Name("b")]
+    again = text + "  c: &m {base: tiny, memory: 99MiB, ready: {console: x}}\n  d: *m\n"
+    assert parse_lab(again, "f").machines[Name("d")].memory == 99 << 20
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def answers(text: str) -> None:
 @example("a: !!float 0x1\n")
 @example("a: !!int ''")
 @example("a: 0x_")
+@example("&a lab: &a ")
 def test_text_like_yaml_has_an_answer(text: str) -> None:
     answers(text)
 

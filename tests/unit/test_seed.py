@@ -84,7 +84,8 @@ def test_values_stay_values() -> None:
 def test_the_network_is_found_by_mac() -> None:
     config = json.loads(network_config(SEED))
     assert [nic["match"]["macaddress"] for nic in config["ethernets"].values()] == ["52:54:00:ab:cd:01", "52:54:00:ab:cd:02"]
-    assert all(nic["dhcp4"] and nic["optional"] and "set-name" not in nic for nic in config["ethernets"].values())
+    assert [nic["set-name"] for nic in config["ethernets"].values()] == ["eth0", "eth1"], "the lab file's order"
+    assert all(nic["dhcp4"] and nic["optional"] for nic in config["ethernets"].values())
 
 
 def test_a_machine_without_domain_and_without_network() -> None:

@@ -60,6 +60,11 @@ def check_plan(plan: Plan, have: Inventory) -> None:
         for step in plan.steps:
             if isinstance(step, (EnsureNetwork, DefineMachine, StartMachine, StopMachine, KillMachine, Provision, WaitReady)):
                 assert commit in earlier[step.id], f"{step.id} may come before the commit"
+    if plan.record:
+        for step in plan.steps:
+            if isinstance(step, (StartMachine, WaitReady)):
+                networks = {f"network.{name}" for name in plan.record.machines[Name(step.machine)].definition.networks}
+                assert networks & set(ids(plan, EnsureNetwork)) <= earlier[step.id], f"{step.id} may come before its networks"
     up = set(ids(plan, WaitReady, TakeSnapshot))
     for removal in ids(plan, RemoveVolume):
         assert up <= earlier[removal], f"{removal} may come before the lab is usable again"

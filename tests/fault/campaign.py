@@ -67,8 +67,8 @@ class Campaign:
         """Run the verb to its end."""
         return self.kit.cli(*self.arguments(verb), env={"PYTHONPATH": str(self.code)}, cwd=self.kit.folder)
 
-    def ended(self, verb: str, point: int, name: str = "KILL", delay: float = 0.05) -> Ran:
-        """Run the verb and end it at a point (0: never) with a signal."""
+    def ended(self, verb: str, point: int | str, name: str = "KILL", delay: float = 0.05) -> Ran:
+        """Run the verb and end it at a point (its number or name, 0: never) with a signal."""
         harness = TOP / "tests" / "fault" / "killed.py"
         argv = [sys.executable, "-P", str(harness), str(point), name, str(delay), "--", *self.arguments(verb)]
         env = self.kit.env | {"PYTHONPATH": str(self.code), "POCKETCLOUD_POINTS": str(self._log)}
@@ -103,10 +103,11 @@ class Campaign:
             self.run("up").expect(0)
 
     def case(
-        self, verb: str, point: int, name: str = "KILL", delay: float = 0.05, again: tuple[int, float] | None = None
+        self, verb: str, point: int | str, name: str = "KILL", delay: float = 0.05, again: tuple[int, float] | None = None
     ) -> None:
         """End the verb at a point, with `again` its rerun at another; run it again: it converges. Starts where the lab is."""
         first = self.ended(verb, point, name, delay)
+        passed = dict(line.split(" ", 1) for line in self.passed())
         try:
             _check_ending(first, name)
             self.check_between(verb)
@@ -118,8 +119,8 @@ class Campaign:
                 rerun.expect(0)
             self.check(verb)
         except AssertionError as error:
-            at = self.points.get(verb, [])[point - 1 : point] or [str(point)]
-            error.add_note(f"{verb} got SIG{name} at point {at[0]!r}, delay {delay}, again {again}, POCKETCLOUD_SEED={SEED}")
+            at = f"{point} ({passed.get(str(point), 'by name, or not reached')})"
+            error.add_note(f"{verb} got SIG{name} at point {at}, delay {delay}, again {again}, POCKETCLOUD_SEED={SEED}")
             error.add_note(f"the ended command said:\n{first.out}{first.err}")
             raise
 

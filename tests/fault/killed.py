@@ -2,9 +2,9 @@
 
 Nothing of the product is replaced. A profile function (sys.setprofile's hook, in every thread that works on the plan) sees
 each call that changes something outside: file-system calls, commands, libvirt's verbs; and each event as it is shown. These
-are the points, counted from 1 in the order they are met; SIGNAL (KILL, INT) is sent to this very process at point POINT, and
-at point 0 never. A command or a verb of libvirt has a point in its middle, too: the signal comes DELAY seconds after its
-begin. Each point that is passed is a line in the file POCKETCLOUD_POINTS.
+are the points, counted from 1 in the order they are met. SIGNAL (KILL, INT) is sent to this very process at point POINT,
+which is a number or what the point is called; at point 0 never. A command or a verb of libvirt has a point in its middle,
+too: the signal comes DELAY seconds after its begin. Each point that is passed is a line in the file POCKETCLOUD_POINTS.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WATCHED: dict[str, Kinds] = {"posix": FILES, "_posixsubprocess": COMMANDS, "libv
 class Points:
     """Counts the points as they are passed, and sends the signal at the chosen one."""
 
-    def __init__(self, chosen: int, number: int, delay: float, log: int) -> None:
+    def __init__(self, chosen: str, number: int, delay: float, log: int) -> None:
         self._chosen, self._signal, self._delay, self._log = chosen, number, delay, log
         self._count = 0
         self._lock = threading.Lock()
@@ -68,9 +68,11 @@ class Points:
         with self._lock:
             self._count += 1
             os.write(self._log, f"{self._count} {what}\n".encode())
-            if self._count == self._chosen and delay:
+            if self._chosen not in (str(self._count), what):
+                return
+            if delay:
                 _thread.start_new_thread(self._send, (delay,))
-            elif self._count == self._chosen:
+            else:
                 self._send(0.0)
 
     def _send(self, delay: float) -> None:
@@ -82,7 +84,7 @@ def main() -> int:
     chosen, name, delay, separator, *arguments = sys.argv[1:]
     assert separator == "--"
     log = os.open(os.environ["POCKETCLOUD_POINTS"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    points = Points(int(chosen), signal.Signals[f"SIG{name}"], float(delay), log)
+    points = Points(chosen, signal.Signals[f"SIG{name}"], float(delay), log)
     threading.setprofile(points.profile)
     from pocketcloud.cli.main import run
 

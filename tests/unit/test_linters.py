@@ -26,8 +26,6 @@ PUBLIC = (
     "kernel.org",
     "fedoraproject.org",
     "centos.org",
-    "pypi.org",
-    "pythonhosted.org",
     "github.com",
 )
 

@@ -99,8 +99,8 @@ def test_readme_followed_literally(stranger: Stranger) -> None:
     assert "guest agent" not in demo.stdout
     status = json.loads(stranger.run(".venv/bin/pocketcloud lab status -o json demo 2>/dev/null").stdout)
     assert [(m["machine"], m["state"], m["clean"]) for m in status["machines"]] == [
-        ("client", "running", True),
         ("web", "running", True),
+        ("client", "running", True),
     ]
     assert f"{stranger.kit}.demo.web" in _virsh("list", "--name")
     for command in commands[1:]:

@@ -87,7 +87,7 @@ def up_rows(bench: Bench, rounds: int) -> list[Row]:
 
     ours()
     whole.clear()
-    us, peer = interleaved(rounds, ours, by_hand)
+    us, peer = interleaved(rounds, ours, by_hand, names=("lab up", "by hand"))
     return [
         Row("lab up from an existing base, until ready", us, peer, 1.2, "parallel virsh start of the same guests and seeds"),
         Row("lab up, the whole command with `clean` taken", tuple(whole), peer, None, "the same"),
@@ -159,7 +159,7 @@ def reset_rows(bench: Bench, rounds: int) -> list[Row]:
     def by_hand() -> float:
         return seconds(lambda: _reset_by_hand(bench))
 
-    us, peer = interleaved(rounds, ours, by_hand)
+    us, peer = interleaved(rounds, ours, by_hand, names=("lab reset", "by hand"))
     return [
         Row("lab reset of both machines", us, peer, 0.7, "virsh destroy, qemu-img create, virsh start, wait; one after the other")
     ]

@@ -50,13 +50,18 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(rounds: int, *works: Callable[[], float]) -> list[tuple[float, ...]]:
-    """Let each of `works`, which answer with seconds, run in turn, `rounds` times; the order turns from round to round."""
+def interleaved(rounds: int, *works: Callable[[], float], names: Sequence[str] = ()) -> list[tuple[float, ...]]:
+    """Let each of `works`, which answer with seconds, run in turn, `rounds` times; the order turns from round to round.
+
+    With `names`, one for each of them, every measurement is printed as it is taken, for rounds that last minutes.
+    """
     taken: list[list[float]] = [[] for _ in works]
     for number in range(rounds):
         order = list(range(len(works)))
         for index in order[number % len(works) :] + order[: number % len(works)]:
             taken[index].append(works[index]())
+            if names:
+                print(f"  round {number + 1} of {rounds}, {names[index]}: {taken[index][-1]:.1f} s", flush=True)
     return [tuple(times) for times in taken]
 
 

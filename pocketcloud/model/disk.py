@@ -1,0 +1,112 @@
+"""Block devices as one tree of values: what each is, what is on it, what uses it, what stands on what.
+
+Nothing here reads or judges: host/disks.py makes these values, kit/interlocks.py says what may be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# What stands in `signatures` of a device whose content could not be read.
+UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """One block device. Sizes are in bytes; a text that is not known is empty, a number 0.
+
+    `holders` are the kernel names directly above it that the kernel or we know as users (device-mapper, md, bcache, a loop
+    device made of it), `parents` those directly below (a partition's disk, what a device-mapper or md device stands on);
+    partitions are no holders of their disk, but `BlockDevices.above` counts them. A partition has its disk's model, serial and
+    connection. `mounts` are mount points in any mount
+    namespace that could be seen.
+    """
+
+    name: str  # the kernel's: sdb, sdb1, dm-0, loop3
+    path: Path
+    kind: str  # disk, part, lvm, crypt, raid1, loop, mpath, rom ... as lsblk says it
+    size: int
+    logical_sector: int = 512
+    physical_sector: int = 512
+    read_only: bool = False
+    rotational: bool = False
+    removable: bool = False
+    model: str = ""
+    serial: str = ""
+    wwn: str = ""
+    transport: str = ""  # usb, sata, nvme ...
+    usb_driver: str = ""  # uas, usb-storage
+    usb_speed: int = 0  # Mbit/s of the slowest hop
+    usb_version: str = ""  # bcdUSB: 3.20
+    diskseq: int = 0
+    optimal_io: int = 0
+    signature: str = ""  # ext4, LVM2_member, crypto_LUKS ...; the first of `signatures`
+    label: str = ""
+    partition_table: str = ""  # gpt, dos
+    mounts: tuple[str, ...] = ()
+    swap: bool = False
+    holders: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    number: str = ""  # 8:16
+    signatures: tuple[str, ...] = ()  # all that are on it, members' before others'
+    together: tuple[str, ...] = ()  # what else belongs to its file system: kernel names, or words for what is not here
+    backing_file: str = ""  # of a loop device
+    port: str = ""  # where it is plugged, as /dev/disk/by-path says it
+    usb_id: str = ""  # 152d:0578
+    usb_autosuspend: bool = False
+    discard_max: int = 0  # 0: no TRIM
+    provisioning: str = ""  # how SCSI disks are trimmed: unmap, full ...
+    write_cache: str = ""  # write back, write through
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevices:
+    """All block devices of a host, and the other names they go by (`links`: path -> kernel name)."""
+
+    devices: tuple[BlockDevice, ...]
+    links: Mapping[str, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[BlockDevice]:
+        return iter(self.devices)
+
+    def get(self, what: str | Path) -> BlockDevice | None:
+        """The device of that kernel name or path (also by a link below /dev/disk); None if there is none."""
+        text = str(what)
+        name = self.links.get(text, text.removeprefix("/dev/"))
+        return next((device for device in self.devices if device.name == name or str(device.path) == text), None)
+
+    def above(self, device: BlockDevice) -> tuple[BlockDevice, ...]:
+        """Everything that stands on the device, its partitions too, the nearest first."""
+        return self._closure(device, lambda one: [d for d in self.devices if one.name in d.parents or d.name in one.holders])
+
+    def below(self, device: BlockDevice) -> tuple[BlockDevice, ...]:
+        """Everything that the device stands on, the nearest first."""
+        return self._closure(device, lambda one: [d for d in self.devices if d.name in one.parents or one.name in d.holders])
+
+    def disk_of(self, device: BlockDevice) -> BlockDevice:
+        """The disk that a partition is a part of; any other device is its own."""
+        if device.kind != "part":
+            return device
+        return next((parent for name in device.parents if (parent := self.get(name))), device)
+
+    def _closure(self, device: BlockDevice, step: Callable[[BlockDevice], Sequence[BlockDevice]]) -> tuple[BlockDevice, ...]:
+        found: dict[str, BlockDevice] = {}
+        front = [device]
+        while front:
+            front = [near for one in front for near in step(one) if near.name not in found and near.name != device.name]
+            found |= {near.name: near for near in front}
+        return tuple(found.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """How quickly a disk was read: `sequential` in bytes per second, `random_reads` of 4 KiB per second, the median and the
+    99th percentile of their times in seconds; `failed` reads gave an error."""
+
+    sequential: float
+    random_reads: float
+    p50: float
+    p99: float
+    failed: int = 0

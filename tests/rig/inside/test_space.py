@@ -1,0 +1,298 @@
+"""Space on a real pool: what is counted, what is kept back, what happens when it is full."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.errors import NoSpace, Refused
+from pocketcloud.model.sizes import MIB
+from pocketcloud.storage import Clone
+from pocketcloud.storage.ballast import extend_metadata, fill_ballast, is_filled, restore_ballast
+from pocketcloud.storage.devmapper import PoolMode, PoolStatus, pool_status
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.lvm_layout import Layout
+from pocketcloud.storage.lvm_thin import BALLAST, POOL, ThinPool
+from pocketcloud.storage.thin_shares import NOTE, Share, thin_shares
+from pocketcloud.storage.watermarks import ballast_size, percent
+from pocketcloud.system import run
+from tests.contract.stores import ThinBench, Watched, filled, make_pool, names
+
+VG = ThinBench.VG
+LVM = Lvm([ThinBench.DEVICE])
+CHUNK = 64 * 1024
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[ThinBench]:
+    bench = ThinBench(tmp_path)
+    restore_ballast(VG, LVM, run, bench.folder)
+    yield bench
+    bench.close()
+
+
+def status(vg: str = VG) -> PoolStatus:
+    found = pool_status(f"{vg}-{POOL}-tpool", run)
+    assert found is not None
+    return found
+
+
+def data() -> int:
+    return status().data_used * CHUNK
+
+
+def base_volume(bench: ThinBench, size: int = 16 * MIB) -> str:
+    """A sealed volume full of what does not look like zeros; its digest."""
+    content = os.urandom(size)
+
+    def fill(path: Path) -> None:
+        with path.open("r+b") as device:
+            device.write(content)
+
+    bench.store().create("base.alpha", size, fill)
+    return hashlib.blake2b(content).hexdigest()
+
+
+def digest(bench: ThinBench, name: str) -> str:
+    store = bench.store()
+    store.activate(name)
+    return hashlib.blake2b(store.place(name)[0].read_bytes()).hexdigest()
+
+
+def written(bench: ThinBench, name: str, at: int, length: int) -> None:
+    store = bench.store()
+    store.activate(name)
+    with store.place(name)[0].open("r+b") as device:
+        device.seek(at)
+        device.write(os.urandom(length))
+        device.flush()
+        os.fsync(device.fileno())
+
+
+def share_of(bench: ThinBench, name: str) -> Share:
+    logical = bench.store().place(name)[0].name
+    (thin_id,) = (row.thin_id for row in LVM.volumes(VG) if row.name == logical)
+    return thin_shares(VG, folder=bench.folder)[thin_id]
+
+
+def reserve() -> None:
+    run(["dmsetup", "message", f"{VG}-{POOL}-tpool", "0", "reserve_metadata_snap"])
+
+
+def release() -> None:
+    run(["dmsetup", "message", f"{VG}-{POOL}-tpool", "0", "release_metadata_snap"])
+
+
+# -- shares
+
+
+def test_a_share_is_what_a_volume_holds_alone_and_with_others(bench: ThinBench) -> None:
+    base_volume(bench)
+    assert share_of(bench, "base.alpha") == Share(16 * MIB, 16 * MIB, 0)
+    bench.store().clone("base.alpha", "lab.web")
+    assert share_of(bench, "base.alpha") == share_of(bench, "lab.web") == Share(16 * MIB, 0, 16 * MIB)
+    written(bench, "lab.web", 4 * MIB, MIB)
+    assert share_of(bench, "lab.web") == Share(16 * MIB, MIB, 15 * MIB)
+    assert share_of(bench, "base.alpha") == Share(16 * MIB, MIB, 15 * MIB)
+    assert status().held is None
+    assert bench.leftovers() == []
+
+
+def test_a_count_that_is_killed_holds_nothing_for_the_next(bench: ThinBench) -> None:
+    base_volume(bench)
+    quiet = Watched()
+    thin_shares(VG, quiet, bench.folder)
+    assert len(quiet.commands) >= 4
+    for number in range(1, len(quiet.commands) + 1):
+        child = os.fork()
+        if child == 0:
+            thin_shares(VG, Watched(number, after=number == len(quiet.commands)), bench.folder)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, number
+        assert share_of(bench, "base.alpha") == Share(16 * MIB, 16 * MIB, 0), number
+        assert status().held is None, number
+        assert bench.leftovers() == [], number
+
+
+def test_a_snapshot_of_another_program_is_left_to_it(bench: ThinBench) -> None:
+    reserve()
+    held = status().held
+    with pytest.raises(Refused, match="another program holds"):
+        thin_shares(VG, folder=bench.folder)
+    assert status().held == held is not None
+    release()
+    thin_shares(VG, folder=bench.folder)
+
+
+def test_a_snapshot_that_is_being_read_is_not_released(bench: ThinBench) -> None:
+    (bench.folder / NOTE).write_text("a metadata snapshot of the pool is held, or about to be\n")
+    reserve()
+    with open(f"/dev/mapper/{VG}-{POOL}_tmeta", "rb"), pytest.raises(Refused, match="another program holds"):  # noqa: PTH123
+        thin_shares(VG, folder=bench.folder)
+    assert status().held is not None
+    thin_shares(VG, folder=bench.folder)
+    assert status().held is None
+    assert bench.leftovers() == []
+
+
+def test_a_count_that_fails_releases(bench: ThinBench) -> None:
+    def broken(argv, **options):  # type: ignore[no-untyped-def]  # as Runner, with one tool that fails
+        return run(["false"] if argv[0] == "thin_ls" else argv, **options)
+
+    with pytest.raises(Refused, match="cannot be counted"):
+        thin_shares(VG, broken, bench.folder)
+    assert status().held is None
+    assert bench.leftovers() == []
+
+
+# -- ballast
+
+
+def test_the_ballast_takes_its_space_and_gives_it_back(bench: ThinBench) -> None:
+    (ballast,) = (row for row in LVM.volumes(VG) if row.name == BALLAST)
+    assert data() == ballast.size
+    assert not ballast.active
+    assert is_filled(VG, run, LVM.volumes(VG))
+    LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
+    assert data() == 0
+    assert not is_filled(VG, run, LVM.volumes(VG))
+    assert restore_ballast(VG, LVM, run, bench.folder)
+    assert data() == ballast_size(640 * MIB)
+
+
+def test_a_ballast_that_was_interrupted_is_completed(bench: ThinBench) -> None:
+    LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
+    quiet = Watched()
+    assert restore_ballast(VG, LVM_WATCHED(quiet), quiet, bench.folder)
+    size = data()
+    assert size
+    for number in range(1, len(quiet.commands) + 1):
+        LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
+        child = os.fork()
+        if child == 0:
+            fatal = Watched(number, after=number == len(quiet.commands))
+            restore_ballast(VG, LVM_WATCHED(fatal), fatal, bench.folder)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9, number
+        assert restore_ballast(VG, LVM, run, bench.folder), number
+        assert data() == size, number
+        assert bench.leftovers() == [], number
+
+
+def LVM_WATCHED(runner: Watched) -> Lvm:  # noqa: N802 - it stands for LVM, watched
+    return Lvm([ThinBench.DEVICE], runner)
+
+
+# -- a pool that is full
+
+
+def fill_up(bench: ThinBench, name: str) -> None:
+    """Write to a volume as a guest would that has no end, until the pool says no."""
+    store = bench.store()
+    store.activate(name)
+    handle = os.open(store.place(name)[0], os.O_WRONLY)
+    block = os.urandom(4 * MIB)
+    try:
+        with contextlib.suppress(OSError):
+            for at in range(0, 1024 * MIB, len(block)):
+                os.pwrite(handle, block, at)
+                os.fsync(handle)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(handle)
+
+
+def test_on_a_full_pool_reset_and_removal_work_and_no_base_changes(bench: ThinBench) -> None:
+    store = bench.store()
+    good = base_volume(bench)
+    store.clone("base.alpha", "lab.web", 700 * MIB)
+    store.create("lab.other", 16 * MIB)
+    fill_up(bench, "lab.web")
+    assert status().mode is PoolMode.OUT_OF_DATA
+    with pytest.raises(NoSpace, match=r"data 100 % used \(limit 90 %\)"):
+        store.clone("base.alpha", "lab.new")
+    with pytest.raises(NoSpace):
+        store.prepare([Clone("base.alpha", "lab.new")])
+    assert names(store) == ["base.alpha", "lab.other", "lab.web"]
+
+    store.clone_all([Clone("base.alpha", "lab.web2", 700 * MIB)], reserve=True)
+    assert not any(row.name == BALLAST for row in LVM.volumes(VG)), "the ballast was to be given up"
+    assert status().mode is PoolMode.WRITING
+    written(bench, "lab.web2", 0, MIB)
+    assert not restore_ballast(VG, LVM, run, bench.folder), "there is no room for the ballast yet"
+
+    store.remove("lab.web")
+    assert percent(status().data_used, status().data_total) < 80
+    assert restore_ballast(VG, LVM, run, bench.folder)
+    store.clone("base.alpha", "lab.new")
+    assert digest(bench, "base.alpha") == good
+    assert digest(bench, "lab.new") == good
+    assert bench.leftovers() == []
+
+
+def test_removal_alone_ends_it(bench: ThinBench) -> None:
+    store = bench.store()
+    good = base_volume(bench)
+    store.clone("base.alpha", "lab.web", 700 * MIB)
+    fill_up(bench, "lab.web")
+    store.remove("lab.web")
+    store.clone("base.alpha", "lab.web")
+    written(bench, "lab.web", 0, MIB)
+    assert digest(bench, "base.alpha") == good
+
+
+def test_a_ballast_that_does_not_fit_is_not_left_half(bench: ThinBench) -> None:
+    store = bench.store()
+    base_volume(bench)
+    LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
+    LVM.command("lvcreate", "-an", "-kn", "-V", "16m", "--thinpool", POOL, "-n", BALLAST, VG)
+    store.clone("base.alpha", "lab.web", 700 * MIB)
+    fill_up(bench, "lab.web")
+    with pytest.raises(NoSpace, match="no room for its ballast"):
+        fill_ballast(VG, LVM, run)
+    assert not any(row.name == BALLAST for row in LVM.volumes(VG))
+
+
+# -- metadata that is nearly full
+
+
+def test_metadata_nearly_full_refuses_clones_and_grows_from_what_is_kept_free(tmp_path: Path) -> None:
+    vg, device = "pc_metadata", Path("/dev/ram1")
+    make_pool(device, vg, Layout(16 * MIB, 128 * MIB, 4 * MIB, CHUNK, 32 * MIB, 4 * MIB), 256 * MIB)
+    lvm, store = Lvm([device]), ThinPool(vg, [device], tmp_path)
+    store.create("base.alpha", 4 * MIB, filled(0x61, length=4 * MIB))
+    store.clone("base.alpha", "lab.old")
+    before = status(vg).metadata_total
+    scatter(vg, until=75)
+    with pytest.raises(NoSpace, match=r"metadata 7[0-9] % used \(limit 75 %\)"):
+        store.clone("base.alpha", "lab.new")
+    store.remove("lab.old")
+    assert extend_metadata(vg, lvm, run)
+    assert status(vg).metadata_total >= 2 * before
+    store.clone("base.alpha", "lab.new")
+    store.activate("lab.new")
+    assert store.place("lab.new")[0].read_bytes() == bytes([0x61]) * 4 * MIB
+    while extend_metadata(vg, lvm, run):
+        pass
+    (group,) = lvm.groups()
+    assert group.free >= 0
+    run(lvm.argv("vgchange", "-an", vg))
+    # What was created behind LVM's back does not disturb it.
+    run(lvm.argv("vgchange", "-ay", vg))
+    assert not status(vg).needs_check
+
+
+def scatter(vg: str, until: int) -> None:
+    """Use metadata up: each thin volume takes a block of it, also those that LVM does not hear of."""
+    for number in range(10_000, 20_000):
+        now = status(vg)
+        if percent(now.metadata_used, now.metadata_total) >= until:
+            return
+        for part in range(8):
+            run(["dmsetup", "message", f"{vg}-{POOL}-tpool", "0", f"create_thin {number * 8 + part}"])
+    raise AssertionError("the metadata did not fill up")

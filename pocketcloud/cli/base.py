@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
+from typing import TYPE_CHECKING
 
 import click
 
 from pocketcloud.cli.options import instance_name, kit_option, open_kit, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
 from pocketcloud.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from pocketcloud.model.inventory import Volume
 
 _ARCH = click.Choice(["x86_64", "aarch64"])
 
@@ -26,7 +30,6 @@ def command() -> None:
 def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
     """List the kit's bases, and which labs use them."""
     from pocketcloud.bases import definitions, records
-    from pocketcloud.model.sizes import size_text
     from pocketcloud.storage import open_storage
 
     if available:
@@ -50,7 +53,7 @@ def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
     rows = []
     for base in records.built(kit):
         volume = volumes.get(base.volume)
-        size = f"{size_text(volume.used)} of {size_text(volume.size)}" if volume else "VOLUME MISSING"
+        size = _size(volume) if volume else "VOLUME MISSING"
         rows.append((base.name, base.arch, size, base.built, base.digest[:12], ", ".join(users[base.volume]) or "-"))
     print_table(
         ("BASE", "ARCH", "SIZE", "BUILT", "DIGEST", "USED BY"),
@@ -75,7 +78,7 @@ def build(
     from pocketcloud.kit.attached import Places
     from pocketcloud.locks import held
     from pocketcloud.model.base import Arch
-    from pocketcloud.model.sizes import duration_text, size_text
+    from pocketcloud.model.sizes import duration_text
     from pocketcloud.storage import open_storage
 
     require_root("keep a base where QEMU can read it")
@@ -106,8 +109,16 @@ def build(
         )
         return
     volume = next(v for v in storage.volumes() if v.name == built.base.volume)
-    took, size = duration_text(time.monotonic() - started), f"{size_text(volume.used)} of {size_text(volume.size)}"
+    took, size = duration_text(time.monotonic() - started), _size(volume)
     click.echo(f"Base {name} ({wanted}) is built in {took}: {size}, digest {built.base.digest[:12]}.")
+
+
+def _size(volume: Volume) -> str:
+    """What it occupies, where the store knows that without counting, and how large it is."""
+    from pocketcloud.model.sizes import size_text
+
+    whole = size_text(volume.size)
+    return whole if volume.used is None else f"{size_text(volume.used)} of {whole}"
 
 
 def _arch(arch: str | None) -> str:

@@ -52,7 +52,7 @@ def lab_status(bench: Workbench, instance: Name) -> LabStatus:
     for name, machine in record.machines.items():
         domain = have.domains.get(name)
         addresses = {str(network): str(address) for network, address in machine.addresses.items()}
-        used = sum(have.volumes[v].used for v in machine.disks.values() if v in have.volumes)
+        used = sum(have.volumes[v].used or 0 for v in machine.disks.values() if v in have.volumes)
         first = next((addresses[n] for n in machine.definition.networks if n in addresses), "")
         definition = machine.definition
         machines.append(

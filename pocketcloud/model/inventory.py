@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,16 +17,21 @@ class Volume:
     """A volume as it is now.
 
     `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
-    occupies by itself, without what it shares with `parent` (the name of the volume it is a clone of; None: of nothing).
+    `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
+    occupies by itself (None: the store would have to count first), without what it shares with `parent` (the name of the
+    volume it is a clone of; None: of nothing). A `spare` one was made in advance and is nobody's yet; `marks` are those it
+    was made with, where the store keeps them.
     """
 
     name: str
     path: Path
     format: str
     size: int
-    used: int
+    used: int | None
     sealed: bool
     parent: str | None
+    spare: bool = False
+    marks: Mapping[str, str] = field(default_factory=dict)
 
 
 class DomainState(StrEnum):

@@ -7,18 +7,32 @@ firmware variables and seeds are not volumes: storage never hears of QEMU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pocketcloud.model.inventory import Volume
 from pocketcloud.model.kit import Kit
 
-__all__ = ["Filler", "Storage", "Usage", "Volume", "open_storage"]
+__all__ = ["Clone", "Filler", "Marks", "Storage", "Usage", "Volume", "open_storage"]
 
 Filler = Callable[[Path], None]
 """Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
+
+Marks = Mapping[str, str]
+"""What a volume is to pocketcloud (`lab`, `machine`, `disk`, `base`, `digest`), kept with the volume where the store can keep
+it: enough to tell what is there when the records are lost. Keys and values are of a-z, 0-9, '-', '_' and '.'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A clone to be made: of `source`, as `name`, of `size` bytes (0: as large as the source)."""
+
+    source: str
+    name: str
+    size: int = 0
+    marks: Marks = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +53,9 @@ class Storage(Protocol):
     NoSpace when the store is full and NotFound for a named volume that should exist and does not.
     """
 
-    def create(self, name: str, size: int, fill: Filler | None = None) -> Volume:
-        """Make a volume of `size` bytes. With `fill` it is sealed, and published only when filled whole; without, it is
-        live and reads as zeros. Refused if the name exists."""
+    def create(self, name: str, size: int, fill: Filler | None = None, marks: Marks | None = None) -> Volume:
+        """Make a volume of `size` bytes, which a store may round up. With `fill` it is sealed, and published only when filled
+        whole; without, it is live and reads as zeros. Refused if the name exists."""
         ...
 
     def clone(self, source: str, name: str, size: int | None = None) -> Volume:
@@ -49,7 +63,24 @@ class Storage(Protocol):
 
         Seals `source`, if it is still live: nothing may write to what others stand on. It is live again when the last of
         its clones is gone (one made with `fill` stays sealed). Refused if `source` is open for writing, or if the name
-        exists."""
+        exists, unless `prepare` made it for this."""
+        ...
+
+    def clone_all(self, clones: Sequence[Clone], *, reserve: bool = False) -> None:
+        """Make many clones in as few commands as the store allows. Each is atomic, not all of them together: after an error
+        some may be there. With `reserve` the store gives what it keeps back for the way out of being full, which is for
+        `reset` and its like: what it makes is soon outweighed by what it removes."""
+        ...
+
+    def prepare(self, clones: Sequence[Clone]) -> None:
+        """Make clones in advance, to be published by `clone_all` when they are wanted: until then they are *spare*, which
+        keeps nobody from removing what they stand on, and they go with it. A store where a clone costs next to nothing
+        need not do anything. Refused on a store that is nearly full."""
+        ...
+
+    def activate(self, *names: str) -> None:
+        """Make volumes ready to be opened at their paths. A live volume is not to be opened before; sealed ones need it only
+        where somebody wants to read them by themselves. Done already is success."""
         ...
 
     def replace(self, name: str, source: str, size: int | None = None) -> Volume:
@@ -61,12 +92,13 @@ class Storage(Protocol):
         """Enlarge a live volume to `size` bytes. Already that size: no effect. Smaller: refused."""
         ...
 
-    def remove(self, name: str) -> None:
-        """Remove a volume; absent is success. Refused while it is open or other volumes stand on it."""
+    def remove(self, *names: str) -> None:
+        """Remove volumes; absent is success. Refused while one is open, or others that are not among `names` stand on it:
+        then none is removed."""
         ...
 
     def volumes(self) -> tuple[Volume, ...]:
-        """All whole volumes of the store, by name."""
+        """All whole volumes of the store, by name, spare ones too."""
         ...
 
     def place(self, name: str) -> tuple[Path, str]:
@@ -74,7 +106,7 @@ class Storage(Protocol):
         ...
 
     def explain(self, verb: str, name: str, *, source: str = "", size: int = 0) -> tuple[str, ...]:
-        """The exact commands, a line of shell each, that `verb` (`create`, `clone`, `grow`, `remove`) would run: for
+        """The commands, a line of shell each, that `verb` (`create`, `clone`, `grow`, `remove`, `activate`) would run: for
         --dry-run, and for those who want to do it by hand."""
         ...
 
@@ -90,6 +122,10 @@ def open_storage(kit: Kit) -> Storage:
 
     if kit.manifest.storage == "qcow2":
         return Qcow2Directory(kit.path / "volumes")
+    if kit.manifest.storage == "lvm":
+        from pocketcloud.storage.lvm_thin import ThinPool
+
+        return ThinPool(kit.vg, kit.devices, kit.path / "volumes")
     raise HostLacks(
         f"kit {kit.name}: this version of pocketcloud has no driver for its storage {kit.manifest.storage!r}",
         hint="install a newer pocketcloud",

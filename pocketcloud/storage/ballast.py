@@ -17,7 +17,7 @@ from pathlib import Path
 from pocketcloud.errors import NoSpace
 from pocketcloud.storage.devmapper import PoolMode, PoolStatus, node_name, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint, environment
-from pocketcloud.storage.lvm_thin import BALLAST, POOL
+from pocketcloud.storage.thin_volumes import BALLAST, POOL
 from pocketcloud.storage.watermarks import MIB, REFUSE_METADATA, WARN_DATA, ballast_size, percent
 from pocketcloud.system import CommandFailed, Runner
 

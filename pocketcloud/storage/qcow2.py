@@ -15,14 +15,14 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.files import sync_folder
 from pocketcloud.model.inventory import Volume
-from pocketcloud.storage import Filler, Usage
+from pocketcloud.storage import Clone, Filler, Marks, Usage
 from pocketcloud.storage.image_locks import is_open, is_written
 from pocketcloud.storage.qcow2_header import NotQcow2, read_header
 from pocketcloud.system import CommandFailed, Runner, run
@@ -75,6 +75,8 @@ class Qcow2Directory:
                 commands = (_resize(path, size),)
             case "remove":
                 commands = (["rm", "--", path],)
+            case "activate":
+                commands = ()
             case _:
                 raise ValueError(f"the store has no verb {verb!r}")
         return tuple(shlex.join(str(word) for word in command) for command in commands)
@@ -88,8 +90,9 @@ class Qcow2Directory:
 
     # -- verbs
 
-    def create(self, name: str, size: int, fill: Filler | None = None) -> Volume:
-        """See Storage.create. `fill` writes to a sparse file, which then becomes qcow2: that takes its space twice meanwhile."""
+    def create(self, name: str, size: int, fill: Filler | None = None, marks: Marks | None = None) -> Volume:  # noqa: ARG002 - no place for them
+        """See Storage.create. `fill` writes to a sparse file, which then becomes qcow2: that takes its space twice meanwhile.
+        Marks are not kept: a folder of images has no place for them."""
         path = self._absent(name)
         with self._store_errors(name), self._partial(name) as partial:
             if fill is None:
@@ -105,6 +108,22 @@ class Qcow2Directory:
         path = self._absent(name)
         self._overlay(source, path, size, over=False)
         return self._volume(name)
+
+    def clone_all(self, clones: Sequence[Clone], *, reserve: bool = False) -> None:  # noqa: ARG002 - nothing is kept back
+        """See Storage.clone_all."""
+        for clone in clones:
+            self.clone(clone.source, clone.name, clone.size or None)
+
+    def prepare(self, clones: Sequence[Clone]) -> None:
+        """See Storage.prepare: nothing is made, as an overlay takes but hundredths of a second when it is wanted."""
+        for clone in clones:
+            self._existing(clone.source)
+            self._absent(clone.name)
+
+    def activate(self, *names: str) -> None:
+        """See Storage.activate: files are always ready."""
+        for name in names:
+            self._existing(name)
 
     def replace(self, name: str, source: str, size: int | None = None) -> Volume:
         """See Storage.replace. A sealed volume is not replaced: it is kept on purpose."""
@@ -133,13 +152,16 @@ class Qcow2Directory:
                 _sync(path)
         return self._volume(name)
 
-    def remove(self, name: str) -> None:
+    def remove(self, *names: str) -> None:
         """See Storage.remove."""
-        path = self._path(name)
-        if path.exists():
-            self._unused(name, "removed")
-            with self._store_errors(name):
-                path.unlink(missing_ok=True)
+        paths = {name: self._path(name) for name in names}
+        there = {name: path for name, path in paths.items() if path.exists()}
+        for name in there:
+            self._unused(name, "removed", going=there)
+        if there:
+            with self._store_errors():
+                for path in there.values():
+                    path.unlink(missing_ok=True)
                 sync_folder(self._folder)
                 self._settle()
 
@@ -202,8 +224,8 @@ class Qcow2Directory:
         if not self._existing(name).stat().st_mode & 0o222:
             raise Refused(f"volume {name} is sealed and cannot be {done}")
 
-    def _unused(self, name: str, done: str) -> None:
-        children = [volume.name for volume in self.volumes() if volume.parent == name]
+    def _unused(self, name: str, done: str, going: Container[str] = ()) -> None:
+        children = [volume.name for volume in self.volumes() if volume.parent == name and volume.name not in going]
         if children:
             raise Refused(f"volume {name} cannot be {done}: {', '.join(children)} stand{'s' * (len(children) == 1)} on it")
         if is_open(self._existing(name)):

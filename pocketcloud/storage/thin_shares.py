@@ -20,7 +20,7 @@ from pathlib import Path
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, Refused
 from pocketcloud.storage.devmapper import PoolMode, PoolStatus, node_name, pool_status
 from pocketcloud.storage.lvm import complaint, environment
-from pocketcloud.storage.lvm_thin import POOL
+from pocketcloud.storage.thin_volumes import POOL
 from pocketcloud.storage.watermarks import percent
 from pocketcloud.system import CommandFailed, Runner, run
 

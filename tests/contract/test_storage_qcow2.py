@@ -15,7 +15,7 @@ from pocketcloud.errors import NotFound
 from pocketcloud.storage.qcow2 import Qcow2Directory
 from pocketcloud.storage.qcow2_header import NotQcow2, read_header
 from pocketcloud.system import run
-from tests.contract.test_storage import content, filled, names, volume_of, write
+from tests.contract.stores import Qcow2Bench, Watched, content, filled, names, volume_of, write
 
 MIB = 1 << 20
 TOP = Path(__file__).resolve().parents[2]
@@ -117,3 +117,31 @@ def test_a_store_that_is_gone_says_so(tmp_path: Path) -> None:
     for verb in (store.volumes, store.usage, lambda: store.create("disk", MIB)):
         with pytest.raises(NotFound, match="gone"):
             verb()
+
+
+def test_a_clone_costs_one_process_and_a_look_none(tmp_path: Path) -> None:
+    bench = Qcow2Bench(tmp_path)
+    bench.store().create("base", MIB, filled(1))
+    bench.store().create("live", MIB)
+    for source in ("base", "live"):
+        watched = Watched()
+        bench.store(watched).clone(source, f"of-{source}")
+        assert [command[0] for command in watched.commands] == ["qemu-img"]
+    watched = Watched()
+    looking = bench.store(watched)
+    looking.volumes()
+    looking.usage()
+    looking.place("base")
+    looking.explain("clone", "new", source="base")
+    assert watched.commands == []
+
+
+def test_volumes_can_be_read_by_qemus_user(tmp_path: Path) -> None:
+    store = Qcow2Directory(tmp_path)
+    made = store.create("base", MIB, filled(1))
+    assert made.path.stat().st_mode & 0o777 == 0o444
+    clone = store.clone("base", "disk")
+    assert clone.path.stat().st_mode & 0o777 == 0o644
+    store.clone("disk", "above")
+    store.remove("above")
+    assert clone.path.stat().st_mode & 0o777 == 0o644

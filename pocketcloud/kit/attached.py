@@ -39,6 +39,11 @@ class Places:
         return self.run / "locks"
 
     @property
+    def mounts(self) -> Path:
+        """The folder in which the kits on disks are mounted."""
+        return self.run / "mounts"
+
+    @property
     def entries(self) -> Path:
         """The folder of the attached kits' entries."""
         return self.run / "kits"
@@ -76,8 +81,8 @@ def find_kit(places: Places, name: str | None) -> Kit:
     raise NotFound(f"no kit {name!r} is attached; attached: {have}", hint="pocketcloud kit attach PATH")
 
 
-def attach(places: Places, path: Path) -> Kit:
-    """Attach the kit at `path`; already attached is success.
+def register(places: Places, path: Path) -> Kit:
+    """Count the kit whose tree lies at `path` among the attached; it being so already is success.
 
     Raises NotFound if no kit is there, Refused if another attached kit has its name, or if it is a copy of one.
     """
@@ -96,14 +101,26 @@ def attach(places: Places, path: Path) -> Kit:
                 hint=f"pocketcloud kit detach {other.name} first",
             )
     places.entries.mkdir(mode=0o755, parents=True, exist_ok=True)
-    write_whole(places.entries / f"{kit.name}.path", f"{kit.path}\n")
+    write_whole(_entry(places, kit.name), f"{kit.path}\n")
     return kit
 
 
-def forget(places: Places, kit: Kit) -> bool:
-    """Drop the kit's entry; whether it is attached no more (the default kit always is)."""
-    (places.entries / f"{kit.name}.path").unlink(missing_ok=True)
-    return kit.path != places.default.resolve()
+def registered_path(places: Places, name: str) -> Path | None:
+    """Where the kit of that name was attached, whether it is there still or not; None if it has no entry."""
+    try:
+        return Path(_entry(places, name).read_text().removesuffix("\n"))
+    except FileNotFoundError:
+        return None
+
+
+def forget(places: Places, name: str, path: Path) -> bool:
+    """Drop the entry of the kit `name` at `path`; whether it is attached no more (the default kit always is)."""
+    _entry(places, name).unlink(missing_ok=True)
+    return path != places.default.resolve()
+
+
+def _entry(places: Places, name: str) -> Path:
+    return places.entries / f"{name}.path"
 
 
 def checked_name(text: str) -> Name:

@@ -9,12 +9,12 @@ from pathlib import Path
 from pocketcloud import __version__
 from pocketcloud.errors import HostLacks, NoSpace, Refused
 from pocketcloud.files import sync_folder
-from pocketcloud.kit.attached import Places, attach, attached_kits, checked_name
+from pocketcloud.kit.attached import Places, attached_kits, checked_name, register
 from pocketcloud.kit.manifest import FILE, write_manifest
 from pocketcloud.model.kit import KIT_SCHEMA, TREE, Kit, Manifest
 from pocketcloud.model.names import Name
 
-_MODES = {"keys": 0o700}
+TREE_MODES = {"keys": 0o700}
 
 
 def name_for(path: Path, default: Path) -> Name:
@@ -44,17 +44,22 @@ def init_directory(places: Places, path: Path, name: str | None, *, now: str) ->
         raise Refused(f"{path} is not empty: it has {strange!r}", hint="name a folder that is empty or does not exist yet")
     check_reachable(path)
     try:
-        for folder in TREE:
-            (path / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
-            (path / folder).chmod(_MODES.get(folder, 0o755))
-        path.chmod(0o755)
+        make_tree(path)
     except PermissionError as error:
         raise HostLacks(f"{path}: {error.strerror}", hint="run as root") from None
     except OSError as error:
         raise NoSpace(f"{path} cannot be made: {error.strerror}", hint="choose another place") from None
-    sync_folder(path)
     write_manifest(path, Manifest(KIT_SCHEMA, str(uuid.uuid4()), kit_name, now, __version__, "qcow2"))
-    return attach(places, path)
+    return register(places, path)
+
+
+def make_tree(path: Path) -> None:
+    """Make the folders of a kit in `path`; those there are success."""
+    for folder in TREE:
+        (path / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
+        (path / folder).chmod(TREE_MODES.get(folder, 0o755))
+    path.chmod(0o755)
+    sync_folder(path)
 
 
 def check_reachable(path: Path) -> None:

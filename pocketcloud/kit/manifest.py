@@ -1,14 +1,22 @@
-"""`kit.json`: what makes a folder a kit. It is written last, so an unfinished kit is visibly none."""
+"""`kit.json`: what makes a folder a kit. It is written last, so an unfinished kit is visibly none.
+
+Where a kit lies now, is read from where it is mounted: there is no second place that could say otherwise.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 from pathlib import Path
 
 from pocketcloud.documents import dump_json, parse_json
 from pocketcloud.errors import BadDocument, NotFound, Refused
 from pocketcloud.files import write_whole
+from pocketcloud.host import kits as host
+from pocketcloud.kit.mounts import Mount, mounted_at
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
 from pocketcloud.model.profile import Medium
+from pocketcloud.storage.thin_volumes import STATE
 
 FILE = "kit.json"
 
@@ -20,7 +28,8 @@ def read_manifest(path: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"{path}: no kit there (it has no {FILE})", hint=f"pocketcloud kit init --dir {path} makes one") from None
     except OSError as error:
-        raise Refused(f"{path}: its {FILE} cannot be read: {error.strerror}", hint="run as root") from None
+        hint = "run as root" if error.errno in (errno.EACCES, errno.EPERM) else "pocketcloud kit repair"
+        raise Refused(f"{path}: its {FILE} cannot be read: {error.strerror}", hint=hint) from None
     try:
         manifest = parse_json(text, Manifest, str(path / FILE))
     except BadDocument as error:
@@ -41,6 +50,41 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def kit_at(path: Path) -> Kit:
-    """The kit in the folder `path`."""
+    """The kit whose tree lies at `path`, a folder or the mount point of a state volume. Raises NotFound if there is none, or
+    if its disk is gone; Refused as `read_manifest` does."""
     resolved = path.resolve()
-    return Kit(read_manifest(resolved), resolved, Medium.DIR)
+    there = mounted_at(resolved)
+    vg, devices = ("", ()) if there is None else _carriers(there)
+    if vg and not all(host.is_there(kernel) for kernel in devices):
+        raise NotFound(
+            f"the disk of the kit at {resolved} is gone: it was pulled without `kit detach`",
+            hint="plug it in, then: pocketcloud kit attach",
+        )
+    manifest = read_manifest(resolved)
+    if manifest.storage != "lvm":
+        return Kit(manifest, resolved, Medium.DIR)
+    if not vg:
+        raise NotFound(
+            f"{resolved} is a copy of the files of kit {manifest.name}, not the kit: its volumes lie on a disk",
+            hint="pocketcloud kit attach finds kits on plugged disks",
+        )
+    return Kit(manifest, resolved, host.medium(devices[0]), vg, tuple(host.node(kernel) for kernel in devices))
+
+
+def host_mark(root: Path = Path("/")) -> str:
+    """What tells this computer from others in a manifest. The machine id itself is not for others to see (machine-id(5)), so
+    it is a digest of it; empty where there is none."""
+    try:
+        text = (root / "etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
+    return hashlib.blake2b(text.encode(), digest_size=8, person=b"pocketcloud").hexdigest() if text else ""
+
+
+def _carriers(there: Mount) -> tuple[str, tuple[str, ...]]:
+    """The volume group whose `state` is mounted there, and the kernel names of what it stands on; empty if it is no such."""
+    kernel = (host.BY_NUMBER / there.number).resolve().name
+    name, _, volume = host.mapped_name(kernel).replace("--", "\0").partition("-")
+    if volume != STATE:
+        return "", ()
+    return name.replace("\0", "-"), host.below(kernel)

@@ -11,7 +11,7 @@ from tempfile import mkdtemp
 import pytest
 
 from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
-from pocketcloud.kit.attached import Places, attach, attached_kits, find_kit, forget
+from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, register
 from pocketcloud.kit.directory import init_directory, name_for
 from pocketcloud.kit.manifest import kit_at, read_manifest
 from pocketcloud.model.kit import TREE, Kit
@@ -104,10 +104,10 @@ def test_names_and_ids_are_unique_among_attached_kits(places: Places, folder: Pa
         make(places, folder / "two", "usb")
     shutil.copytree(one.path, folder / "copy")
     with pytest.raises(Refused, match="is a copy of usb"):
-        attach(places, folder / "copy")
-    assert attach(places, folder / "one" / ".." / "one") == one
-    assert forget(places, one)
-    assert attach(places, folder / "copy").id == one.id
+        register(places, folder / "copy")
+    assert register(places, folder / "one" / ".." / "one") == one
+    assert forget(places, one.name, one.path)
+    assert register(places, folder / "copy").id == one.id
 
 
 def test_several_kits_have_to_be_told_apart(places: Places, folder: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_kit_that_is_unplugged_is_not_there(places: Places, folder: Path) -> N
 def test_the_default_kit_is_attached_by_being_there(places: Places) -> None:
     kit = make(places, places.default)
     assert kit.name == "default"
-    assert not forget(places, kit)
+    assert not forget(places, kit.name, kit.path)
     assert attached_kits(places) == (kit,)
 
 

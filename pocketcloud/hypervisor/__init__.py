@@ -77,6 +77,10 @@ class Hypervisor(Protocol):
         """Thaw what was frozen; not frozen, or no agent, is success."""
         ...
 
+    def trim(self, name: str) -> bool:
+        """Have the guest discard what its file systems do not use, through its agent; False where there is no agent to ask."""
+        ...
+
     def undefine(self, name: str) -> None:
         """Remove the definition with its managed save and its metadata (the NVRAM file stays: it is the kit's); absent is
         success. Kills it first if it runs."""

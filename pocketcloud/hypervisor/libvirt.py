@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pocketcloud.errors import HostLacks, NotFound, NotOurs, PocketcloudError, Refused
+from pocketcloud.errors import HostLacks, NotFound, NotOurs, Refused
 from pocketcloud.hypervisor import Domain, DomainState, HypervisorFacts, LibvirtNetwork, complaints, xml
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
@@ -28,6 +28,7 @@ except ImportError as missing:  # the C library below the binding can be gone
 
 DEFAULT_URI = "qemu:///system"
 AGENT_SECONDS = 10
+_TRIM_SECONDS = 600  # an emulated guest's disk may take minutes
 _POLL = 0.2
 _ASK_AGAIN = 10.0
 _UNDEFINE = (
@@ -80,7 +81,7 @@ class LibvirtHypervisor:
         with _explained("libvirt's capabilities cannot be read"):
             emulated, kvm = xml.guests(connection.getCapabilities())
             versions = connection.getLibVersion(), connection.getVersion()
-        return HypervisorFacts(self._uri, _version(versions[0]), _version(versions[1]), emulated, kvm)
+        return HypervisorFacts(self._uri, xml.version(versions[0]), xml.version(versions[1]), emulated, kvm)
 
     def machine_xml(self, spec: MachineSpec) -> str:
         """See Hypervisor.machine_xml."""
@@ -227,6 +228,16 @@ class LibvirtHypervisor:
             else:
                 _remember_frozen(handle, None)
 
+    def trim(self, name: str) -> bool:
+        """See Hypervisor.trim."""
+        handle = self._ours(name)
+        with _explained(f"the file systems of machine {name} cannot be trimmed"), _absence(*_NO_AGENT):
+            if _look(handle).agent:
+                handle.agentSetResponseTimeout(_TRIM_SECONDS, 0)
+                handle.fSTrim(None, 0, 0)
+                return True
+        return False
+
     def undefine(self, name: str) -> None:
         """See Hypervisor.undefine."""
         handle = self._find_domain(name)
@@ -256,7 +267,7 @@ class LibvirtHypervisor:
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
             if handle.isActive():
                 wanted, live = xml.read_network(text), xml.read_network(handle.XMLDesc(0))
-                if _shape(wanted) == _shape(live):
+                if wanted.shape == live.shape:
                     _update_hosts(handle, live, wanted)
                     return
                 handle.destroy()
@@ -388,23 +399,20 @@ def _explained(doing: str) -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as complaint:
-        raise _error(complaint, doing) from None
-
-
-def _error(complaint: Any, doing: str) -> PocketcloudError:
-    return complaints.explain(complaint.get_error_code() or 0, complaint.get_error_message() or str(complaint), doing)
+        code, text = complaint.get_error_code() or 0, complaint.get_error_message() or str(complaint)
+        raise complaints.explain(code, text, doing) from None
 
 
 class _absence:  # noqa: N801 - reads as contextlib's suppress does
-    """Leave the block quietly where libvirt says that the object is not there (any more)."""
+    """Leave the block quietly where libvirt says that the object is not there (any more), in one of these codes."""
 
-    def __init__(self, code: int) -> None:
-        self._code = code
+    def __init__(self, *codes: int) -> None:
+        self._codes = codes
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
-        return isinstance(error, libvirt.libvirtError) and error.get_error_code() == self._code
+        return isinstance(error, libvirt.libvirtError) and error.get_error_code() in self._codes
 
 
 def _domain(handle: Any) -> Domain | None:
@@ -464,11 +472,6 @@ def _kill(handle: Any) -> None:
                 raise
 
 
-def _shape(network: xml.NetworkReading) -> tuple[object, ...]:
-    """What of a network cannot be changed while it is up."""
-    return network.bridge, network.nat, network.domain, network.subnets
-
-
 def _update_hosts(handle: Any, live: xml.NetworkReading, wanted: xml.NetworkReading) -> None:
     """Bring leases and names of a network that is up to what is wanted; what goes comes first, its address may be reused."""
     add, delete = libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE
@@ -479,10 +482,6 @@ def _update_hosts(handle: Any, live: xml.NetworkReading, wanted: xml.NetworkRead
     changes += [(add, names, host) for host in sorted(wanted.names - live.names)]
     for command, section, host in changes:
         handle.update(command, section, -1, host, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE)
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
 def _connection(uri: str) -> Any:

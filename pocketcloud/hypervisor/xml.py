@@ -133,6 +133,16 @@ class NetworkReading:
     leases: frozenset[str]
     names: frozenset[str]
 
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What of a network cannot be changed while it is up."""
+        return self.bridge, self.nat, self.domain, self.subnets
+
+
+def version(number: int) -> str:
+    """A version as libvirt counts it, as text: 9000000 is `9.0.0`."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
 
 def read_domain(text: str) -> DomainReading:
     """Read the XML of any domain, live or not."""

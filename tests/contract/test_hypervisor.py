@@ -327,12 +327,17 @@ def test_a_guest_that_does_not_listen_is_neither_waited_for_nor_frozen(bed: Bed)
     began = time.monotonic()
     assert not bed.hypervisor.freeze(web.name)
     bed.hypervisor.thaw(web.name)
+    assert not bed.hypervisor.trim(web.name)
     bed.raw().lookupByName(web.name).suspend()
     assert bed.state(web) is DomainState.PAUSED
     assert not bed.hypervisor.shutdown(web.name, within=0.5)
     assert time.monotonic() - began < PATIENCE / 2
+    assert not bed.hypervisor.trim(web.name)
     bed.hypervisor.kill(web.name)
     bed.hypervisor.thaw(web.name)
+    assert not bed.hypervisor.trim(web.name)
+    with pytest.raises(NotFound, match="nobody"):
+        bed.hypervisor.trim("nobody")
 
 
 def test_many_at_once_through_one_connection(bed: Bed) -> None:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import kit_option, now, open_kit, output_option, require_root, yes_option
-from pocketcloud.cli.view import print_json, print_table
-from pocketcloud.errors import UsageError
+from pocketcloud.cli.options import (
+    kit_option,
+    now,
+    open_bench,
+    open_kit,
+    output_option,
+    progress_options,
+    require_root,
+    yes_option,
+)
+from pocketcloud.cli.view import ask, print_json, print_table
+from pocketcloud.errors import HostLacks, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.kit.attached import Places
+    from pocketcloud.kit.detach import Leaving
     from pocketcloud.kit.device import InitPlan
+    from pocketcloud.kit.plugged import Plugged
     from pocketcloud.model.kit import Kit
     from pocketcloud.model.profile import Medium
 
@@ -130,24 +143,49 @@ def _one_at_a_time(places: Places) -> AbstractContextManager[None]:
     """Hold what makes, attaches and detaches kits on this host."""
     from pocketcloud.locks import held
 
-    command = shlex.join(["pocketcloud", *sys.argv[1:]])
-    return held(places.locks, "kits", command, wait=True, on_wait=lambda who: click.echo(f"waiting for {who} to end", err=True))
+    return held(places.locks, "kits", _command_line(), wait=True, on_wait=_say_waiting)
+
+
+def _say_waiting(holder: str) -> None:
+    click.echo(f"waiting for {holder} to end", err=True)
+
+
+def _command_line() -> str:
+    return shlex.join(["pocketcloud", *sys.argv[1:]])
 
 
 @command.command("list")
 @output_option
 def list_kits(output: str) -> None:
-    """List the attached kits."""
+    """List the attached kits and, for root, those on plugged disks that are not."""
     from pocketcloud.kit.attached import Places, attached_kits
 
     kits = attached_kits(Places.from_environment())
+    plugged = _not_attached(kits)
     if output == "json":
-        print_json(
-            [{"name": k.name, "id": k.id, "path": k.path, "medium": k.medium, "storage": k.manifest.storage} for k in kits]
-        )
+        there = [
+            {"name": k.name, "id": k.id, "path": k.path, "medium": k.medium, "storage": k.manifest.storage, "devices": k.devices}
+            for k in kits
+        ]
+        away = [
+            {"name": p.name, "id": p.id, "path": None, "medium": p.medium, "storage": "lvm", "devices": [p.device]}
+            for p in plugged
+        ]
+        print_json(there + away)
         return
     rows = [(k.name, k.medium, k.manifest.storage, k.path, k.id) for k in kits]
+    rows += [(p.name, p.medium, "lvm", f"not attached: {p.device}", p.id) for p in plugged]
     print_table(("KIT", "MEDIUM", "STORAGE", "PATH", "ID"), rows, empty="No kit is attached. pocketcloud kit init makes one.")
+
+
+def _not_attached(kits: Sequence[Kit]) -> list[Plugged]:
+    from pocketcloud.kit.plugged import plugged_kits
+    from pocketcloud.system import run, which
+
+    if os.geteuid() or which("lvm") is None:
+        return []
+    in_use = {device for kit in kits for device in kit.devices}
+    return [kit for kit in plugged_kits(run) if kit.device not in in_use]
 
 
 @command.command()
@@ -183,34 +221,121 @@ def status(kit_name: str | None, output: str) -> None:
 
 
 @command.command()
-@click.argument("path", type=click.Path(path_type=Path))
-def attach(path: Path) -> None:
-    """Attach the kit in the folder PATH, until the next boot or `kit detach`."""
+@click.argument("what", metavar="[DEVICE|PATH|NAME]", required=False)
+@click.option("--as", "rename", metavar="NEWNAME", help="Give it this name and an identity of its own first: for a byte copy.")
+@progress_options
+def attach(what: str | None, rename: str | None, progress: str, verbose: int) -> None:
+    """Attach a kit, until the next boot or `kit detach`: the one on DEVICE, in the folder or file PATH, or the plugged one
+    called NAME; left out, the only one that is plugged in.
+
+    Its labs are defined for this computer. A PATH has a `/` in it.
+    """
+    from pocketcloud.kit.attach import attach as attach_kit
     from pocketcloud.kit.attached import Places
-    from pocketcloud.kit.attached import register as attach_kit
-    from pocketcloud.kit.directory import check_reachable
 
     require_root("attach a kit")
-    check_reachable(path.absolute())
-    kit = attach_kit(Places.from_environment(), path)
-    click.echo(f"Kit {kit.name} is attached from {kit.path}.")
+    places = Places.from_environment()
+    with _one_at_a_time(places):
+        done = attach_kit(places, what, rename=rename, now=now())
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
+    where = f"from {', '.join(map(str, done.kit.devices))} on {done.kit.path}" if done.kit.devices else f"from {done.kit.path}"
+    click.echo(f"Kit {done.kit.name} is attached {'already, ' * done.already}{where}.")
+    _define_labs(done.kit, progress, verbose)
+
+
+def _define_labs(kit: Kit, progress: str, verbose: int) -> None:
+    """Define the kit's labs here, and say what is different for them."""
+    from pocketcloud.cli.view import open_view
+    from pocketcloud.lab.moving import move_in
+    from pocketcloud.records import instances
+
+    if not instances(kit):
+        return
+    view = open_view(progress, verbose)
+    try:
+        arrivals = move_in(open_bench(kit, view, profile_name=None))
+    except HostLacks as error:
+        click.echo(f"note: {error.message.splitlines()[0]}; its labs are defined by `lab up`", err=True)
+        return
+    finally:
+        view.close()
+    for arrival in arrivals:
+        state = f"cannot be defined yet: {arrival.trouble}" if arrival.trouble else "; ".join(arrival.changes) or "as it was"
+        click.echo(f"  lab {arrival.instance}: {state}")
 
 
 @command.command()
-@click.argument("name")
-def detach(name: str) -> None:
-    """Detach the kit NAME: its domains and networks leave libvirt, its folder can be moved or carried away.
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Switch running machines off instead of asking them to power off.")
+@click.option("--within", type=float, default=90, show_default=True, metavar="SECONDS", help="How long machines may take.")
+@yes_option
+def detach(name: str | None, force: bool, within: float, yes: bool) -> None:
+    """Detach the kit NAME, or the only one, so that its disk can be pulled or its folder carried away.
 
-    Refused while machines of it run.
+    Running machines are stopped, after a question. Domains and networks leave libvirt; attaching defines them again.
     """
-    from pocketcloud.hypervisor import open_hypervisor
-    from pocketcloud.kit.attached import Places, find_kit, forget
-    from pocketcloud.kit.detach import withdraw
+    from pocketcloud.kit.attached import Places
+    from pocketcloud.kit.detach import detach as detach_kit
+    from pocketcloud.kit.detach import leaving
 
     require_root("detach a kit")
     places = Places.from_environment()
-    kit = find_kit(places, name)
-    domains, networks = withdraw(kit, open_hypervisor())
-    gone = forget(places, kit.name, kit.path)
-    left = "" if gone else " It is the default kit and stays in reach."
-    click.echo(f"Kit {kit.name} is detached ({domains} domains and {networks} networks left libvirt).{left}")
+    with _one_at_a_time(places):
+        kit = leaving(places, name)
+        with ExitStack() as labs:
+            if kit.kit is not None:
+                _hold_labs(places, kit.kit, labs)
+            left = _take_out_of_libvirt(kit, yes=yes, within=0 if force else within)
+            notes = detach_kit(places, kit, now=now())
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if not kit.on_lvm and kit.path == places.default.resolve():
+        left += " It is the default kit and stays in reach."
+    pull = " Its disk can be pulled." if kit.on_lvm and not kit.dead and _has_disk(kit) else ""
+    click.echo(f"Kit {kit.name} is detached{left}.{pull}")
+
+
+def _has_disk(kit: Leaving) -> bool:
+    from pocketcloud.model.profile import Medium
+
+    return kit.kit is None or kit.kit.medium is not Medium.LOOP
+
+
+def _hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
+    """Hold all labs of a kit, so that no other command is at work in one; fails, naming it, if one is."""
+    from pocketcloud.locks import held
+    from pocketcloud.records import instances
+
+    for instance in instances(kit):
+        labs.enter_context(held(places.locks, f"{kit.id}.{instance}", _command_line(), wait=False))
+
+
+def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:
+    """Stop and undefine the kit's machines, remove its networks; what became of them, for the last line."""
+    from pocketcloud.hypervisor import open_hypervisor
+    from pocketcloud.kit.detach import running, stop, withdraw, withdraw_pulled
+    from pocketcloud.records import instances
+
+    try:
+        hypervisor = open_hypervisor()
+        if kit.kit is None:
+            domains, networks = withdraw_pulled(kit.name, hypervisor)
+        else:
+            on = running(kit.kit.id, hypervisor)
+            if on and (yes or within <= 0 or sys.stdin.isatty()):
+                names = ", ".join(domain.name for domain in on)
+                ask(
+                    f"{names} run{'s' * (len(on) == 1)}. Stop {'it' if len(on) == 1 else 'them'} and detach?",
+                    yes=yes or within <= 0,
+                )
+                stop(on, hypervisor, within, lambda line: click.echo(line, err=True))
+            domains, networks = withdraw(kit.kit, hypervisor)
+    except HostLacks as error:
+        if not kit.on_lvm:
+            raise
+        # Machines that run all the same keep its volumes open, and the detach ends there.
+        if kit.kit is None or instances(kit.kit):
+            click.echo(f"note: {error.message.splitlines()[0]}; if it knows labs of this kit, it keeps knowing them", err=True)
+        return ""
+    return f" ({domains} domains and {networks} networks left libvirt)"

@@ -52,10 +52,7 @@ class Places:
 def attached_kits(places: Places) -> tuple[Kit, ...]:
     """All attached kits by name, the default one among them. Entries whose kit is gone (an unplugged disk) are left out."""
     paths = [places.default]
-    with contextlib.suppress(FileNotFoundError):
-        paths += [
-            Path(entry.read_text().removesuffix("\n")) for entry in sorted(places.entries.iterdir()) if entry.suffix == ".path"
-        ]
+    paths += [path for name in registered_names(places) if (path := registered_path(places, name)) is not None]
     kits: dict[Path, Kit] = {}
     for path in paths:
         with contextlib.suppress(NotFound):
@@ -111,6 +108,14 @@ def registered_path(places: Places, name: str) -> Path | None:
         return Path(_entry(places, name).read_text().removesuffix("\n"))
     except FileNotFoundError:
         return None
+
+
+def registered_names(places: Places) -> tuple[str, ...]:
+    """The names of the kits that have entries, whether they are there still or not."""
+    try:
+        return tuple(sorted(entry.stem for entry in places.entries.iterdir() if entry.suffix == ".path"))
+    except FileNotFoundError:
+        return ()
 
 
 def forget(places: Places, name: str, path: Path) -> bool:

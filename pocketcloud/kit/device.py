@@ -24,7 +24,7 @@ from pocketcloud.kit.attached import Places, attached_kits, checked_name, regist
 from pocketcloud.kit.directory import TREE_MODES, make_tree
 from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, fresh_group_name
 from pocketcloud.kit.manifest import host_mark, write_manifest
-from pocketcloud.kit.mounts import OPTIONS, mount, unmount
+from pocketcloud.kit.mounts import OPTIONS, mount, mounted_at, number_of, unmount
 from pocketcloud.kit.plugged import check_tools
 from pocketcloud.kit.remains import put_to_rest
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
@@ -207,11 +207,13 @@ def _check_alignment(lvm: Lvm, device: Path) -> None:
 
 def put_down(lvm: Lvm, vg: str, mount_point: Path, run: Runner) -> None:
     """Unmount and deactivate a kit that is not whole; not there is success."""
-    unmount(mount_point / CONTENT_FOLDER, run)
-    unmount(mount_point, run)
+    for path, volume in ((mount_point / CONTENT_FOLDER, CONTENT), (mount_point, STATE)):
+        there = mounted_at(path)
+        if there is not None and there.number == number_of(Path("/dev", vg, volume)):
+            unmount(path, run)
     if any(group.name == vg for group in lvm.groups()):
         put_to_rest(lvm, vg)
-    if mount_point.is_dir():
+    if mount_point.is_dir() and mounted_at(mount_point) is None:
         mount_point.rmdir()
 
 

@@ -10,6 +10,7 @@ from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
 from pocketcloud.kit.identity import KIT, KIT_NAME, kit_group, tag
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import GIB
 from pocketcloud.storage.lvm import Lvm, VolumeGroup, complaint
 from pocketcloud.system import CommandFailed, Runner, which
@@ -35,6 +36,11 @@ class Plugged:
     def name(self) -> str:
         """The kit's name."""
         return tag(self.group, KIT_NAME) or ""
+
+    @property
+    def medium(self) -> Medium:
+        """What it lies on."""
+        return host.medium(host.kernel_name(self.device))
 
 
 def check_tools(tools: Iterable[tuple[str, str]] = _TOOLS) -> None:

@@ -23,7 +23,7 @@ from pocketcloud.events import Event
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.directory import init_directory
-from pocketcloud.kit.space import Gauge, Holding, KitSpace, Role, gauges_of, holdings, kit_space, layered, space_warning
+from pocketcloud.kit.space import Gauge, Holding, Role, gauges_of, holdings, kit_space, layered, space_warning
 from pocketcloud.kit.trim import LinkState, read_device, read_fstrim, trim_kit
 from pocketcloud.model.inventory import Domain, DomainState, Volume
 from pocketcloud.model.kit import Kit, Manifest
@@ -314,6 +314,5 @@ def test_trim_says_where_the_chain_ends(kit: Kit) -> None:
 
 def test_a_kit_without_volumes_is_counted(kit: Kit) -> None:
     space = kit_space(kit, open_storage(kit), [])
-    assert not (space.holdings or space.warnings or space.leftovers)
-    assert isinstance(space, KitSpace)
+    assert (*space.holdings, *space.warnings, *space.leftovers) == ()
     assert [gauge.name for gauge in space.gauges] == ["space"]

@@ -5,20 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.errors import NoSpace, Refused
-from pocketcloud.model.sizes import MIB
-from pocketcloud.storage import Clone
+from pocketcloud.events import Event
+from pocketcloud.kit.attached import Places
+from pocketcloud.kit.device import init_file, plan_file, put_down
+from pocketcloud.kit.space import kit_space, space_warning
+from pocketcloud.kit.trim import LinkState, trim_kit
+from pocketcloud.model.kit import Kit, Manifest
+from pocketcloud.model.names import Name
+from pocketcloud.model.profile import Medium
+from pocketcloud.model.sizes import GIB, MIB
+from pocketcloud.storage import Clone, open_storage
 from pocketcloud.storage.ballast import extend_metadata, fill_ballast, is_filled, restore_ballast
 from pocketcloud.storage.devmapper import PoolMode, PoolStatus, pool_status
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.lvm_layout import Layout
-from pocketcloud.storage.lvm_thin import BALLAST, POOL, ThinPool
+from pocketcloud.storage.lvm_thin import ThinPool
 from pocketcloud.storage.thin_shares import NOTE, Share, thin_shares
+from pocketcloud.storage.thin_volumes import BALLAST, POOL
 from pocketcloud.storage.watermarks import ballast_size, percent
 from pocketcloud.system import run
 from tests.contract.stores import ThinBench, Watched, filled, make_pool, names
@@ -26,6 +36,7 @@ from tests.contract.stores import ThinBench, Watched, filled, make_pool, names
 VG = ThinBench.VG
 LVM = Lvm([ThinBench.DEVICE])
 CHUNK = 64 * 1024
+NOW = "2024-01-01T00:00:00+00:00"
 
 
 @pytest.fixture
@@ -256,6 +267,101 @@ def test_a_ballast_that_does_not_fit_is_not_left_half(bench: ThinBench) -> None:
     with pytest.raises(NoSpace, match="no room for its ballast"):
         fill_ballast(VG, LVM, run)
     assert not any(row.name == BALLAST for row in LVM.volumes(VG))
+
+
+def test_a_full_kit_is_shown_and_warned_of(bench: ThinBench) -> None:
+    store, kit = bench.store(), kit_of(bench)
+    base_volume(bench)
+    assert space_warning(kit) == ""
+    store.clone("base.alpha", "lab.demo.web.root.g1", 700 * MIB)
+    fill_up(bench, "lab.demo.web.root.g1")
+    space = kit_space(kit, store, [])
+    assert {gauge.name: gauge.percent for gauge in space.gauges}["data"] == 100
+    assert space.warnings == (space_warning(kit),)
+    assert "data 100 % used" in space.warnings[0]
+    assert space.ballast is True
+    held = {holding.name: holding for holding in space.holdings}
+    assert held["base.alpha"].exclusive == 16 * MIB, "all of it was overwritten in the clone"
+    assert held[BALLAST].exclusive == held[BALLAST].size > 0
+    store.clone_all([Clone("base.alpha", "lab.new")], reserve=True)
+    assert kit_space(kit, store, []).ballast is False
+
+
+def test_what_cannot_be_counted_is_said_and_the_rest_shown(bench: ThinBench) -> None:
+    base_volume(bench)
+    LVM.command("lvcreate", "-an", "-V", "4m", "--thinpool", POOL, "-n", "users_own", VG)
+    reserve()
+    space = kit_space(kit_of(bench), bench.store(), [])
+    release()
+    LVM.command("lvremove", "-f", f"{VG}/users_own")
+    assert "another program holds" in space.uncounted
+    assert [held.exclusive for held in space.holdings] == [None] * len(space.holdings)
+    assert space.strangers == ("users_own",)
+    assert len(space.gauges) == 2
+
+
+def kit_of(bench: ThinBench) -> Kit:
+    """The bench's pool as a kit, whose tree is the folder of the test."""
+    manifest = Manifest(1, str(uuid.uuid4()), Name("full"), NOW, "0", "lvm", vg=VG)
+    return Kit(manifest, bench.folder.parent, Medium.LOOP, VG, (ThinBench.DEVICE,))
+
+
+# -- the chain of discards
+
+
+def silent(_event: Event) -> None:
+    """Nobody watches."""
+
+
+def test_on_a_disk_without_discards_the_chain_ends_at_the_pool(bench: ThinBench) -> None:
+    done = trim_kit(kit_of(bench), bench.store(), None, emit=silent)
+    assert done.ends_at == "passdown"
+    states = {link.name: link.state for link in done.links}
+    assert states[f"device {ThinBench.DEVICE}"] is LinkState.ENDS
+    assert states["ballast"] is LinkState.PASSED
+
+
+def test_trim_makes_the_ballast_anew(bench: ThinBench) -> None:
+    LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
+    trim_kit(kit_of(bench), bench.store(), None, emit=silent)
+    assert is_filled(VG, run, LVM.volumes(VG))
+
+
+def test_a_kit_in_a_file_gives_back_down_to_the_file(tmp_path: Path) -> None:
+    run(["modprobe", "-a", "dm_thin_pool", "loop", "ext4"], codes=range(256))
+    places, file = Places(tmp_path / "default", tmp_path / "run"), tmp_path / "kit.img"
+    kit = init_file(plan_file(places, file, 2 * GIB, "small", CHUNK, run), file, places, run, now=NOW)
+    try:
+        store = open_storage(kit)
+        assert kit_space(kit, store, []).ballast is True, "a new kit has its ballast"
+        big = kit.path / "media" / "big"
+        big.write_bytes(os.urandom(40 * MIB))
+        os.sync()
+        before, holes = store.usage().used, file.stat().st_blocks * 512
+        big.unlink()
+        os.sync()
+        done = trim_kit(kit, store, None, emit=silent)
+        assert done.ends_at == ""
+        assert done.freed >= 32 * MIB
+        assert store.usage().used <= before - 32 * MIB
+        assert file.stat().st_blocks * 512 <= holes - 32 * MIB
+        assert {link.name.split()[0]: str(link.state) for link in done.links} == {
+            "guests": "left out",
+            "content": "ok",
+            "state": "ok",
+            "pool": "ok",
+            "passdown": "in part",
+            "device": "ok",
+            "file": "ok",
+            "ballast": "ok",
+        }
+        Lvm(kit.devices).command("lvchange", "--discards", "nopassdown", f"{kit.vg}/{POOL}")
+        kept = trim_kit(kit, store, None, emit=silent)
+        assert kept.ends_at == "passdown"
+        assert any(f"lvchange --discards passdown {kit.vg}/{POOL}" in link.hint for link in kept.links)
+    finally:
+        put_down(Lvm(kit.devices), kit.vg, kit.path, run)
+        run(["losetup", "--detach", kit.devices[0]])
 
 
 # -- metadata that is nearly full

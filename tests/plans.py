@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pocketcloud.model.inventory import DomainState, Inventory
+from pocketcloud.model.inventory import Clone, DomainState, Inventory
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record, Stage
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     DefineMachine,
     EnsureNetwork,
     KillMachine,
     Plan,
+    PrepareVolumes,
     Provision,
     RemoveFiles,
-    RemoveVolume,
+    RemoveVolumes,
     StartMachine,
     Step,
     StopMachine,
@@ -33,6 +34,16 @@ from tests.simulation import INSTANCE, Host, ground
 def ids(plan: Plan, *kinds: type[Step]) -> list[str]:
     """The ids of the plan's steps, of these kinds or all."""
     return [step.id for step in plan.steps if not kinds or isinstance(step, kinds)]
+
+
+def cloned(plan: Plan) -> list[Clone]:
+    """All clones that the plan makes."""
+    return [clone for step in plan.steps if isinstance(step, CloneVolumes) for clone in step.clones]
+
+
+def removed(plan: Plan) -> list[str]:
+    """All volumes that the plan removes."""
+    return [name for step in plan.steps if isinstance(step, RemoveVolumes) for name in step.names]
 
 
 def before(plan: Plan) -> dict[str, set[str]]:
@@ -50,7 +61,7 @@ def before(plan: Plan) -> dict[str, set[str]]:
 def check_plan(plan: Plan, have: Inventory) -> None:
     """Assert the order that safety rests on: new before old, one commit point, removals last and only of what nobody needs."""
     earlier = before(plan)
-    made = set(ids(plan, CloneVolume, CreateVolume, WriteSeed))
+    made = set(ids(plan, CloneVolumes, CreateVolume, WriteSeed))
     commits = ids(plan, CommitRecord)
     assert len(commits) <= 1
     if made:
@@ -66,20 +77,20 @@ def check_plan(plan: Plan, have: Inventory) -> None:
                 networks = {f"network.{name}" for name in plan.record.machines[Name(step.machine)].definition.networks}
                 assert networks & set(ids(plan, EnsureNetwork)) <= earlier[step.id], f"{step.id} may come before its networks"
     up = set(ids(plan, WaitReady, TakeSnapshot))
-    for removal in ids(plan, RemoveVolume):
+    for removal in ids(plan, RemoveVolumes, PrepareVolumes):
         assert up <= earlier[removal], f"{removal} may come before the lab is usable again"
-    removed = {step.name for step in plan.steps if isinstance(step, RemoveVolume)}
+    gone = set(removed(plan))
     record = plan.record or (None if ids(plan, RemoveFiles) else have.record)
     needed = needed_volumes(record, have, plan)
-    assert not removed & needed, f"{removed & needed} would be removed and are needed"
-    assert all(name.startswith(f"lab.{INSTANCE}.") for name in removed)
+    assert not gone & needed, f"{gone & needed} would be removed and are needed"
+    assert all(name.startswith(f"lab.{INSTANCE}.") for name in gone)
 
 
 def needed_volumes(record: Record | None, have: Inventory, plan: Plan | None = None) -> set[str]:
     """The volumes that a record names and all that those stand on, or will stand on once the plan has made its own."""
     parents = {name: volume.parent for name, volume in have.volumes.items()}
     if plan:
-        parents |= {step.name: step.source for step in plan.steps if isinstance(step, CloneVolume)}
+        parents |= {clone.name: clone.source for clone in cloned(plan)}
     needed: set[str] = set()
     for name in record.named_volumes() if record else ():
         current: str | None = name
@@ -108,7 +119,10 @@ def check_up(host: Host, lab: Lab) -> None:
     assert set(record.networks) == set(lab.networks)
     assert set(have.networks) <= set(record.networks)
     ours = {name for name in have.volumes if name.startswith("lab.")}
-    assert ours <= needed_volumes(record, have), "leftovers"
+    spares = {name for name in ours if have.volumes[name].spare}
+    assert ours - spares <= needed_volumes(record, have), "leftovers"
+    clean = {volume for part in record.clean.machines.values() for volume in part.disks.values()}
+    assert all(have.volumes[name].parent in clean for name in spares), "spares of nothing"
     again = plan_up(lab, INSTANCE, have, ground())
     assert ids(again) == ids(again, EnsureNetwork, WaitReady), "up would do something to a lab that is up"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pocketcloud.model.base import Arch, Base, Firmware
 from pocketcloud.model.facts import Subnet
-from pocketcloud.model.inventory import Domain, DomainState, Inventory, LibvirtNetwork, Volume
+from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory, LibvirtNetwork, Volume
 from pocketcloud.model.lab import Attachment, Disk, Lab, LabNetwork, Machine, ProvisionStep, Ready
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.names import Name
@@ -25,17 +25,18 @@ from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.drafting import Ground, volume_name
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     DefineMachine,
     EnsureNetwork,
     KillMachine,
     Plan,
+    PrepareVolumes,
     Provision,
     RemoveFiles,
     RemoveNetwork,
-    RemoveVolume,
+    RemoveVolumes,
     SetNvram,
     StartMachine,
     Step,
@@ -65,7 +66,7 @@ PROFILE = Profile(
 )
 
 
-def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB) -> Ground:
+def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB, spares: bool = False) -> Ground:
     """The ground that a lab of the simulated host stands on; `taken` are subnets in use."""
     return Ground(
         kit=KIT,
@@ -77,6 +78,7 @@ def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB) -> Groun
         supernet=IPv4Network("10.77.0.0/16"),
         now="2024-01-01T00:00:00+00:00",
         made_with="0",
+        spares=spares,
     )
 
 
@@ -121,6 +123,7 @@ class Disc:
     parent: str | None
     sealed: bool = False
     lent: bool = False
+    spare: bool = False
 
 
 @dataclass
@@ -165,7 +168,7 @@ class Host:
             self.record,
             {name: self._domain(name, vm) for name, vm in self.domains.items()},
             dict(self.networks),
-            {n: Volume(n, STORE / n, "qcow2", v.size, 0, v.sealed, v.parent) for n, v in self.volumes.items()},
+            {n: Volume(n, STORE / n, "raw", v.size, None, v.sealed, v.parent, v.spare) for n, v in self.volumes.items()},
             dict(self.bases),
         )
 
@@ -221,6 +224,12 @@ class Host:
                 yield from self._snapshot(step)
             case StartMachine():
                 yield lambda: self._start(step.machine)
+            case CloneVolumes():
+                yield from (partial(self._clone, clone) for clone in step.clones)
+            case PrepareVolumes():
+                yield from (partial(self._prepare, clone) for clone in step.clones)
+            case RemoveVolumes():
+                yield from (partial(self._remove, name) for name in step.names)
             case RemoveFiles() if not step.machine:
                 yield self._forget
             case _:
@@ -229,8 +238,9 @@ class Host:
     def _one(self, step: Step) -> None:
         name = step.machine
         match step:
-            case CloneVolume() | CreateVolume() | RemoveVolume():
-                self._store(step)
+            case CreateVolume():
+                assert step.name not in self.volumes, f"{step.name} exists"
+                self.volumes[step.name] = Disc(step.size, (), None)
             case EnsureNetwork() | RemoveNetwork():
                 self._network(step)
             case CommitRecord():
@@ -249,16 +259,6 @@ class Host:
                 pass
             case _:
                 raise TypeError(f"a step that the simulation does not know: {type(step).__name__}")
-
-    def _store(self, step: CloneVolume | CreateVolume | RemoveVolume) -> None:
-        match step:
-            case CloneVolume():
-                self._clone(step.source, step.name, step.size)
-            case CreateVolume():
-                assert step.name not in self.volumes, f"{step.name} exists"
-                self.volumes[step.name] = Disc(step.size, (), None)
-            case RemoveVolume():
-                self._remove(step.name)
 
     def _network(self, step: EnsureNetwork | RemoveNetwork) -> None:
         if isinstance(step, RemoveNetwork):
@@ -279,23 +279,37 @@ class Host:
     def _open(self) -> set[str]:
         return {disk for vm in self.domains.values() if vm.state is not DomainState.OFF for disk in vm.disks}
 
-    def _clone(self, source: str, name: str, size: int = 0) -> None:
+    def _clone(self, clone: Clone) -> None:
+        source, name = clone.source, clone.name
         assert source in self.volumes, f"{name}: its source {source} is not there"
-        assert name not in self.volumes, f"{name} exists"
         assert source not in self._open(), f"{source} is open and cannot be cloned"
         disc = self.volumes[source]
         if not disc.sealed:
             disc.sealed = disc.lent = True
-        self.volumes[name] = Disc(max(size, disc.size), disc.content, source)
+        if (there := self.volumes.get(name)) is not None:
+            assert there.spare, f"{name} exists"
+            assert there.parent == source, f"{name} is a spare of something else"
+            there.spare = False
+        else:
+            self.volumes[name] = Disc(max(clone.size, disc.size), disc.content, source)
+
+    def _prepare(self, clone: Clone) -> None:
+        assert clone.source in self.volumes, f"{clone.name}: its source {clone.source} is not there"
+        assert clone.name not in self.volumes, f"{clone.name} exists"
+        self.volumes[clone.name] = Disc(self.volumes[clone.source].size, self.volumes[clone.source].content, clone.source)
+        self.volumes[clone.name].spare = True
 
     def _remove(self, name: str) -> None:
         if name not in self.volumes:
             return
-        standing = [n for n, v in self.volumes.items() if v.parent == name]
+        standing = [n for n, v in self.volumes.items() if v.parent == name and not v.spare]
         assert not standing, f"{name} cannot be removed: {standing} stand on it"
         assert name not in self._open(), f"{name} cannot be removed: it is open"
         parent = self.volumes.pop(name).parent
-        if parent and self.volumes[parent].lent and not any(v.parent == parent for v in self.volumes.values()):
+        for spare in [n for n, v in self.volumes.items() if v.parent == name]:
+            del self.volumes[spare]
+        lent = parent in self.volumes and self.volumes[parent].lent
+        if parent and lent and not any(v.parent == parent and not v.spare for v in self.volumes.values()):
             self.volumes[parent].sealed = self.volumes[parent].lent = False
 
     def _define(self, name: str) -> None:
@@ -351,7 +365,7 @@ class Host:
             disks[name] = {disk: volume_name(INSTANCE, name, disk, step.generation) for disk in known.disks}
             parts[name] = SnapshotPart(known.disks)
             for disk, volume in known.disks.items():
-                yield partial(self._clone, volume, disks[name][disk])
+                yield partial(self._clone, Clone(volume, disks[name][disk]))
         yield lambda: self._commit_snapshot(step, parts, disks)
         for name in step.machines:
             yield partial(self._restore, name)

@@ -10,8 +10,8 @@ from typing import Any
 from pocketcloud.apply.readiness import wait_login, wait_ready
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
-from pocketcloud.errors import NotFound, PocketcloudError
-from pocketcloud.events import StepProgress
+from pocketcloud.errors import NoSpace, NotFound, PocketcloudError
+from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole, write_whole
 from pocketcloud.guest import Guest
 from pocketcloud.keys import new_key, read_key, read_public, write_private
@@ -19,16 +19,17 @@ from pocketcloud.model.lab import ProvisionStep
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record, Stage
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     DefineMachine,
     EnsureNetwork,
     KillMachine,
+    PrepareVolumes,
     Provision,
     RemoveFiles,
     RemoveNetwork,
-    RemoveVolume,
+    RemoveVolumes,
     SetNvram,
     StartMachine,
     Step,
@@ -62,13 +63,23 @@ def effect_of(world: World) -> Callable[[Step], None]:
     return effect
 
 
-def _clone(world: World, step: CloneVolume) -> None:
+def _clone(world: World, step: CloneVolumes) -> None:
     world.files.make()
-    world.storage.clone(step.source, step.name, step.size or None)
+    world.storage.clone_all(step.clones, reserve=step.reserve)
+    # All at once as well: what one machine's start would do for itself costs as much as for all.
+    world.storage.activate(*(clone.name for clone in step.clones))
 
 
 def _create(world: World, step: CreateVolume) -> None:
-    world.storage.create(step.name, step.size)
+    world.files.make()
+    world.storage.create(step.name, step.size, marks=step.marks)
+
+
+def _prepare(world: World, step: PrepareVolumes) -> None:
+    try:
+        world.storage.prepare(step.clones)
+    except NoSpace as full:
+        world.emit(Note(f"nothing is prepared for the next reset, which will take longer: {full.message}", warn=True))
 
 
 def _seed(world: World, step: WriteSeed) -> None:
@@ -132,6 +143,7 @@ def _define(world: World, step: DefineMachine) -> None:
 def _start(world: World, step: StartMachine) -> None:
     # What an interrupted snapshot left; memory is never brought back onto disks that have moved on.
     world.files.memory(step.machine).unlink(missing_ok=True)
+    world.storage.activate(*world.machine(step.machine).disks.values())
     world.hypervisor.start(world.domain(step.machine))
 
 
@@ -187,7 +199,7 @@ def _remove_files(world: World, step: RemoveFiles) -> None:
 
 
 _EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
-    CloneVolume: _clone,
+    CloneVolumes: _clone,
     CreateVolume: _create,
     WriteSeed: _seed,
     CommitRecord: _commit,
@@ -203,5 +215,6 @@ _EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
     KillMachine: lambda world, step: world.hypervisor.kill(world.domain(step.machine)),
     UndefineMachine: lambda world, step: world.hypervisor.undefine(world.domain(step.machine)),
     RemoveNetwork: lambda world, step: world.hypervisor.remove_network(world.domain(step.network)),
-    RemoveVolume: lambda world, step: world.storage.remove(step.name),
+    RemoveVolumes: lambda world, step: world.storage.remove(*step.names),
+    PrepareVolumes: _prepare,
 }

@@ -16,9 +16,10 @@ from pocketcloud.apply.world import World
 from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole
 from pocketcloud.model.base import Firmware
+from pocketcloud.model.inventory import Clone
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record, Snapshot, SnapshotPart
-from pocketcloud.plan.drafting import volume_name
+from pocketcloud.plan.drafting import marks, volume_name
 
 
 def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation: int, step_id: str) -> None:
@@ -75,6 +76,7 @@ def _bring_back(world: World, machine: Name) -> None:
     if not path.exists():
         return
     spec = world.spec(machine)
+    world.storage.activate(*world.machine(machine).disks.values())
     world.hypervisor.define(spec)
     world.hypervisor.restore(spec, path)
     path.unlink(missing_ok=True)
@@ -89,13 +91,19 @@ def _snapshot_disks(
 ) -> tuple[dict[Name, SnapshotPart], dict[Name, dict[str, str]]]:
     parts: dict[Name, SnapshotPart] = {}
     disks: dict[Name, dict[str, str]] = {}
+    clones: list[Clone] = []
     for machine in machines:
         record = world.machine(machine)
         disks[machine] = {disk: volume_name(world.instance, machine, disk, generation) for disk in record.disks}
-        for disk, volume in record.disks.items():
-            # Without their clones the disks are live again, and the machines can go on with them.
-            unmade.callback(world.storage.remove, disks[machine][disk])
-            world.storage.clone(volume, disks[machine][disk])
+        clones += [
+            Clone(volume, disks[machine][disk], marks=marks(world.instance, machine, disk))
+            for disk, volume in record.disks.items()
+        ]
+    # Without their clones the disks are live again, and the machines can go on with them.
+    unmade.callback(world.storage.remove, *(clone.name for clone in clones))
+    world.storage.clone_all(clones)
+    for machine in machines:
+        record = world.machine(machine)
         nvram = ""
         if record.firmware is Firmware.EFI:
             kept = world.files.nvram(machine, name)

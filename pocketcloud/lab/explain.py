@@ -9,17 +9,18 @@ from pocketcloud.apply.world import World
 from pocketcloud.model.names import joined
 from pocketcloud.plan.drafting import volume_name
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     DefineMachine,
     EnsureNetwork,
     KillMachine,
     Plan,
+    PrepareVolumes,
     Provision,
     RemoveFiles,
     RemoveNetwork,
-    RemoveVolume,
+    RemoveVolumes,
     SetNvram,
     StartMachine,
     Step,
@@ -40,12 +41,12 @@ def explain(plan: Plan, world: World) -> dict[str, tuple[str, ...]]:
 def _lines(step: Step, world: World) -> list[str]:
     domain = shlex.quote(world.domain(step.machine)) if step.machine else ""
     match step:
-        case CloneVolume():
-            return list(world.storage.explain("clone", step.name, source=step.source, size=step.size))
+        case CloneVolumes() | PrepareVolumes():
+            return [line for c in step.clones for line in world.storage.explain("clone", c.name, source=c.source, size=c.size)]
         case CreateVolume():
             return list(world.storage.explain("create", step.name, size=step.size))
-        case RemoveVolume():
-            return list(world.storage.explain("remove", step.name))
+        case RemoveVolumes():
+            return [line for name in step.names for line in world.storage.explain("remove", name)]
         case EnsureNetwork():
             return _virsh_xml(
                 "net-define",
@@ -58,7 +59,9 @@ def _lines(step: Step, world: World) -> list[str]:
         case DefineMachine():
             return _virsh_xml("define", world.hypervisor.machine_xml(world.spec(step.machine)))
         case StartMachine():
-            return [f"virsh start --force-boot {domain}"]
+            disks = world.machine(step.machine).disks.values()
+            ready = [line for volume in disks for line in world.storage.explain("activate", volume)]
+            return [*ready, f"virsh start --force-boot {domain}"]
         case StopMachine():
             return [f"virsh shutdown {domain}  # and after {step.within:.0f} s: virsh destroy {domain}"]
         case KillMachine():

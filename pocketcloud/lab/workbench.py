@@ -97,6 +97,7 @@ class Workbench:
             supernet=supernet(self.facts),
             now=self.now(),
             made_with=__version__,
+            spares=self.kit.manifest.storage == "lvm",
         )
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:

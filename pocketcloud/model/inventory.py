@@ -34,6 +34,21 @@ class Volume:
     marks: Mapping[str, str] = field(default_factory=dict)
 
 
+Marks = Mapping[str, str]
+"""What a volume is to pocketcloud (`lab`, `machine`, `disk`, `base`, `digest`), kept with the volume where the store can keep
+it: enough to tell what is there when the records are lost. Keys and values are of a-z, 0-9, '-', '_' and '.'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """A clone to be made: of `source`, as `name`, of `size` bytes (0: as large as the source)."""
+
+    source: str
+    name: str
+    size: int = 0
+    marks: Marks = field(default_factory=dict)
+
+
 class DomainState(StrEnum):
     """What a domain is doing."""
 

@@ -9,22 +9,24 @@ from ipaddress import IPv4Address, IPv4Network
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
-from pocketcloud.model.inventory import DomainState, Inventory
+from pocketcloud.model.inventory import Clone, DomainState, Inventory
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
-from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
+from pocketcloud.model.record import CLEAN, MachineRecord, NetworkRecord, Record
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     EnsureNetwork,
     KillMachine,
     Plan,
+    PrepareVolumes,
     RemoveFiles,
     RemoveNetwork,
-    RemoveVolume,
+    RemoveVolumes,
     Step,
     StopMachine,
+    TakeSnapshot,
     UndefineMachine,
 )
 from pocketcloud.subnets import choose
@@ -36,7 +38,8 @@ ROOM_PER_MACHINE = 256 * MIB
 @dataclass(frozen=True, slots=True)
 class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
-    `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`."""
+    `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
+    are worth making in advance in this store."""
 
     kit: str
     arch: Arch
@@ -47,6 +50,7 @@ class Ground:
     supernet: IPv4Network
     now: str
     made_with: str
+    spares: bool = False
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:
@@ -220,6 +224,7 @@ def leftovers(record: Record | None, have: Inventory, needed_too: Collection[str
             current = have.volumes[current].parent if current in have.volumes else None
     # A volume can go only after those that stand on it.
     loose = {name for name in have.volumes if name not in needed and record_owns(name, record, have)}
+    loose -= _useful_spares(record, have, needed)
     ordered: list[str] = []
     while loose:
         parents = {have.volumes[name].parent for name in loose}
@@ -229,13 +234,25 @@ def leftovers(record: Record | None, have: Inventory, needed_too: Collection[str
     return ordered
 
 
+def _useful_spares(record: Record | None, have: Inventory, needed: Collection[str]) -> set[str]:
+    """Of the spares one for each volume of the clean state: its first name, so that two looks agree."""
+    sources = {v for part in record.clean.machines.values() for v in part.disks.values()} if record and record.clean else set()
+    found: dict[str, str] = {}
+    for name in sorted(have.volumes):
+        volume = have.volumes[name]
+        if volume.spare and name not in needed and volume.parent in sources:
+            found.setdefault(volume.parent, name)
+    return set(found.values())
+
+
 def record_owns(volume: str, record: Record | None, have: Inventory) -> bool:
     """Whether a volume of the inventory belongs to the instance (bases are in the inventory too, for their paths)."""
     return volume.startswith("lab.") and volume in have.volumes and (record is None or belongs_to(volume, record.instance))
 
 
-def draw_sweep(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...]) -> None:
-    """Remove what no record names: volumes of the generation before, and what interrupted commands left."""
+def draw_sweep(draft: Draft, record: Record, have: Inventory, ground: Ground, after: tuple[str, ...]) -> None:
+    """Remove what no record names: volumes of the generation before, and what interrupted commands left. Then prepare the
+    next reset, where that is worth while."""
     drawn = {step.machine for step in draft.steps if isinstance(step, UndefineMachine)}
     for name in sorted(set(have.domains) - set(record.machines) - drawn):
         last = draft.add(UndefineMachine(id=f"undefine.{name}", reason="no record names it", after=after, machine=name))
@@ -243,10 +260,42 @@ def draw_sweep(draft: Draft, record: Record, have: Inventory, after: tuple[str, 
     after = (*after, *(step.id for step in draft.steps if isinstance(step, UndefineMachine)))
     for name in sorted(set(have.networks) - set(record.networks)):
         draft.add(RemoveNetwork(id=f"network.{name}", reason="no record names it", after=after, network=name))
-    previous = after
-    needed = [step.source for step in draft.steps if isinstance(step, CloneVolume)]
-    for name in leftovers(record, have, [*needed, *_open_volumes(draft, have)]):
-        previous = (draft.add(RemoveVolume(id=f"remove.{name}", reason="no record names it", after=previous, name=name)),)
+    cloned = [clone for step in draft.steps if isinstance(step, CloneVolumes) for clone in step.clones]
+    kept = [*(clone.source for clone in cloned), *(clone.name for clone in cloned), *_open_volumes(draft, have)]
+    if found := leftovers(record, have, kept):
+        after = (draft.add(RemoveVolumes(id="remove", reason="no record names them", after=after, names=tuple(found))),)
+    if ground.spares:
+        _draw_spares(draft, record, have, after)
+
+
+def spare_of(source: str, have: Inventory, but: Collection[str] = ()) -> str | None:
+    """A clone of `source` that was made in advance."""
+    found = (name for name, volume in have.volumes.items() if volume.spare and volume.parent == source and name not in but)
+    return next(found, None)
+
+
+def marks(instance: str, machine: str, disk: str) -> dict[str, str]:
+    """What the volumes of a machine are marked with."""
+    return {"lab": instance, "machine": machine, "disk": disk}
+
+
+def _draw_spares(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...]) -> None:
+    """A spare for each volume of the clean state that has none. Their generation is above all that this plan makes."""
+    used = {clone.name for step in draft.steps if isinstance(step, CloneVolumes) for clone in step.clones}
+    generation = max(record.generation, next_generation(record, have)) + 2
+    clean = {name: part.disks for name, part in record.clean.machines.items()} if record.clean else {}
+    taken = [
+        Name(name) for step in draft.steps if isinstance(step, TakeSnapshot) and step.name == CLEAN for name in step.machines
+    ]
+    clean |= {name: record.machines[name].disks for name in taken}
+    wanted = tuple(
+        Clone(volume, volume_name(record.instance, name, disk, generation), marks=marks(record.instance, name, disk))
+        for name, disks in clean.items()
+        for disk, volume in disks.items()
+        if spare_of(volume, have, used) is None
+    )
+    if wanted:
+        draft.add(PrepareVolumes(id="spares", reason="the next reset finds its disks made", after=after, clones=wanted))
 
 
 def _open_volumes(draft: Draft, have: Inventory) -> list[str]:

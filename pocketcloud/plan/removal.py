@@ -9,7 +9,7 @@ from pocketcloud.errors import NotFound
 from pocketcloud.model.inventory import DomainState, Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.plan.drafting import Draft, known_record, leftovers
-from pocketcloud.plan.steps import KillMachine, Plan, RemoveFiles, RemoveNetwork, RemoveVolume, StopMachine, UndefineMachine
+from pocketcloud.plan.steps import KillMachine, Plan, RemoveFiles, RemoveNetwork, RemoveVolumes, StopMachine, UndefineMachine
 
 
 def plan_down(instance: Name, machines: Sequence[str], have: Inventory, kit: str, *, within: float) -> Plan:
@@ -41,7 +41,7 @@ def plan_destroy(instance: Name, have: Inventory) -> Plan:
     gone = [draft.add(UndefineMachine(id=f"undefine.{name}", reason="destroy", machine=name)) for name in sorted(have.domains)]
     gone += _draw_network_removals(draft, have.networks, "destroy", tuple(gone))
     previous = tuple(gone)
-    for name in leftovers(None, have):
-        previous = (draft.add(RemoveVolume(id=f"remove.{name}", reason="destroy", after=previous, name=name)),)
+    if volumes := leftovers(None, have):
+        previous = (draft.add(RemoveVolumes(id="remove", reason="destroy", after=previous, names=tuple(volumes))),)
     draft.add(RemoveFiles(id="files", reason="destroy", after=previous))
     return draft.plan()

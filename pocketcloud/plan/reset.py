@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pocketcloud.errors import NotFound, Refused
-from pocketcloud.model.inventory import Inventory
+from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import NetworkRecord, Record, SnapshotPart, Stage
 from pocketcloud.plan.drafting import (
@@ -18,12 +18,14 @@ from pocketcloud.plan.drafting import (
     draw_networks,
     draw_sweep,
     known_record,
+    marks,
     next_generation,
     settled_networks,
+    spare_of,
     volume_name,
 )
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     DefineMachine,
     KillMachine,
@@ -54,7 +56,7 @@ def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground:
 
 def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart], have: Inventory, ground: Ground) -> Plan:
     generation = next_generation(record, have)
-    made: list[str] = []
+    clones: list[Clone] = []
     fates: list[Fate] = []
     for name, part in parts.items():
         lost = [volume for volume in part.disks.values() if volume not in have.volumes]
@@ -63,22 +65,23 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
                 f"the clean state of {name} is damaged: volume {lost[0]} is gone",
                 hint=f"pocketcloud lab destroy {record.instance}, then up",
             )
-        disks = {disk: volume_name(record.instance, name, disk, generation) for disk in part.disks}
-        for disk, volume in disks.items():
-            step = CloneVolume(
-                id=f"volume.{name}.{disk}", reason="back to clean", machine=name, source=part.disks[disk], name=volume
-            )
-            made.append(draft.add(step))
+        disks = {
+            disk: spare_of(source, have) or volume_name(record.instance, name, disk, generation)
+            for disk, source in part.disks.items()
+        }
+        clones += [Clone(part.disks[disk], volume, marks=marks(record.instance, name, disk)) for disk, volume in disks.items()]
         machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED)
         fates.append(Fate(name, machine, {}, fresh=False, restart="back to clean", reason="back to clean"))
     check_room(fates, have, ground)
+    # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
+    made = draft.add(CloneVolumes(id="volumes", reason="back to clean", clones=tuple(clones), reserve=True))
     networks = _kept_networks(draft, record, have, ground)
     record = replace(
         record, networks=networks, generation=generation, machines={**record.machines, **{f.name: f.record for f in fates}}
     )
     record = replace(record, machines=addressed(record.machines, networks))
     commit = (
-        draft.add(CommitRecord(id="commit", reason="the lab is its clean state from here on", after=tuple(made), record=record)),
+        draft.add(CommitRecord(id="commit", reason="the lab is its clean state from here on", after=(made,), record=record)),
     )
     nets = draw_networks(draft, record, have, commit, leases=False)
     ready = []
@@ -92,7 +95,7 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
         chain.append(StartMachine(id=f"start.{name}", reason="back to clean", machine=name, after=up))
         chain.append(WaitReady(id=f"ready.{name}", reason="reset ends when it is ready", machine=name))
         ready.append(draft.chain(*chain))
-    draw_sweep(draft, record, have, tuple(ready))
+    draw_sweep(draft, record, have, ground, tuple(ready))
     return draft.plan(record)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pocketcloud.model.inventory import Clone, Marks
 from pocketcloud.model.record import Record
 
 
@@ -23,12 +24,11 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CloneVolume(Step):
-    """Make the live volume `name` as a clone of `source`; `size` in bytes enlarges it (0: as the source)."""
+class CloneVolumes(Step):
+    """Make live volumes as clones, and have them ready to be opened. `reserve`: on a store that is nearly full, too."""
 
-    source: str
-    name: str
-    size: int = 0
+    clones: tuple[Clone, ...]
+    reserve: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +37,21 @@ class CreateVolume(Step):
 
     name: str
     size: int
+    marks: Marks = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveVolume(Step):
-    """Remove the volume `name`."""
+class RemoveVolumes(Step):
+    """Remove volumes; those that stand on others come first."""
 
-    name: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareVolumes(Step):
+    """Make the clones of the next reset in advance."""
+
+    clones: tuple[Clone, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +160,7 @@ class Plan:
 
 
 _TITLES: dict[type[Step], str] = {
-    CloneVolume: "clone {0.source} to {0.name}",
     CreateVolume: "create the empty disk {0.name}",
-    RemoveVolume: "remove volume {0.name}",
     WriteSeed: "write the seed of {0.machine}",
     CommitRecord: "commit the record",
     EnsureNetwork: "start network {0.network}",
@@ -174,6 +180,16 @@ _TITLES: dict[type[Step], str] = {
 
 def title(step: Step) -> str:
     """The step in a few words, in the imperative."""
-    if isinstance(step, RemoveFiles) and not step.machine:
-        return "remove the lab's files and its record"
-    return _TITLES[type(step)].format(step)
+    match step:
+        case RemoveFiles() if not step.machine:
+            return "remove the lab's files and its record"
+        case CloneVolumes(clones=(one,)):
+            return f"clone {one.source} to {one.name}"
+        case CloneVolumes():
+            return f"clone {len(step.clones)} volumes: {', '.join(clone.name for clone in step.clones)}"
+        case RemoveVolumes():
+            return f"remove {', '.join(step.names)}"
+        case PrepareVolumes():
+            return f"prepare {len(step.clones)} clones for the next reset"
+        case _:
+            return _TITLES[type(step)].format(step)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Base
-from pocketcloud.model.inventory import Domain, DomainState, Inventory
+from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import Lab, Machine
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Snapshot, Stage
@@ -19,12 +19,13 @@ from pocketcloud.plan.drafting import (
     check_room,
     draw_networks,
     draw_sweep,
+    marks,
     next_generation,
     settled_networks,
     volume_name,
 )
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     DefineMachine,
@@ -78,7 +79,7 @@ def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconf
     )
     clean = next_record.clean.machines if next_record.clean else {}
     check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean])
-    _draw_up(draft, fates, next_record, have, generation, leaving if prune else [])
+    _draw_up(draft, fates, next_record, have, ground, generation, leaving if prune else [])
     return draft.plan(next_record)
 
 
@@ -240,20 +241,10 @@ def _runs_as_wanted(fate: Fate, domain: Domain | None, have: Inventory) -> str:
 
 
 def _draw_up(
-    draft: Draft, fates: Sequence[Fate], record: Record, have: Inventory, generation: int, pruned: Sequence[str]
+    draft: Draft, fates: Sequence[Fate], record: Record, have: Inventory, ground: Ground, generation: int, pruned: Sequence[str]
 ) -> None:
-    made: list[str] = []
+    made = _draw_volumes(draft, fates, record.instance)
     for fate in fates:
-        for disk, (source, volume, size) in fate.volumes.items():
-            step_id = f"volume.{fate.name}.{disk}"
-            if source is None:
-                made.append(draft.add(CreateVolume(id=step_id, reason=fate.reason, machine=fate.name, name=volume, size=size)))
-            else:
-                made.append(
-                    draft.add(
-                        CloneVolume(id=step_id, reason=fate.reason, machine=fate.name, source=source, name=volume, size=size)
-                    )
-                )
         if fate.fresh and fate.record.definition.needs_ssh:
             macs = tuple(mac_address(record.instance, fate.name, i) for i in range(len(fate.record.definition.networks)))
             seed = WriteSeed(id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation)
@@ -285,7 +276,31 @@ def _draw_up(
         last = (*last, draft.add(take))
     for name in pruned:
         _draw_removal(draft, name, have, commit)
-    draw_sweep(draft, after_up, have, last)
+    draw_sweep(draft, after_up, have, ground, last)
+
+
+def _draw_volumes(draft: Draft, fates: Sequence[Fate], instance: str) -> list[str]:
+    """All clones at once, as a store may be quicker with many than with one after the other; the ids of the steps."""
+    clones, reasons, made = list[Clone](), list[str](), list[str]()
+    for fate in fates:
+        for disk, (source, volume, size) in fate.volumes.items():
+            marked = marks(instance, fate.name, disk)
+            if source is None:
+                step = CreateVolume(
+                    id=f"volume.{fate.name}.{disk}",
+                    reason=fate.reason,
+                    machine=fate.name,
+                    name=volume,
+                    size=size,
+                    marks=marked,
+                )
+                made.append(draft.add(step))
+            else:
+                clones.append(Clone(source, volume, size, marked))
+                reasons.append(f"{fate.name}: {fate.reason}")
+    if clones:
+        made.append(draft.add(CloneVolumes(id="volumes", reason="; ".join(dict.fromkeys(reasons)), clones=tuple(clones))))
+    return made
 
 
 def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, ...], nets: Mapping[str, str]) -> str:

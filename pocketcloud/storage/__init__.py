@@ -7,33 +7,18 @@ firmware variables and seeds are not volumes: storage never hears of QEMU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pocketcloud.model.inventory import Volume
+from pocketcloud.model.inventory import Clone, Marks, Volume
 from pocketcloud.model.kit import Kit
 
 __all__ = ["Clone", "Filler", "Marks", "Storage", "Usage", "Volume", "open_storage"]
 
 Filler = Callable[[Path], None]
 """Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
-
-Marks = Mapping[str, str]
-"""What a volume is to pocketcloud (`lab`, `machine`, `disk`, `base`, `digest`), kept with the volume where the store can keep
-it: enough to tell what is there when the records are lost. Keys and values are of a-z, 0-9, '-', '_' and '.'."""
-
-
-@dataclass(frozen=True, slots=True)
-class Clone:
-    """A clone to be made: of `source`, as `name`, of `size` bytes (0: as large as the source)."""
-
-    source: str
-    name: str
-    size: int = 0
-    marks: Marks = field(default_factory=dict)
-
 
 @dataclass(frozen=True, slots=True)
 class Usage:

@@ -52,13 +52,13 @@ steps = st.lists(st.tuples(commands, st.integers(0, 40), st.integers(0, 8)), max
 
 
 def planned(command: str, host: Host, wanted: Lab, draw: random.Random) -> Plan | None:
-    have = host.inventory()
+    have, here = host.inventory(), ground(spares=draw.random() < 0.5)
     name = draw.choice(sorted(host.record.machines)) if host.record else "a"
     match command:
         case "up":
-            return plan_up(wanted, INSTANCE, have, ground(), reconfigure=draw.random() < 0.5, prune=draw.random() < 0.5)
+            return plan_up(wanted, INSTANCE, have, here, reconfigure=draw.random() < 0.5, prune=draw.random() < 0.5)
         case "reset" | "reset-one":
-            return plan_reset(INSTANCE, [name] if command == "reset-one" else [], have, ground())
+            return plan_reset(INSTANCE, [name] if command == "reset-one" else [], have, here)
         case "down":
             return plan_down(INSTANCE, [], have, KIT, within=1)
         case "destroy":
@@ -101,12 +101,12 @@ def campaign(wanted: list[Lab], script: list[tuple[str, int, int]], draw: random
         note(f"{command}, cut before step {cut} (+{part}): {' '.join(ids(plan))}")
         check_plan(plan, host.inventory())
         host.apply(plan, cut=cut, part=part, order=draw)
-    last = plan_up(wanted[0], INSTANCE, host.inventory(), ground(), reconfigure=True, prune=True)
+    last = plan_up(wanted[0], INSTANCE, host.inventory(), ground(spares=draw.random() < 0.5), reconfigure=True, prune=True)
     note(f"last up: {' '.join(ids(last))}")
     check_plan(last, host.inventory())
     host.apply(last, order=draw)
     check_up(host, wanted[0])
-    host.apply(plan_reset(INSTANCE, [], host.inventory(), ground()), order=draw)
+    host.apply(plan_reset(INSTANCE, [], host.inventory(), ground(spares=draw.random() < 0.5)), order=draw)
     check_up(host, wanted[0])
     assert all("work" not in host.content(name) or "work" in kept(host, name) for name in host.domains)
     host.apply(plan_destroy(INSTANCE, host.inventory()), order=draw)

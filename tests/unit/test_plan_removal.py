@@ -7,9 +7,9 @@ import pytest
 from pocketcloud.errors import NotFound
 from pocketcloud.model.inventory import DomainState
 from pocketcloud.plan.removal import plan_destroy, plan_down
-from pocketcloud.plan.steps import KillMachine, RemoveFiles, RemoveNetwork, RemoveVolume, StopMachine, UndefineMachine
+from pocketcloud.plan.steps import KillMachine, RemoveFiles, RemoveNetwork, StopMachine, UndefineMachine
 from pocketcloud.plan.up import plan_up
-from tests.plans import before, check_plan, check_up, ids, raise_lab
+from tests.plans import before, check_plan, check_up, ids, raise_lab, removed
 from tests.simulation import INSTANCE, KIT, Disc, Host, base, ground, lab, machine
 
 LAB = lab(("front", "back"), a=machine("front", disks=["data"]), b=machine("back"))
@@ -83,7 +83,7 @@ def test_destroy_needs_no_record_and_no_file() -> None:
     host = up_host()
     host.record = None
     plan = plan_destroy(INSTANCE, host.inventory())
-    assert len(ids(plan, RemoveVolume)) == 6
+    assert len(removed(plan)) == 6
     host.apply(plan)
     assert host.inventory().empty
 

@@ -12,17 +12,16 @@ from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.names import Name
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import (
-    CloneVolume,
     EnsureNetwork,
     KillMachine,
     Plan,
-    RemoveVolume,
+    PrepareVolumes,
     SetNvram,
     StartMachine,
     WaitReady,
 )
 from pocketcloud.plan.up import plan_up
-from tests.plans import before, check_plan, check_up, ids, raise_lab
+from tests.plans import before, check_plan, check_up, cloned, ids, raise_lab, removed
 from tests.simulation import INSTANCE, Host, base, ground, lab, machine
 
 LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
@@ -52,7 +51,7 @@ def test_all_machines_go_back_each_by_itself() -> None:
         assert set(chain[:-1]) <= earlier[chain[-1]]
         assert f"start.{other}" not in earlier[f"ready.{mine}"]
     assert ids(made, KillMachine) == ["stop.a", "stop.b"]
-    assert len(ids(made, RemoveVolume)) == 3
+    assert len(removed(made)) == 3
     host.apply(made)
     check_up(host, LAB)
     assert all("work" not in host.content(name) for name in "ab")
@@ -106,12 +105,49 @@ def test_the_clean_state_survives_and_serves_again() -> None:
     for _ in range(3):
         made = plan(host)
         assert clean is not None
-        assert {s.source for s in made.steps if isinstance(s, CloneVolume)} == {
+        assert {clone.source for clone in cloned(made)} == {
             volume for part in clean.machines.values() for volume in part.disks.values()
         }
         host.apply(made)
         assert host.record.clean == clean
     check_up(host, LAB)
+
+
+def test_with_spares_a_reset_makes_nothing_and_the_next_finds_them_again() -> None:
+    host = up_host()
+    first = plan_reset(INSTANCE, [], host.inventory(), ground(spares=True))
+    assert len(spares(first)) == 3
+    host.apply(first)
+    check_up(host, LAB)
+    for _ in range(3):
+        ready = {name for name, disc in host.volumes.items() if disc.spare}
+        again = plan_reset(INSTANCE, [], host.inventory(), ground(spares=True))
+        check_plan(again, host.inventory())
+        assert {clone.name for clone in cloned(again)} == ready, "it takes what was prepared"
+        assert [step.id for step in again.steps][-2:] == ["remove", "spares"], "what it leaves undone comes last"
+        host.apply(again)
+        check_up(host, LAB)
+    one = plan_reset(INSTANCE, ["b"], host.inventory(), ground(spares=True))
+    assert len(spares(one)) == 1, "the other machines' spares are still there"
+
+
+def test_spares_of_a_state_that_is_no_longer_clean_go() -> None:
+    host = up_host()
+    host.apply(plan_reset(INSTANCE, [], host.inventory(), ground(spares=True)))
+    old = {name for name, disc in host.volumes.items() if disc.spare and ".a." in name}
+    assert old
+    host.add_base(base("other"))
+    changed = replace(LAB, machines={**LAB.machines, Name("a"): replace(LAB.machines[Name("a")], base=Name("other"))})
+    up = plan_up(changed, INSTANCE, host.inventory(), ground(spares=True), reconfigure=True)
+    check_plan(up, host.inventory())
+    host.apply(up)
+    check_up(host, changed)
+    assert not old & set(host.volumes)
+    assert len({name for name, disc in host.volumes.items() if disc.spare}) == 3
+
+
+def spares(plan: Plan) -> list[str]:
+    return [clone.name for step in plan.steps if isinstance(step, PrepareVolumes) for clone in step.clones]
 
 
 def test_a_machine_left_on_old_disks_by_another_reset_keeps_them_until_it_is_started_again() -> None:
@@ -120,11 +156,11 @@ def test_a_machine_left_on_old_disks_by_another_reset_keeps_them_until_it_is_sta
     host.apply(cut, cut=ids(cut).index("commit") + 1)
     old = host.domains["b"].disks[0]
     made = plan(host, "a")
-    assert f"remove.{old}" not in ids(made)
+    assert old not in removed(made)
     host.apply(made)
     assert old in host.volumes
     up = plan_up(LAB, INSTANCE, host.inventory(), ground())
-    assert f"remove.{old}" in ids(up)
+    assert old in removed(up)
     host.apply(up)
     check_up(host, LAB)
 

@@ -14,7 +14,7 @@ from pocketcloud.model.names import Name
 from pocketcloud.model.record import Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.steps import (
-    CloneVolume,
+    CloneVolumes,
     CommitRecord,
     CreateVolume,
     EnsureNetwork,
@@ -23,7 +23,7 @@ from pocketcloud.plan.steps import (
     Provision,
     RemoveFiles,
     RemoveNetwork,
-    RemoveVolume,
+    RemoveVolumes,
     StartMachine,
     StopMachine,
     TakeSnapshot,
@@ -32,7 +32,7 @@ from pocketcloud.plan.steps import (
     title,
 )
 from pocketcloud.plan.up import plan_up
-from tests.plans import before, check_plan, check_up, ids, raise_lab
+from tests.plans import before, check_plan, check_up, cloned, ids, raise_lab, removed
 from tests.simulation import INSTANCE, Host, base, ground, lab, machine
 
 LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
@@ -66,13 +66,13 @@ def edited(**changes: object) -> Lab:
 
 def test_a_fresh_lab_is_made_whole() -> None:
     made = plan(fresh_host())
-    assert ids(made, CloneVolume) == ["volume.a.root", "volume.b.root"]
+    assert [clone.name for clone in cloned(made)] == ["lab.demo.a.root.g1", "lab.demo.b.root.g1"]
     assert ids(made, CreateVolume) == ["volume.a.data"]
     assert ids(made, EnsureNetwork) == ["network.front"]
     assert ids(made, StartMachine) == ["start.a", "start.b"]
     assert ids(made, Provision) == ["provision.a"]
     assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("a", "b")]
-    assert ids(made, RemoveVolume, KillMachine, StopMachine) == []
+    assert ids(made, RemoveVolumes, KillMachine, StopMachine) == []
     assert made.notes == made.loses == ()
 
 
@@ -100,7 +100,7 @@ def test_off_machines_are_started_and_nothing_is_made() -> None:
     host.reboot()
     made = plan(host)
     assert ids(made, StartMachine) == ["start.a", "start.b"]
-    assert ids(made, CloneVolume, CommitRecord, KillMachine, StopMachine, TakeSnapshot) == []
+    assert ids(made, CloneVolumes, CommitRecord, KillMachine, StopMachine, TakeSnapshot) == []
     host.apply(made)
     check_up(host, LAB)
 
@@ -111,7 +111,7 @@ def test_interrupted_provisioning_makes_the_machine_anew_and_only_that_one() -> 
     known = host.record.machines[Name("a")]
     host.record = host.record.with_machine(Name("a"), replace(known, stage=Stage.PROVISIONING))
     made = plan(host)
-    assert ids(made, CloneVolume) == ["volume.a.root"]
+    assert [clone.marks["machine"] for clone in cloned(made)] == ["a"]
     assert ids(made, KillMachine) == ["stop.a"]
     assert ids(made, Provision) == ["provision.a"]
     assert "interrupted" in next(step.reason for step in made.steps if step.id == "stop.a")
@@ -131,7 +131,7 @@ def test_a_machine_running_on_old_disks_is_started_on_its_own() -> None:
     made = plan(host)
     assert ids(made, StopMachine, StartMachine) == ["stop.a", "start.a"]
     assert "old disks" in made.steps[1].reason
-    assert ids(made, RemoveVolume) == [f"remove.{live}"]
+    assert removed(made) == [live]
     host.apply(made)
     check_up(host, LAB)
     assert host.domains["a"].disks != old
@@ -145,7 +145,7 @@ def test_a_live_volume_left_sealed_is_cloned_on() -> None:
     live = host.record.machines[Name("a")].disks["root"]
     host.volumes[live].sealed = True
     made = plan(host)
-    assert [step.source for step in made.steps if isinstance(step, CloneVolume)] == [live]
+    assert [clone.source for clone in cloned(made)] == [live]
     host.apply(made)
     check_up(host, LAB)
     assert "work" in host.content("a")
@@ -157,7 +157,7 @@ def test_a_lost_volume_comes_back_from_clean() -> None:
     assert host.record is not None
     del host.volumes[host.record.machines[Name("a")].disks["root"]]
     made = plan(host)
-    assert ids(made, CloneVolume) == ["volume.a.root", "volume.a.data"]
+    assert [(clone.marks["machine"], clone.marks["disk"]) for clone in cloned(made)] == [("a", "root"), ("a", "data")]
     assert ids(made, Provision) == []
     assert "gone" in made.steps[0].reason
     host.apply(made)
@@ -311,7 +311,7 @@ def test_a_change_waits_for_reconfigure(change: dict[str, object], anew: bool) -
     host = up_host()
     host.write("a", "work")
     waits = plan(host, edited(**change))
-    assert ids(waits, CloneVolume, StopMachine, KillMachine, StartMachine) == []
+    assert ids(waits, CloneVolumes, StopMachine, KillMachine, StartMachine) == []
     assert waits.loses == ()
     (said,) = waits.notes
     assert "--reconfigure" in said
@@ -363,12 +363,12 @@ def test_what_left_the_file_is_named_and_kept_until_prune() -> None:
     assert len(keeps.notes) == 2
     assert keeps.notes[0].startswith("b is no longer in the file")
     assert "network back is no longer in the file; b uses it" in keeps.notes[1]
-    assert ids(keeps, UndefineMachine, RemoveVolume, RemoveFiles, RemoveNetwork) == []
+    assert ids(keeps, UndefineMachine, RemoveVolumes, RemoveFiles, RemoveNetwork) == []
     host.apply(keeps)
     assert host.domains["b"].state is DomainState.RUNNING
     made = plan(host, one, prune=True)
     assert ids(made, UndefineMachine, RemoveFiles, RemoveNetwork) == ["undefine.b", "files.b", "network.back"]
-    assert {"undefine.b"} <= before(made)["remove.lab.demo.b.root.g2"], "its disk may be removed while it runs"
+    assert {"undefine.b"} <= before(made)["remove"], "its disk may be removed while it runs"
     host.apply(made)
     check_up(host, one)
 
@@ -408,7 +408,7 @@ def test_a_machine_made_anew_stays_on_its_base_and_an_added_one_takes_the_newer(
     assert host.record is not None
     host.record = host.record.with_machine(Name("a"), replace(host.record.machines[Name("a")], stage=Stage.PROVISIONING))
     made = plan(host, replace(LAB, machines={**LAB.machines, Name("c"): machine("front")}))
-    sources = {step.machine: step.source for step in made.steps if isinstance(step, CloneVolume)}
+    sources = {clone.marks["machine"]: clone.source for clone in cloned(made)}
     assert sources == {"a": "base.tiny.d1", "c": "base.tiny.d2"}
 
 

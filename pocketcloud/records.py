@@ -15,7 +15,7 @@ from pocketcloud.model.record import RECORD_SCHEMA, Record
 
 @dataclass(frozen=True, slots=True)
 class InstanceFiles:
-    """The paths of one instance; `labs/INSTANCE/` but for the UEFI variables, which lie in `nvram/`."""
+    """The paths of one instance; `labs/INSTANCE/` but for the UEFI variables, which lie in `nvram/`, and saved memory."""
 
     kit: Kit
     instance: str
@@ -44,7 +44,12 @@ class InstanceFiles:
 
     def memory(self, machine: str) -> Path:
         """The machine's saved memory, while a snapshot is taken."""
-        return self.folder / "ram" / f"{machine}.save"
+        return self._memories / f"{self.instance}.{machine}.save"
+
+    @property
+    def _memories(self) -> Path:
+        """Where there is room for them: a kit on a disk has a volume of its own for what is large."""
+        return self.kit.path / "media" / "ram"
 
     @property
     def ssh_config(self) -> Path:
@@ -68,9 +73,14 @@ class InstanceFiles:
 
     def make(self) -> None:
         """Make the folders; existing is success. QEMU has to reach the seeds and the consoles, nobody the keys."""
-        for name, mode in (("", 0o755), ("seed", 0o755), ("console", 0o755), ("keys", 0o700), ("ram", 0o700)):
-            (self.folder / name).mkdir(mode=mode, parents=True, exist_ok=True)
-            (self.folder / name).chmod(mode)
+        folders = {"": 0o755, "seed": 0o755, "console": 0o755, "keys": 0o700}
+        for path, mode in (*((self.folder / name, mode) for name, mode in folders.items()), (self._memories, 0o700)):
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            path.chmod(mode)
+
+    def memories(self) -> list[Path]:
+        """All files of saved memory of the instance."""
+        return list(self._memories.glob(f"{self.instance}.*.save"))
 
 
 def instances(kit: Kit) -> tuple[Name, ...]:
@@ -119,15 +129,15 @@ def sweep_unfinished(files: InstanceFiles) -> None:
     for path in (*files.folder.rglob(".*"), *(files.kit.path / "nvram").glob(f".{files.instance}.*")):
         if is_unfinished(path):
             path.unlink(missing_ok=True)
-    for path in (files.folder / "ram").glob("*.save"):
+    for path in files.memories():
         path.unlink(missing_ok=True)
 
 
 def remove_instance(files: InstanceFiles) -> None:
     """Remove the instance's files, its record last, so that an interrupted removal is seen and goes on."""
-    for path in files.nvrams():
+    for path in (*files.nvrams(), *files.memories()):
         path.unlink(missing_ok=True)
-    for name in ("seed", "console", "keys", "ram"):
+    for name in ("seed", "console", "keys"):
         remove_tree(files.folder / name)
     remove_tree(files.folder)
 

@@ -183,8 +183,8 @@ def _store(storage: Storage, name: str, size: int, image: Path, on_progress: OnP
 
 @contextmanager
 def _work_folder(kit: Kit, definition: BaseDefinition, arch: Arch) -> Iterator[Path]:
-    """An empty folder in the kit, of the namespace's root; what an interrupted build left in it is swept."""
-    work = kit.path / "bases" / f".work-{definition.base}-{arch}"
+    """An empty folder in the kit, where it has room for what is large, of the namespace's root; what an interrupted build left in it is swept."""
+    work = kit.path / "media" / f".work-{definition.base}-{arch}"
     _sweep(work)
     work.mkdir()
     # Others may pass, not look: apt fetches as a user of its own.

@@ -19,11 +19,13 @@ _IDS = 65536
 WORK = Path("/mnt")
 
 # The holder makes the user namespace and waits; its map is written from outside, which is what needs the host's root.
-# nsenter then enters as root of it. A background job of sh loses its input, hence descriptor 3.
+# nsenter then enters as root of it. A kit on a disk is mounted noexec, and what is built here has to run here: that is
+# lifted for this view of the folder alone. A background job of sh loses its input, hence descriptor 3.
 _SCRIPT = f"""
 set -eu
 trap 'exit 143' HUP INT TERM
 mount --bind -- "$1" {WORK}
+mount -o remount,bind,exec,nosuid,nodev {WORK}
 cd {WORK}
 shift
 unshare --user sleep infinity &

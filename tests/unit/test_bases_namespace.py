@@ -82,3 +82,19 @@ def test_nothing_outlives_the_command(work: Path, ending: signal.Signals) -> Non
         if (work / "beat").read_text(encoding="utf-8") == last:
             break
         assert time.monotonic() < deadline, "it still runs"
+
+
+def test_what_is_built_on_a_kit_that_is_mounted_noexec_can_run(tmp_path: Path) -> None:
+    mounted = tmp_path / "media"
+    mounted.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "nosuid,nodev,noexec,mode=755", "tmpfs", mounted])
+    try:
+        give(mounted)
+        program = mounted / "program"
+        program.write_text("#!/bin/sh\necho built\n")
+        program.chmod(0o755)
+        with pytest.raises(PermissionError):
+            run([program])
+        assert run(confined(mounted, ["./program"])).out == "built\n"
+    finally:
+        run(["umount", mounted])

@@ -105,7 +105,8 @@ def test_keys_are_nobody_s_business(files: InstanceFiles) -> None:
     files.make()
     files.make()
     modes = {path.name: path.stat().st_mode & 0o777 for path in files.folder.iterdir()}
-    assert modes == {"seed": 0o755, "console": 0o755, "keys": 0o700, "ram": 0o700}
+    assert modes == {"seed": 0o755, "console": 0o755, "keys": 0o700}
+    assert files.memory("web").parent.stat().st_mode & 0o777 == 0o700
 
 
 def fill(files: InstanceFiles, machine: str) -> list[Path]:

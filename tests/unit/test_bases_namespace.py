@@ -93,8 +93,7 @@ def test_what_is_built_on_a_kit_that_is_mounted_noexec_can_run(tmp_path: Path) -
         program = mounted / "program"
         program.write_text("#!/bin/sh\necho built\n")
         program.chmod(0o755)
-        with pytest.raises(PermissionError):
-            run([program])
+        assert not os.access(program, os.X_OK)
         assert run(confined(mounted, ["./program"])).out == "built\n"
     finally:
         run(["umount", mounted])

@@ -118,7 +118,30 @@ def _init_device(
     dry_run: bool,
     yes: bool,
 ) -> Kit | None:
-    raise UsageError(f"{device}: kits on disks are not made yet", hint="--file or --dir")
+    from pocketcloud.host import kits as host
+    from pocketcloud.host.disk_speed import measure
+    from pocketcloud.kit.device import check_host
+    from pocketcloud.kit.disk import choose, confirm, init_disk, plan_disk
+    from pocketcloud.kit.verdict import verdict
+    from pocketcloud.system import run
+
+    check_host(run)
+    with _one_at_a_time(places):
+        chosen = choose(places, device, run)
+        click.echo(f"Measuring how quickly {chosen.target.path} can be read (nothing is written).", err=True)
+        known = verdict(chosen.target, measure(chosen.target.path))
+        chunk = _chunk(host.medium(chosen.target.name), profile_name)
+        plan = plan_disk(chosen, name, chunk, places, run, known)
+        _print_init(plan, dry_run=dry_run)
+        if dry_run:
+            return None
+        question = f"Make the kit {plan.name} on {chosen.target.path}?"
+        confirm(chosen, erase_serial, _typed if sys.stdin.isatty() else None, lambda: ask(question, yes=yes))
+        return init_disk(chosen, plan, places, run, now=now())
+
+
+def _typed(question: str) -> str:
+    return str(click.prompt(question, default="", show_default=False, err=True))
 
 
 def _print_init(plan: InitPlan, *, dry_run: bool) -> None:
@@ -173,7 +196,7 @@ def list_kits(output: str) -> None:
         ]
         print_json(there + away)
         return
-    rows = [(k.name, k.medium, k.manifest.storage, k.path, k.id) for k in kits]
+    rows = [(str(k.name), k.medium, k.manifest.storage, str(k.path), k.id) for k in kits]
     rows += [(p.name, p.medium, "lvm", f"not attached: {p.device}", p.id) for p in plugged]
     print_table(("KIT", "MEDIUM", "STORAGE", "PATH", "ID"), rows, empty="No kit is attached. pocketcloud kit init makes one.")
 

@@ -17,7 +17,7 @@ _ROOT = Path("/")
 _SECTOR = 512
 _GPT = b"EFI PART"
 # What never carries a kit, or stands on what does.
-_PASSED_OVER = ("dm-", "ram", "zram", "sr", "fd", "mtdblock")
+_PASSED_OVER = ("dm-", "zram", "sr", "fd", "mtdblock")
 
 
 def physical_volumes(root: Path = _ROOT) -> tuple[Path, ...]:

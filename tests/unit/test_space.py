@@ -33,6 +33,7 @@ from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.records import InstanceFiles, write_record
 from pocketcloud.storage import Usage, open_storage
+from pocketcloud.storage.discards import read_free
 from pocketcloud.storage.thin_shares import Share, read_shares
 from pocketcloud.system import Completed
 from tests.contract.stores import filled
@@ -147,6 +148,48 @@ def test_shares_are_read_whatever_stands_around_them(headers: str) -> None:
         12: Share(131072, 0, 131072),
     }
     assert read_shares("") == {}
+
+
+# -- what no volume uses
+
+
+def dumped(total: int, mappings: Sequence[tuple[int, int]]) -> str:
+    """What thin_dump says of a pool with these mappings (begin, length), in the shapes that it has for them."""
+    lines = [
+        f'<superblock uuid="" time="0" transaction="5" flags="0" version="2" data_block_size="128" nr_data_blocks="{total}">'
+    ]
+    lines += ['<def name="1">'] if len(mappings) > 1 else []
+    for number, (begin, length) in enumerate(mappings):
+        if length == 1:
+            lines.append(f'    <single_mapping origin_block="{number}" data_block="{begin}" time="0"/>')
+        else:
+            lines.append(f'    <range_mapping origin_begin="{number}" data_begin="{begin}" length="{length}" time="1"/>')
+    lines += ["</def>"] if len(mappings) > 1 else []
+    return "\n".join([*lines, '<device dev_id="1" mapped_blocks="1"><ref name="1"/></device>', "</superblock>", ""])
+
+
+@given(st.data(), st.integers(1, 200))
+def test_free_is_what_no_mapping_names(data: st.DataObject, total: int) -> None:
+    begins = st.integers(0, total - 1)
+    mappings = [(b, data.draw(st.integers(1, total - b))) for b in data.draw(st.lists(begins, max_size=9))]
+    free = read_free(dumped(total, mappings))
+    used = {chunk for begin, length in mappings for chunk in range(begin, begin + length)}
+    named = [chunk for begin, length in free.runs for chunk in range(begin, begin + length)]
+    assert sorted(used | set(named)) == list(range(total))
+    assert len(named) == len(set(named)) == total - len(used)
+    assert (free.chunk, free.total, free.used) == (65536, total, len(used))
+
+
+@given(st.integers(1, 400))
+def test_a_dump_that_is_cut_off_is_not_used(cut: int) -> None:
+    text = dumped(100, [(3, 4), (9, 1)]).rstrip()
+    with pytest.raises(ValueError, match="not whole"):
+        read_free(text[: max(0, len(text) - cut)])
+
+
+def test_a_mapping_outside_of_the_pool_is_not_believed() -> None:
+    with pytest.raises(ValueError, match="outside"):
+        read_free(dumped(10, [(8, 3)]))
 
 
 # -- gauges, bars, warnings

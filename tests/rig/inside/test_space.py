@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,9 @@ from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import Clone, open_storage
 from pocketcloud.storage.ballast import extend_metadata, fill_ballast, is_filled, restore_ballast
 from pocketcloud.storage.devmapper import PoolMode, PoolStatus, pool_status
+from pocketcloud.storage.discards import discard_free
 from pocketcloud.storage.lvm import Lvm
-from pocketcloud.storage.lvm_layout import Layout
+from pocketcloud.storage.lvm_layout import Layout, format_commands
 from pocketcloud.storage.lvm_thin import ThinPool
 from pocketcloud.storage.thin_shares import NOTE, Share, thin_shares
 from pocketcloud.storage.thin_volumes import BALLAST, POOL
@@ -364,6 +365,68 @@ def test_a_kit_in_a_file_gives_back_down_to_the_file(tmp_path: Path) -> None:
         run(["losetup", "--detach", kit.devices[0]])
 
 
+def test_what_removed_volumes_held_is_given_back_while_the_pool_rests(tmp_path: Path) -> None:
+    """And nothing else: all that is used is as before, also where runs of it are between what is free."""
+    run(["modprobe", "-a", "dm_thin_pool", "loop"], codes=range(256))
+    file, vg = tmp_path / "disk.img", "pc_free"
+    with file.open("xb") as made:
+        made.truncate(512 * MIB)
+    device = Path(run(["losetup", "--find", "--show", file]).out.strip())
+    lvm, store = Lvm([device]), ThinPool(vg, [device], tmp_path / "locks")
+    (tmp_path / "locks").mkdir()
+    try:
+        for verb, *words in format_commands(device, vg, Layout(16 * MIB, 320 * MIB, 8 * MIB, CHUNK, 32 * MIB, 16 * MIB), ()):
+            lvm.command(verb, *words)
+        for name in ("a", "gone-b", "c", "gone-d", "e"):
+            store.create(name, 8 * MIB)
+        store.activate("a", "gone-b", "c", "gone-d", "e")
+        for at in range(0, 8 * MIB, MIB):  # in turns, so that they lie between each other
+            for name in ("a", "gone-b", "c", "gone-d", "e"):
+                put(store.place(name)[0], at, MIB)
+        good = {name: contents(store, name) for name in ("a", "c", "e")}
+        store.remove("gone-b", "gone-d")
+        used = status(vg).data_used
+        # Before the second part is active, between making the device and letting it go, before it is read, before the end.
+        for number in (2, 6, 7, 8, 0):
+            lvm.command("vgchange", "-an", vg)
+            occupied = file.stat().st_blocks * 512
+            if number:
+                run_killed(lambda watched: discard_free(vg, Lvm([device], watched), watched, used), number)
+            else:
+                assert discard_free(vg, lvm, run, used - 1) == 0, "it was done though the figures differ"
+                assert discard_free(vg, lvm, run, used) >= 256 * MIB
+                assert file.stat().st_blocks * 512 < 64 * MIB < occupied or occupied < 64 * MIB
+            lvm.command("vgchange", "-an", vg)
+            lvm.command("vgchange", "-ay", vg)
+            assert {name: contents(store, name) for name in good} == good, number
+        assert run(["dmsetup", "info", "-c", "--noheadings", "-o", "name", f"{vg}-free"], codes=range(256)).code
+    finally:
+        lvm.command("vgchange", "-an", vg)
+        run(["losetup", "--detach", device])
+
+
+def put(path: Path, at: int, length: int) -> None:
+    with path.open("r+b") as device:
+        device.seek(at)
+        device.write(os.urandom(length))
+        device.flush()
+        os.fsync(device.fileno())
+
+
+def contents(store: ThinPool, name: str) -> str:
+    store.activate(name)
+    return hashlib.blake2b(store.place(name)[0].read_bytes()).hexdigest()
+
+
+def run_killed(work: Callable[[Watched], object], at: int) -> None:
+    """Do work in a process that is killed before its command number `at`."""
+    child = os.fork()
+    if child == 0:
+        work(Watched(at))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -9)
+
+
 # -- metadata that is nearly full
 
 
@@ -395,10 +458,10 @@ def test_metadata_nearly_full_refuses_clones_and_grows_from_what_is_kept_free(tm
 
 def scatter(vg: str, until: int) -> None:
     """Use metadata up: each thin volume takes a block of it, also those that LVM does not hear of."""
-    for number in range(10_000, 20_000):
+    for first in range(10_000, 20_000, 32):
         now = status(vg)
         if percent(now.metadata_used, now.metadata_total) >= until:
             return
-        for part in range(8):
-            run(["dmsetup", "message", f"{vg}-{POOL}-tpool", "0", f"create_thin {number * 8 + part}"])
+        each = f"for id in $(seq {first} {first + 31}); do dmsetup message {vg}-{POOL}-tpool 0 create_thin\\ $id || exit; done"
+        run(["sh", "-c", each])
     raise AssertionError("the metadata did not fill up")

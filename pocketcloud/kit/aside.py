@@ -3,17 +3,15 @@ that work on kits which are not attached. Attaching mounts it where people find 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pocketcloud.kit.mounts import OPTIONS, mounts, number_of
 from pocketcloud.system import Runner
 
 _PREFIX = "pocketcloud-aside-"
-_MOUNTINFO = Path("/proc/self/mountinfo")
-_UNTRUSTED = "nosuid,nodev,noexec"
 
 
 @contextmanager
@@ -24,7 +22,7 @@ def aside(device: Path, run: Runner, *, read_only: bool = False) -> Iterator[Pat
     CommandFailed if it cannot be mounted.
     """
     release(device, run)
-    options = f"{_UNTRUSTED},ro,noload" if read_only else _UNTRUSTED
+    options = f"{OPTIONS},ro,noload" if read_only else OPTIONS
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         inner = Path(folder, "state")
         inner.mkdir()
@@ -37,20 +35,9 @@ def aside(device: Path, run: Runner, *, read_only: bool = False) -> Iterator[Pat
 
 def release(device: Path, run: Runner) -> None:
     """Unmount what a killed command left mounted aside; mounts of anybody else stay."""
-    for point in mount_points(device):
-        if point.parent.name.startswith(_PREFIX):
-            run(["umount", point])
-            point.rmdir()
-            point.parent.rmdir()
-
-
-def mount_points(device: Path, mountinfo: Path = _MOUNTINFO) -> tuple[Path, ...]:
-    """Where the file system on `device` is mounted; nowhere if there is no such device."""
-    try:
-        number = device.stat().st_rdev
-    except FileNotFoundError:
-        return ()
-    wanted = f"{os.major(number)}:{os.minor(number)}"
-    # Fields: proc(5); blanks in a path are written in octal.
-    rows = (line.split() for line in mountinfo.read_text().splitlines())
-    return tuple(Path(row[4].encode().decode("unicode_escape")) for row in rows if row[2] == wanted)
+    number = number_of(device)
+    for mount in mounts():
+        if number and mount.number == number and mount.path.parent.name.startswith(_PREFIX):
+            run(["umount", mount.path])
+            mount.path.rmdir()
+            mount.path.parent.rmdir()

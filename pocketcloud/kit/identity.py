@@ -25,7 +25,7 @@ from pocketcloud.model.kit import KIT_SCHEMA, Manifest
 from pocketcloud.model.names import Name
 from pocketcloud.storage.devmapper import nodes, nodes_of
 from pocketcloud.storage.lvm import Lvm, VolumeGroup
-from pocketcloud.storage.lvm_thin import STATE
+from pocketcloud.storage.thin_volumes import STATE
 from pocketcloud.system import CommandFailed, Runner
 
 KIT, KIT_NAME, SCHEMA = "pc:kit", "pc:kitname", "pc:schema"

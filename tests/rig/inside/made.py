@@ -20,7 +20,8 @@ from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.lvm_layout import Layout, format_commands
-from pocketcloud.storage.lvm_thin import CONTENT, STATE, ThinPool
+from pocketcloud.storage.lvm_thin import ThinPool
+from pocketcloud.storage.thin_volumes import CONTENT, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.errors import NotFound, NotOurs, Refused, UsageError
-from pocketcloud.kit.aside import aside, mount_points
+from pocketcloud.kit.aside import aside
 from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, give_new_identity, tag
 from pocketcloud.kit.manifest import read_manifest, write_manifest
+from pocketcloud.kit.mounts import mounts
 from pocketcloud.model.kit import KIT_SCHEMA
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes, nodes_of
 from pocketcloud.storage.lvm import Lvm
-from pocketcloud.storage.lvm_thin import STATE
+from pocketcloud.storage.thin_volumes import STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, SIZE, Made, backing, copied, digest, killed, loop, make_kit, unloop
@@ -102,7 +103,7 @@ def test_a_kill_at_any_command_is_only_a_delay(original: Made, copy: Path, tmp_p
         source = tag(group, KIT) if died else original.id
         vg = give_new_identity(device, "third", run, LATER) if died else group.name
         is_whole(device, vg, "third", source or "")
-        assert not mount_points(Path("/dev", vg, STATE))
+        assert not [mount for mount in mounts() if "aside" in str(mount.path)]
         file = backing(device)
         unloop(device)
         file.unlink()

@@ -102,8 +102,8 @@ def kit_space(kit: Kit, storage: Storage, bases: Sequence[Base], run: Runner = r
     gauges: tuple[Gauge, ...] = ()
     try:
         gauges = gauges_of(kit, storage.usage())
-    except Refused as refused:
-        warnings.append(_line(refused))
+    except PocketcloudError as error:
+        warnings = warnings or [_line(error)]
     if not kit.vg:
         return KitSpace(gauges, holdings(kit, volumes, bases, layered(volumes)), tuple(warnings))
     lvm = Lvm(kit.devices, run)

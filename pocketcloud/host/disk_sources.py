@@ -39,6 +39,7 @@ _ATTRIBUTES = (
     "queue/physical_block_size", "queue/optimal_io_size", "queue/discard_max_bytes", "queue/write_cache",
 )  # fmt: skip
 _CLASS = "sys/class/block"
+_UDEV_DATABASE = Path("/run/udev/data")
 # A disk that is dying may take long for its first sector; one that takes longer than this is told as unreadable.
 _TIMEOUT = 30.0
 _BTRFS_SUPERBLOCK, _BTRFS_MAGIC, _BTRFS_DEVICES = 65536, 0x40, 0x88
@@ -99,7 +100,7 @@ def gather(root: Path, run: Runner) -> DiskSources:
         nodes=nodes,
         mountinfos=tuple(_mountinfos(root)),
         swaps=text(root, "proc/swaps"),
-        udev=_udev() if root == Path("/") else {},
+        udev=_udev() if root == Path("/") and _UDEV_DATABASE.exists() else {},
         links=dict(_links(root)),
         unreadable=unreadable,
         btrfs_sets=tuple(_btrfs_sets(root)),
@@ -167,12 +168,14 @@ def _nodes(root: Path) -> Iterator[BlockNode]:
 
 def _node(root: Path, entry: Path) -> BlockNode:
     place = entry.resolve(strict=True)
-    attributes = {name: value for name in _ATTRIBUTES if (value := line(place, name))}
+    present = set(_entries(place))
+    attributes = {name: value for name in _ATTRIBUTES if name.partition("/")[0] in present and (value := line(place, name))}
     disk = ""
     if "partition" in attributes:
         disk = place.parent.name
         # What a partition inherits stands at its disk only.
-        attributes |= {name: line(place.parent, name) for name in _ATTRIBUTES if name.startswith("queue/") or name == "diskseq"}
+        inherited = [name for name in _ATTRIBUTES if name.startswith("queue/") or name == "diskseq"]
+        attributes |= {name: value for name in inherited if (value := line(place.parent, name))}
         if line(place.parent, "ro") == "1":
             attributes["ro"] = "1"
     elif serial := _vital_serial(place):

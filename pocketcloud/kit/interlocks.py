@@ -126,7 +126,7 @@ def _of_its_kind(devices: BlockDevices, target: BlockDevice, file: Path | None) 
         yield _Objection(f"it is no disk but stands on {below} ({target.kind})", "name the disk or partition itself")
     elif not _SUITABLE.fullmatch(target.name):
         yield _Objection(f"{target.name} is of a kind that pocketcloud does not know as a disk")
-    if target.read_only or devices.disk_of(target).read_only:
+    if target.read_only:
         yield _Objection("it is read-only", "look for a write-protect switch, or choose another disk (lsblk lists them)")
 
 
@@ -287,6 +287,8 @@ def claimed(target: BlockDevice, reread: Callable[[], BlockDevices]) -> Iterator
     Just before it yields, it makes sure that this is still the disk that was chosen: number, size and disk sequence through
     the descriptor, the rest through `reread`. Raises Refused if it is not, or if it is in use.
     """
+    # Before it is opened, too: that tells why, where the kernel only says "busy", and a disk in use is not even touched.
+    _check_unchanged(target, reread())
     handle = _opened(target)
     try:
         _lock(handle, target)
@@ -319,7 +321,7 @@ def _not_opened(target: BlockDevice, error: OSError) -> Refused:
                 f"{name} is in use: the kernel does not give it to us alone", hint=f"lsblk {target.path} shows by whom"
             )
         case errno.EROFS:
-            return Refused(f"{name} is read-only", hint="look for a write-protect switch, or choose another disk")
+            return _read_only(target)
         case errno.EACCES | errno.EPERM:
             return Refused(f"{name} may not be written by this user, or is read-only", hint="do it as root")
         case errno.ENOENT | errno.ENXIO | errno.ENODEV | errno.ENOMEDIUM:
@@ -375,9 +377,11 @@ def _check_unchanged(target: BlockDevice, devices: BlockDevices) -> None:
             f"{', '.join(now.signatures) or now.partition_table or 'nothing'} on it",
             hint="see what that is, then run the command again",
         )
+    if now.read_only:
+        raise _read_only(target)
     used = [found for device in (now, *devices.above(now), *devices.below(now)) for found in _of_use(devices, device)]
     if used:
-        raise Refused(f"{_short(target)} has come into use: {used[0].reason}", hint=used[0].cure)
+        raise Refused(f"{_short(target)} is in use: {used[0].reason}", hint=used[0].cure)
 
 
 def _check_writers(target: BlockDevice, handle: int, devices: BlockDevices) -> None:
@@ -401,6 +405,10 @@ def _another(target: BlockDevice) -> Refused:
         f"{_short(target)} is not the disk any more that was chosen: nothing was changed",
         hint="disks were plugged meanwhile; run the command again and look at the plan",
     )
+
+
+def _read_only(target: BlockDevice) -> Refused:
+    return Refused(f"{_short(target)} is read-only", hint="look for a write-protect switch, or choose another disk")
 
 
 def _short(target: BlockDevice) -> str:

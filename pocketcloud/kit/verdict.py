@@ -103,7 +103,7 @@ def _trim(target: BlockDevice) -> Iterator[str]:
     if target.discard_max >= _LARGEST_CHUNK:
         yield "TRIM: yes"
     elif target.discard_max:
-        yield f"TRIM: only {size_text(target.discard_max)} at a time, which may be less than a chunk of the pool; then {consequence}"
+        yield f"TRIM: only {size_text(target.discard_max)} at a time, maybe less than a chunk of the pool; then {consequence}"
     elif target.transport == "usb":
         yield f"TRIM: no, the enclosure does not offer it; {consequence}"
     else:

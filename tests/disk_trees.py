@@ -1,0 +1,623 @@
+"""Whole hosts' block devices, made up: disks in every kind of use, and one that is free, as lsblk, wipefs, sysfs, udev and
+the mount tables would tell of them. Each device knows whether it may be chosen, and what has to be said if not.
+
+`trees()` is the strategy. `Tree.sources()` are the texts, quickly; `Tree.plant` writes them as files below a root.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pocketcloud.host.disk_sources import BlockNode, DiskSources, UsbPath
+from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.system import CommandFailed, Completed, Runner
+
+MODELS = ("Portable SSD T7", "ASM105x", "", "Elements 25A2", "SAMSUNG MZVL2512HCJQ", "USB\tDisk \x1b[31m2.0")
+# Cheap bridges give one serial to all.
+SERIALS = ("123456789012", "0000000000000000", "", "DD56419883891")
+POINTS = ("/media/me/My Disk", "/mnt", "/srv/data", "/run/media/me/X", "/var/lib/docker", "/a\\b")
+FILE_SYSTEMS = ("ext4", "xfs", "ntfs", "vfat", "exfat", "f2fs")
+USAGES = {"LVM2_member": "raid", "linux_raid_member": "raid", "crypto_LUKS": "crypto", "gpt": "partition-table"}
+NONSENSE_IO = "33553920"
+
+
+@dataclass
+class Made:
+    """One made-up device."""
+
+    name: str
+    kind: str
+    size: int
+    number: str
+    disk: str = ""
+    path: str = ""
+    slaves: list[str] = field(default_factory=list)
+    holders: list[str] = field(default_factory=list)
+    attributes: dict[str, str] = field(default_factory=dict)
+    row: dict[str, str] = field(default_factory=dict)
+    signatures: list[str] = field(default_factory=list)
+    label: str = ""
+    table: str = ""
+    usb: UsbPath | None = None
+    points: list[str] = field(default_factory=list)
+    readable: bool = True
+
+
+class Tree:
+    """A host that is being made up; `free` may be chosen, all others not, for a reason that has the word in `reasons`."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)  # noqa: S311 - repeatable, no secret
+        self.made: dict[str, Made] = {}
+        self.free: set[str] = set()
+        self.reasons: dict[str, str] = {}
+        self.tables: tuple[list[str], ...] = ([], [], [])
+        self.swaps: list[str] = []
+        self.links: dict[str, str] = {}
+        self.btrfs_sets: list[tuple[str, ...]] = []
+        self.btrfs_counts: dict[str, int] = {}
+        self.kit_sources: set[str] = set()
+        self.file: Path | None = None
+        self._letters = iter(f"sd{a}{b}" for a in ("", "a") for b in "abcdefghijklmnopqrstuvwxyz")
+        self._minor = 0
+        # lsblk before util-linux 2.33 says everything as text, before 2.37 there is no MOUNTPOINTS.
+        self.old = self.chance.random() < 0.2
+        # Without udev, Debian's lsblk knows no file system.
+        self.udev = self.chance.random() < 0.5
+        # What stands on what is known from sysfs alone.
+        self.flat = self.chance.random() < 0.3
+        self.mounted: dict[str, set[str]] = {}
+
+    # -- devices
+
+    def number(self, major: int) -> str:
+        self._minor += 1
+        return f"{major}:{self._minor}"
+
+    def add(self, made: Made) -> Made:
+        made.path = made.path or f"/dev/{made.name}"
+        self.made[made.name] = made
+        return made
+
+    def disk(self, size: int = 0, name: str = "") -> Made:
+        chance = self.chance
+        serial = chance.choice(SERIALS) if chance.random() < 0.4 else f"S{chance.randrange(16**8):08X}"
+        attributes = {
+            "queue/rotational": chance.choice("01"),
+            "queue/logical_block_size": chance.choice(("512", "512", "4096")),
+            "queue/physical_block_size": "4096",
+            "queue/optimal_io_size": chance.choice(("0", NONSENSE_IO)),
+            "removable": chance.choice("01"),
+        }
+        if chance.random() < 0.7:
+            attributes["diskseq"] = str(chance.randrange(1, 99))
+        usb = None
+        if chance.random() < 0.5:
+            usb = UsbPath(
+                chance.choice(("uas", "usb-storage")), chance.choice((480, 5000)), "3.20", "152d:0578", autosuspend=True
+            )
+        made = Made(name or next(self._letters), "disk", size or chance.randrange(8, 4096) * GIB, self.number(8), usb=usb)
+        made.attributes |= attributes
+        made.row |= {"model": chance.choice(MODELS), "serial": serial, "tran": "usb" if usb else "sata"}
+        self.links[f"/dev/disk/by-id/x-{made.name}"] = made.name
+        return self.add(made)
+
+    def part(self, disk: Made, size: int, *signatures: str) -> Made:
+        disk.table = disk.table or self.chance.choice(("gpt", "dos"))
+        count = 1 + sum(one.disk == disk.name for one in self.made.values())
+        name = f"{disk.name}{'p' if disk.name[-1].isdigit() else ''}{count}"
+        made = Made(name, "part", size, self.number(8), disk=disk.name, signatures=list(signatures))
+        made.attributes |= {"partition": str(count)}
+        return self.add(made)
+
+    def stacked(self, kind: str, *below: Made, sides: str = "") -> Made:
+        """A device that stands on others; `sides` who knows it: "both", "upper", "lower", by chance."""
+        number = sum(one.name.startswith(("dm-", "md")) for one in self.made.values())
+        name = f"md{number}" if kind.startswith("raid") else f"dm-{number}"
+        made = Made(name, kind, 20 * GIB, self.number(253))
+        if not kind.startswith("raid"):
+            name_in_dm = f"{kind}--{number}" if self.chance.random() < 0.7 else f"my\\x20{kind}{number}"
+            made.path = f"/dev/mapper/{name_in_dm}"
+            made.attributes["dm/name"] = name_in_dm
+            made.attributes["dm/uuid"] = {"lvm": "LVM-abc", "crypt": "CRYPT-LUKS2-abc", "mpath": "mpath-36"}.get(kind, "other")
+        sides = sides or self.chance.choice(("both", "both", "upper", "lower"))
+        if sides != "lower":
+            made.slaves += [one.name for one in below]
+        if sides != "upper":
+            for one in below:
+                one.holders.append(name)
+        self.protect(made, "no disk")
+        return self.add(made)
+
+    # -- uses
+
+    def mount(self, made: Made, point: str) -> None:
+        """Mounted: told by number, by source or by both, in one or more of the mount tables, or by lsblk alone."""
+        self.mounted.setdefault(made.name, set()).add(point)
+        by = self.chance.choice(("number", "source", "both"))
+        number = made.number if by != "source" else f"0:{self.chance.randrange(20, 90)}"
+        source = made.path if by != "number" else "/dev/root"
+        if by == "source" and self.chance.random() < 0.3:
+            source = f"/dev/disk/by-uuid/{made.name}"
+            self.links[source] = made.name
+        entry = (
+            f"{self.chance.randrange(20, 900)} 1 {number} / {_escaped(point)} rw,relatime shared:1 - ext4 {_escaped(source)} rw"
+        )
+        told = self.chance.sample(range(3), self.chance.randrange(1, 4))
+        for number_of in told:
+            self.tables[number_of].append(entry)
+        if 0 in told and by != "number":
+            made.points.append(point)
+        elif not self.old and self.chance.random() < 0.1:
+            for table in self.tables:
+                table[:] = [line for line in table if line != entry]
+            made.points.append(point)
+
+    def swap(self, made: Made) -> None:
+        if self.old or self.chance.random() < 0.7:
+            self.swaps.append(f"{made.path} partition 2097148 0 -2")
+        else:
+            made.points.append("[SWAP]")
+
+    def protect(self, made: Made, word: str, *more: Made) -> None:
+        for one in (made, *more):
+            self.reasons[one.name] = word
+
+    def allow(self, *made: Made) -> None:
+        self.free |= {one.name for one in made}
+
+    # -- what the host says
+
+    def sources(self) -> DiskSources:
+        readable = {name for name, made in self.made.items() if self.is_looked_at(made)}
+        dead = frozenset(name for name in readable if not self.made[name].readable)
+        reports = tuple(self.wipefs([name]) for name in sorted(readable - dead)) if dead else (self.wipefs(sorted(readable)),)
+        return DiskSources(
+            lsblk=self.lsblk(),
+            signatures=reports if readable else (),
+            nodes=tuple(self.node(self.made[name]) for name in sorted(self.made)),
+            mountinfos=tuple("\n".join(table) + "\n" for table in self.tables if table),
+            swaps="\n".join(["Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority", *self.swaps]) + "\n",
+            links=self.links | {made.path: made.name for made in self.made.values() if made.path.startswith("/dev/mapper/")},
+            unreadable=dead,
+            btrfs_sets=tuple(self.btrfs_sets),
+            btrfs_counts=self.btrfs_counts,
+        )
+
+    def is_looked_at(self, made: Made) -> bool:
+        return made.size > 0 and not made.slaves and not made.name.startswith(("dm-", "md", "sr", "zram", "nbd"))
+
+    def attributes(self, made: Made) -> dict[str, str]:
+        own = {"dev": made.number, "size": str(made.size // 512), "ro": "0", "removable": "0"} | made.attributes
+        if made.disk:
+            whole = self.attributes(self.made[made.disk])
+            own |= {name: value for name, value in whole.items() if name.startswith("queue/") or name == "diskseq"}
+            own |= {"ro": "1"} if whole["ro"] == "1" else {}
+        return own
+
+    def node(self, made: Made) -> BlockNode:
+        usb = self.made[made.disk].usb if made.disk else made.usb
+        return BlockNode(
+            made.name, self.attributes(made), tuple(sorted(made.holders)), tuple(sorted(made.slaves)), made.disk, usb
+        )
+
+    def lsblk(self) -> str:
+        tops = [made for made in self.made.values() if self.flat or not (made.disk or made.slaves)]
+        return json.dumps({"blockdevices": [self._row(made, "") for made in tops]})
+
+    def _row(self, made: Made, parent: str) -> dict[str, Any]:
+        above = [one for one in self.made.values() if one.disk == made.name or made.name in one.slaves]
+        known = made.signatures[0] if len(made.signatures) == 1 and self.udev else None
+        row: dict[str, Any] = {"kname": made.name, "path": made.path, "type": made.kind, "pkname": parent or None}
+        row |= {
+            "size": str(made.size) if self.old else made.size,
+            "fstype": known,
+            "label": made.label or None,
+            "pttype": made.table or None,
+        }
+        row |= made.row
+        if not self.old:
+            row["mountpoints"] = list(made.points) or [None]
+        if above and not self.flat:
+            row["children"] = [self._row(one, made.name) for one in above]
+        return row
+
+    def wipefs(self, names: Sequence[str]) -> str:
+        rows = []
+        for name in names:
+            made = self.made[name]
+            kinds = [*made.signatures, *([made.table] if made.table else []), *(["PMBR"] if made.table == "gpt" else [])]
+            rows += [
+                {"device": name, "type": kind, "usage": USAGES.get(kind, "filesystem"), "label": made.label or None}
+                for kind in kinds
+            ]
+        return json.dumps({"signatures": rows})
+
+    # -- as files
+
+    def plant(self, root: Path) -> Runner:
+        """Write everything below `root`; the answer is a Runner with this host's lsblk and wipefs."""
+        self._plant_sysfs(root)
+        for process, table in zip(("self", "1", "77"), self.tables, strict=True):
+            _write(root / "proc" / process / "mountinfo", "".join(f"{line}\n" for line in table))
+        sources = self.sources()
+        _write(root / "proc/swaps", sources.swaps)
+        for path, name in sources.links.items():
+            link = root / path.removeprefix("/")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../{name}")
+        for number, members in enumerate(self.btrfs_sets):
+            for name in members:
+                (root / f"sys/fs/btrfs/{number}/devices/{name}").mkdir(parents=True)
+        for name, count in self.btrfs_counts.items():
+            block = bytearray(4096)
+            block[0x40:0x48], block[0x88:0x90] = b"_BHRfS_M", count.to_bytes(8, "little")
+            (root / "dev").mkdir(exist_ok=True)
+            (root / "dev" / name).write_bytes(bytes(64 * KIB) + block)
+        return self._runner(sources)
+
+    def _plant_sysfs(self, root: Path) -> None:
+        for made in sorted(self.made.values(), key=lambda one: one.disk != ""):
+            place = root / "sys/devices" / self._place(made)
+            for name, value in (
+                {"size": str(made.size // 512), "dev": made.number, "ro": "0", "removable": "0"} | made.attributes
+            ).items():
+                _write(place / name, f"{value}\n")
+            for folder, names in (("holders", made.holders), ("slaves", made.slaves)):
+                (place / folder).mkdir()
+                for name in names:
+                    (place / folder / name).symlink_to(f"../../{name}")
+            link = root / "sys/class/block" / made.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../devices/{self._place(made)}")
+            if made.usb:
+                self._plant_usb(place, made.usb)
+
+    def _place(self, made: Made) -> str:
+        if made.disk:
+            return f"{self._place(self.made[made.disk])}/{made.name}"
+        return (
+            f"pci0/usb2-{made.name}/2-1-{made.name}/2-1:1.0/host0/block/{made.name}" if made.usb else f"virtual/block/{made.name}"
+        )
+
+    def _plant_usb(self, place: Path, usb: UsbPath) -> None:
+        interface = place.parents[2]
+        _write(interface / "bInterfaceNumber", "00\n")
+        (interface / "driver").symlink_to(f"../../../bus/usb/drivers/{usb.driver}")
+        vendor, _, product = usb.id.partition(":")
+        here = {"idVendor": vendor, "idProduct": product, "version": f" {usb.version}", "speed": "10000", "power/control": "auto"}
+        hub = {"idVendor": "1d6b", "idProduct": "0003", "version": " 3.00", "speed": str(usb.speed)}
+        for folder, files in ((interface.parent, here), (interface.parent.parent, hub)):
+            for name, value in files.items():
+                _write(folder / name, f"{value}\n")
+
+    def _runner(self, sources: DiskSources) -> Runner:
+        def answer(
+            argv: Sequence[str | Path],
+            *,
+            stdin: bytes | None = None,  # noqa: ARG001 - the shape of a Runner
+            codes: Sequence[int] = (0,),
+            timeout: float | None = None,  # noqa: ARG001
+            env: Mapping[str, str] | None = None,  # noqa: ARG001
+            cwd: Path | None = None,  # noqa: ARG001
+            on_line: Callable[[str], None] | None = None,  # noqa: ARG001
+        ) -> Completed:
+            words = tuple(map(str, argv))
+            if words[0] == "lsblk":
+                columns = words[words.index("-o") + 1].split(",")
+                if self.old and "MOUNTPOINTS" in columns:
+                    unknown = ",".join(columns[columns.index("MOUNTPOINTS") :])
+                    raise CommandFailed(Completed(words, 1, "", f"lsblk: unknown column: {unknown}\n"))
+                return Completed(words, 0, sources.lsblk, "")
+            names = [word.removeprefix("/dev/") for word in words[words.index("-O") + 2 :]]
+            code = 1 if any(name in sources.unreadable for name in names) else 0
+            assert code in codes
+            return Completed(words, code, "" if code else self.wipefs(names), "")
+
+        return answer
+
+
+def _escaped(word: str) -> str:
+    return word.replace("\\", "\\134").replace(" ", "\\040")
+
+
+def _write(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+# -- disks in use, a function each
+
+
+def system_plain(tree: Tree) -> None:
+    name = tree.chance.choice(("", "nvme0n1", "vda", "mmcblk0", "xvda"))
+    disk = tree.disk(name="" if name in tree.made else name)
+    efi, root = tree.part(disk, 512 * MIB, "vfat"), tree.part(disk, 40 * GIB, "ext4")
+    tree.mount(efi, "/boot/efi")
+    tree.mount(root, "/")
+    tree.protect(disk, "system", efi, root)
+    # What a second system may have left: idle, and not of this disk's use.
+    tree.allow(tree.part(disk, 20 * GIB, *tree.chance.choice(((), ("ext4",)))))
+
+
+def system_encrypted(tree: Tree) -> None:
+    disk = tree.disk()
+    boot, rest = tree.part(disk, 3 * GIB, "ext4"), tree.part(disk, 200 * GIB, "crypto_LUKS")
+    tree.mount(boot, "/boot")
+    crypt = tree.stacked("crypt", rest, sides="both")
+    crypt.signatures.append("LVM2_member")
+    for point in ("/", "/home"):
+        tree.mount(tree.stacked("lvm", crypt, sides="both"), point)
+    tree.swap(tree.stacked("lvm", crypt, sides="both"))
+    tree.protect(disk, "system", boot, rest)
+
+
+def mounted_partition(tree: Tree) -> None:
+    disk = tree.disk()
+    part = tree.part(disk, 30 * GIB, tree.chance.choice(FILE_SYSTEMS))
+    tree.mount(part, tree.chance.choice(POINTS))
+    tree.protect(disk, "mounted on", part)
+    tree.allow(tree.part(disk, 20 * GIB))
+
+
+def mounted_whole(tree: Tree) -> None:
+    disk = tree.disk()
+    disk.signatures.append("ext4")
+    tree.mount(disk, tree.chance.choice(POINTS))
+    tree.protect(disk, "mounted on")
+
+
+def swap_partition(tree: Tree) -> None:
+    disk = tree.disk()
+    part = tree.part(disk, 8 * GIB, "swap")
+    tree.swap(part)
+    tree.protect(disk, "swap", part)
+
+
+def swap_whole(tree: Tree) -> None:
+    disk = tree.disk()
+    disk.signatures.append("swap")
+    tree.swap(disk)
+    tree.protect(disk, "swap")
+
+
+def held(tree: Tree) -> None:
+    """By something that nobody can name, and whose content says nothing."""
+    disk = tree.disk()
+    if tree.chance.random() < 0.5:
+        part = tree.part(disk, 30 * GIB)
+        tree.stacked(tree.chance.choice(("dm", "lvm", "crypt", "raid1")), part)
+        tree.protect(disk, "in use by", part)
+    elif tree.chance.random() < 0.5:
+        tree.stacked("dm", disk)
+        tree.protect(disk, "in use by")
+    else:
+        disk.holders.append("bcache0")
+        tree.protect(disk, "in use by bcache0")
+
+
+def held_as_a_whole(tree: Tree) -> None:
+    """Its partitions show no use of their own."""
+    disk = tree.disk()
+    parts = [tree.part(disk, 20 * GIB) for _ in range(2)]
+    tree.stacked("mpath", disk)
+    tree.protect(disk, "in use by", *parts)
+
+
+def member(tree: Tree) -> None:
+    """Of something that is not running now."""
+    disk = tree.disk()
+    kind, word = tree.chance.choice(
+        (
+            ("LVM2_member", "volume group"), ("linux_raid_member", "RAID"), ("isw_raid_member", "something larger"),
+            ("ddf_raid_member", "something larger"), ("crypto_LUKS", "encrypted"), ("bcache", "cache"), ("zfs_member", "ZFS"),
+            ("ceph_bluestore", "Ceph"), ("VMFS_volume_member", "something larger"), ("stratis", "Stratis"),
+        )
+    )  # fmt: skip
+    if tree.chance.random() < 0.5:
+        disk.signatures.append(kind)
+        tree.protect(disk, word)
+    else:
+        part = tree.part(disk, 30 * GIB, kind)
+        tree.protect(disk, word, part)
+        tree.allow(tree.part(disk, 20 * GIB))
+
+
+def member_for_udev(tree: Tree) -> None:
+    """Nothing lies on the disk that would say it."""
+    disk = tree.disk()
+    disk.row["fstype"] = "mpath_member"
+    tree.protect(disk, "something larger (mpath_member)")
+
+
+def two_signatures(tree: Tree) -> None:
+    """udev and lsblk say nothing at all of such a disk."""
+    disk = tree.disk()
+    disk.signatures += tree.chance.choice((["ext4", "LVM2_member"], ["zfs_member", "vfat"], ["crypto_LUKS", "linux_raid_member"]))
+    tree.protect(disk, "belongs to")
+
+
+def member_below_partitions(tree: Tree) -> None:
+    """A RAID of whole disks whose table of partitions shows through."""
+    disk = tree.disk()
+    disk.signatures.append("linux_raid_member")
+    tree.protect(disk, "RAID", tree.part(disk, 20 * GIB))
+
+
+def raid(tree: Tree) -> None:
+    disks = [tree.disk() for _ in range(2)]
+    for disk in disks:
+        disk.signatures.append("linux_raid_member")
+    array = tree.stacked("raid1", *disks)
+    tree.mount(tree.stacked("lvm", tree.stacked("crypt", array)), "/home")
+    tree.protect(disks[0], "RAID", disks[1])
+
+
+def deep(tree: Tree) -> None:
+    """Nothing but the very top is in use."""
+    disk = tree.disk()
+    part = tree.part(disk, 90 * GIB)
+    top = tree.stacked("lvm", tree.stacked("crypt", tree.stacked("raid5", part)))
+    tree.mount(top, "/srv")
+    tree.protect(disk, "mounted on /srv", part)
+
+
+def multipath(tree: Tree) -> None:
+    one, two = tree.disk(), tree.disk()
+    two.row |= one.row
+    top = tree.stacked("mpath", one, two)
+    tree.mount(top, "/srv")
+    tree.protect(one, "in use by", two)
+
+
+def btrfs_mounted(tree: Tree) -> None:
+    """The mount table names only one of them."""
+    one, two = tree.disk(), tree.disk()
+    for disk in (one, two):
+        disk.signatures.append("btrfs")
+    tree.tables[0].append(f"30 1 0:44 /@ /data rw - btrfs {one.path} rw,subvol=/@")
+    tree.mounted |= {one.name: {"/data"}, two.name: {"/data"}}
+    tree.btrfs_sets.append((one.name, two.name))
+    tree.protect(one, "mounted on", two)
+
+
+def btrfs_half(tree: Tree) -> None:
+    """The other half is not plugged in."""
+    disk = tree.disk()
+    disk.signatures.append("btrfs")
+    tree.btrfs_counts[disk.name] = 2
+    tree.protect(disk, "one of several")
+
+
+def kit_source(tree: Tree) -> None:
+    disk = tree.disk()
+    part = tree.part(disk, 90 * GIB, "LVM2_member")
+    tree.kit_sources.add(tree.chance.choice((part.name, part.path)))
+    tree.protect(disk, "attached kit", part)
+
+
+def kit_source_unknown_content(tree: Tree) -> None:
+    disk = tree.disk()
+    tree.kit_sources.add(disk.path)
+    tree.protect(disk, "attached kit", tree.part(disk, 90 * GIB))
+
+
+def read_only(tree: Tree) -> None:
+    disk = tree.disk()
+    disk.attributes["ro"] = "1"
+    tree.protect(disk, "read-only", tree.part(disk, 20 * GIB))
+
+
+def too_small(tree: Tree) -> None:
+    disk = tree.disk(tree.chance.randrange(1, 3 * GIB // 512) * 512)
+    tree.protect(disk, "too small")
+
+
+def no_medium(tree: Tree) -> None:
+    """A card reader without a card."""
+    disk = tree.disk()
+    disk.size = 0
+    tree.protect(disk, "no medium")
+
+
+def loop_of_others(tree: Tree) -> None:
+    number = sum(one.name.startswith("loop") for one in tree.made.values())
+    made = tree.add(Made(f"loop{number}", "loop", 4 * GIB, tree.number(7)))
+    made.attributes["loop/backing_file"] = f"/var/lib/images/{tree.chance.randrange(99)} x{number}.img"
+    if tree.chance.random() < 0.5:
+        tree.mount(made, "/snap/core/1")
+    tree.protect(made, "loop device")
+    tree.add(Made(f"loop{number + 1}", "loop", 0, tree.number(7)))
+
+
+def loop_of_kit_file(tree: Tree) -> None:
+    if tree.file is not None:
+        return
+    number = sum(one.name.startswith("loop") for one in tree.made.values())
+    made = tree.add(Made(f"loop{number}", "loop", 8 * GIB, tree.number(7)))
+    tree.file = Path("/home/me/kit.img")
+    made.attributes["loop/backing_file"] = str(tree.file)
+    tree.allow(made)
+
+
+def loop_twice(tree: Tree) -> None:
+    """Two loop devices of one file, each with ideas of its own."""
+    if tree.file is not None:
+        return
+    loop_of_kit_file(tree)
+    (first,) = (one for one in tree.made.values() if one.attributes.get("loop/backing_file") == str(tree.file))
+    second = tree.add(Made(f"loop{50 + len(tree.made)}", "loop", first.size, tree.number(7)))
+    second.attributes |= first.attributes
+    tree.free.remove(first.name)
+    tree.protect(first, "is also behind", second)
+
+
+def loop_on_a_disk(tree: Tree) -> None:
+    """The kernel does not list it as a holder."""
+    disk = tree.disk()
+    target = tree.chance.choice((disk, tree.part(disk, 20 * GIB)))
+    number = sum(one.name.startswith("loop") for one in tree.made.values())
+    made = tree.add(Made(f"loop{number}", "loop", 4 * GIB, tree.number(7)))
+    made.attributes["loop/backing_file"] = target.path
+    tree.protect(disk, f"in use by {made.name}")
+    tree.protect(made, "loop device")
+    for part in [one for one in tree.made.values() if one.disk == disk.name]:
+        tree.protect(part, f"in use by {made.name}")
+
+
+def no_disks(tree: Tree) -> None:
+    """Things that lsblk calls disks, or nearly."""
+    for name, kind, size in (("zram0", "disk", 16), ("sr0", "rom", 4), ("nbd0", "disk", 40), ("mmcblk1boot0", "disk", 4)):
+        if name not in tree.made:
+            made = tree.add(Made(name, kind, size * GIB, tree.number(11)))
+            tree.protect(made, "no disk" if kind == "rom" else "does not know")
+    if tree.chance.random() < 0.5:
+        tree.swaps.append("/dev/zram0 partition 4194300 0 100")
+
+
+def unreadable(tree: Tree) -> None:
+    disk = tree.disk()
+    disk.readable = False
+    tree.protect(disk, "cannot be read")
+
+
+USES: tuple[Callable[[Tree], None], ...] = (
+    system_plain, system_encrypted, mounted_partition, mounted_whole, swap_partition, swap_whole, held, held_as_a_whole, member,
+    member_for_udev, two_signatures, member_below_partitions, raid, deep, multipath, btrfs_mounted, btrfs_half, kit_source,
+    kit_source_unknown_content, read_only, too_small, no_medium, loop_of_others, loop_of_kit_file, loop_twice,
+    loop_on_a_disk, no_disks, unreadable,
+)  # fmt: skip
+
+
+def free_disk(tree: Tree) -> None:
+    """Empty, with old content, with old partitions; its serial may be another's, or none."""
+    disk = tree.disk()
+    others = [one for one in tree.made.values() if one.kind == "disk" and one is not disk]
+    if others and tree.chance.random() < 0.2:
+        disk.row["serial"] = tree.chance.choice(others).row.get("serial", "")
+    tree.allow(disk)
+    before = tree.chance.random()
+    if before < 0.3:
+        disk.signatures.append(tree.chance.choice((*FILE_SYSTEMS, "btrfs", "iso9660")))
+        disk.label = tree.chance.choice(("", "OLD", "Meine Fotos"))
+    elif before < 0.6:
+        tree.allow(tree.part(disk, 5 * GIB, "ntfs"))
+        tree.protect(tree.part(disk, 100 * MIB, "vfat"), "too small")
+
+
+@st.composite
+def trees(draw: st.DrawFn, most: int = 4) -> Tree:
+    """Hosts with up to `most` kinds of use, and exactly one disk that is free, anywhere among them."""
+    uses = draw(st.lists(st.sampled_from(USES), max_size=most))
+    tree = Tree(draw(st.integers(0, 2**32)))
+    uses.insert(draw(st.integers(0, len(uses))), free_disk)
+    for use in uses:
+        use(tree)
+    return tree

@@ -1,0 +1,189 @@
+"""What is said of disks, and how they are measured: by reading real files, and by a clock that says what a slow disk would."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocketcloud.errors import Refused
+from pocketcloud.host.disk_speed import measure, percentile
+from pocketcloud.kit.verdict import NONSENSE_IO, is_ssd, verdict
+from pocketcloud.model.disk import BlockDevice, Measured
+from pocketcloud.model.sizes import GIB, KIB, MIB
+
+FAST = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
+ARM = Measured(sequential=120e6, random_reads=110, p50=0.009, p99=0.021)
+BETWEEN = Measured(sequential=35e6, random_reads=450, p50=0.002, p99=0.006)
+
+USB = BlockDevice(
+    "sdb", Path("/dev/sdb"), "disk", 931 * GIB,
+    rotational=True, model="T7", serial="S5", transport="usb", usb_driver="uas", usb_speed=10000, usb_version="3.20",
+    usb_id="04e8:4001", discard_max=4 * GIB, write_cache="write back",
+)  # fmt: skip
+NVME = replace(
+    USB, name="nvme0n1", path=Path("/dev/nvme0n1"), rotational=False, transport="nvme", usb_driver="", usb_speed=0, usb_id=""
+)
+
+
+def said(target: BlockDevice, measured: Measured | None) -> str:
+    return "\n".join(verdict(target, measured))
+
+
+@pytest.mark.parametrize(
+    ("target", "measured", "expected"),
+    [
+        (USB, FAST, True),
+        (USB, ARM, False),
+        (USB, BETWEEN, None),
+        (USB, None, None),
+        (replace(USB, rotational=False), None, True),
+        (replace(USB, rotational=False), ARM, True),
+        (replace(USB, transport="sata"), None, False),
+        (replace(USB, transport="sata"), ARM, False),
+        # A virtual disk says it rotates, and is as quick as what lies below.
+        (replace(USB, transport=""), FAST, True),
+        (replace(USB, transport=""), None, None),
+        (NVME, None, True),
+    ],
+)
+def test_an_ssd_is_known_by_its_word_or_by_its_reads(
+    target: BlockDevice, measured: Measured | None, expected: bool | None
+) -> None:
+    assert is_ssd(target, measured) is expected
+    first = verdict(target, measured)[0]
+    assert first.startswith({True: "SSD: yes", False: "SSD: no", None: "SSD: not known"}[expected])
+
+
+def test_a_good_disk_gets_short_praise() -> None:
+    assert verdict(USB, FAST) == (
+        "SSD: yes (by the time of its reads; it calls itself rotating, as many USB bridges do)",
+        "speed: 412 MB/s in sequence, 9800 random reads of 4 KiB per second (half of them within 0.10 ms, 99 % within 0.40 ms)",
+        "USB: 10000 Mbit/s, driver uas, 04e8:4001",
+        "TRIM: yes",
+        "write cache: flushed when it matters",
+    )
+    assert verdict(NVME, None) == (
+        "SSD: yes (it says so itself)", "speed: not measured", "TRIM: yes", "write cache: flushed when it matters",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"usb_speed": 480}, "its port, hub or cable is USB 2: move it"),
+        ({"usb_speed": 480, "usb_version": "2.10"}, "its port, hub or cable is USB 2: move it"),
+        ({"usb_speed": 480, "usb_version": "2.00"}, "this is USB 2: some 40 MB/s at best"),
+        ({"usb_driver": "usb-storage"}, "one command at a time"),
+        ({"usb_driver": "", "usb_speed": 0}, "USB: unknown speed, driver unknown"),
+        ({"usb_autosuspend": True}, "some enclosures then drop off"),
+        ({"discard_max": 0}, "TRIM: no, the enclosure does not offer it"),
+        ({"discard_max": 64 * KIB}, "TRIM: only 64 KiB at a time"),
+        ({"write_cache": "write through"}, "the kernel sends no flushes"),
+        ({"optimal_io": NONSENSE_IO}, "its optimal I/O size (33553920) is nonsense"),
+        ({"optimal_io": 4 * MIB + 512}, "is nonsense"),
+        ({"logical_sector": 4096}, "its sectors have 4096 bytes"),
+        ({"serial": ""}, "it has no serial number"),
+    ],
+)
+def test_each_thing_that_is_wrong_is_said_and_only_then(change: dict[str, object], expected: str) -> None:
+    assert expected in said(replace(USB, **change), FAST)  # type: ignore[arg-type]  # named as the fields
+    assert expected not in said(USB, FAST)
+
+
+def test_slow_and_failing_disks_are_told() -> None:
+    assert "slow for several machines at a time" in said(USB, ARM)
+    assert "slow for" not in said(USB, FAST)
+    assert "ATTENTION: 3 reads failed" in said(USB, replace(FAST, failed=3))
+    assert "ATTENTION: 11 reads failed" in said(USB, Measured(0, 0, 0, 0, failed=11))
+    assert "in trouble" in said(NVME, ARM)
+    assert "in trouble" not in said(NVME, FAST)
+
+
+# -- measuring
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Iterator[Path]:
+    """A file that can be read past the cache: not on tmpfs, which older kernels cannot."""
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(24 * MIB))
+    yield path
+    path.unlink()
+
+
+def stepping(step: float) -> Callable[[], float]:
+    """A clock on which every look takes `step` seconds."""
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += step
+        return now[0]
+
+    return clock
+
+
+def test_a_file_is_measured_and_stays_as_it_was(image: Path) -> None:
+    before, times = hashlib.sha256(image.read_bytes()).digest(), image.stat()
+    measured = measure(image, seconds=0.5)
+    assert measured is not None
+    assert measured.sequential > 0
+    assert measured.random_reads > 0
+    assert 0 < measured.p50 <= measured.p99
+    assert measured.failed == 0
+    assert hashlib.sha256(image.read_bytes()).digest() == before
+    assert image.stat().st_mtime_ns == times.st_mtime_ns
+
+
+def test_the_figures_follow_from_the_times_of_the_reads(image: Path) -> None:
+    measured = measure(image, seconds=6, clock=stepping(0.01))
+    assert measured is not None
+    assert measured.sequential == pytest.approx(MIB / 0.01)
+    assert measured.random_reads == pytest.approx(100)
+    assert measured.p50 == pytest.approx(0.01)
+    assert is_ssd(USB, measured) is False
+
+
+def test_a_slow_disk_is_read_no_longer_than_asked(image: Path) -> None:
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(0.5 * len(looks))
+        return looks[-1]
+
+    assert measure(image, seconds=6, clock=clock) is not None
+    # Two reads of half a second may end after their time was up.
+    assert 6 <= looks[-1] <= 8
+
+
+def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.write_bytes(bytes(MIB))
+    assert measure(small) is None
+    with pytest.raises(Refused, match="No such file"):
+        measure(tmp_path / "gone")
+
+
+def test_a_disk_that_shrinks_while_it_is_read_gives_no_figures(image: Path) -> None:
+    """Short reads are no times."""
+    clock = stepping(0.001)
+
+    def shrinking() -> float:
+        os.truncate(image, 0)
+        return clock()
+
+    assert measure(image, clock=shrinking) is None
+
+
+@given(values=st.lists(st.floats(0, 10), min_size=1), percent=st.integers(1, 100))
+def test_a_percentile_is_one_of_the_values_and_enough_are_below(values: list[float], percent: int) -> None:
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) * 100 >= percent * len(values)
+    assert sum(value < found for value in values) * 100 < percent * len(values)

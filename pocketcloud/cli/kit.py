@@ -326,12 +326,15 @@ def _has_disk(kit: Leaving) -> bool:
 
 
 def _hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
-    """Hold all labs of a kit, so that no other command is at work in one; fails, naming it, if one is."""
+    """Hold all labs of a kit, and the bases that were ever built, so that no other command is at work in one; fails, naming
+    it, if one is."""
     from pocketcloud.locks import held
     from pocketcloud.records import instances
 
-    for instance in instances(kit):
-        labs.enter_context(held(places.locks, f"{kit.id}.{instance}", _command_line(), wait=False))
+    names = {f"{kit.id}.{instance}" for instance in instances(kit)}
+    names |= {path.name.removesuffix(".lock") for path in places.locks.glob(f"{kit.id}.*.lock")}
+    for name in sorted(names):
+        labs.enter_context(held(places.locks, name, _command_line(), wait=False))
 
 
 def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:

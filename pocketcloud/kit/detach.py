@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketcloud.errors import NoSpace, NotFound, Refused
+from pocketcloud.errors import NoSpace, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
 from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
 from pocketcloud.kit import loops
@@ -19,7 +19,7 @@ from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.kit.manifest import read_manifest, write_manifest
 from pocketcloud.kit.mounts import mounted_at, number_of, unmount, users_of
 from pocketcloud.kit.plugged import Plugged, plugged_kits
-from pocketcloud.kit.remains import dead_trees, put_to_rest, take_down
+from pocketcloud.kit.remains import carriers, dead_trees, put_to_rest, take_down, tree
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import METADATA_BLOCK, Node, node_name, pool_status
@@ -63,17 +63,24 @@ def leaving(places: Places, name: str | None, run: Runner = run) -> Leaving:
     dead = _dead_of(path or places.mounts / name)
     if dead:
         return Leaving(name, path, dead=dead)
-    plugged = [kit for kit in plugged_kits(run) if kit.name == name and _is_awake(kit)]
-    if plugged:
-        return Leaving(name, path, plugged=plugged[0])
+    plugged = [kit for kit in plugged_kits(run) if kit.name == name]
+    left = [kit for kit in plugged if _is_active(kit)] or [kit for kit in plugged if path is not None and _is_in_file(kit)]
+    if len(left) > 1:
+        devices = ", ".join(str(kit.device) for kit in left)
+        raise UsageError(f"several kits named {name} are plugged in and not attached: {devices}", hint="losetup --detach DEVICE")
+    if left:
+        return Leaving(name, path, plugged=left[0])
     if path is not None:
         return Leaving(name, path)
     raise NotFound(f"no kit {name!r} is attached", hint="pocketcloud kit list shows the kits")
 
 
-def _is_awake(kit: Plugged) -> bool:
-    rows = Lvm([kit.device]).volumes(kit.group.name)
-    return any(row.active for row in rows) or host.loop_file(kit.device.name) is not None
+def _is_active(kit: Plugged) -> bool:
+    return host.kernel_name(kit.device) in carriers(tree(kit.group.uuid))
+
+
+def _is_in_file(kit: Plugged) -> bool:
+    return host.loop_file(kit.device.name) is not None
 
 
 def _dead_of(path: Path) -> tuple[Node, ...]:

@@ -85,7 +85,7 @@ def take_down(found: Iterable[Node], name: str, run: Runner) -> None:
             users = ", ".join(users_of([number])) or "something in the kernel"
             raise Refused(
                 f"the disk of kit {name} was pulled while it was used, and {users} still has {top.name} open",
-                hint="end that, then run the command again",
+                hint=f"pocketcloud kit detach {name} ends its machines; end what else it is, then run the command again",
             )
 
 

@@ -244,14 +244,14 @@ def status(kit_name: str | None, output: str) -> None:
 
 
 @command.command()
-@click.argument("what", metavar="[DEVICE|PATH|NAME]", required=False)
+@click.argument("what", metavar="[KIT]", required=False)
 @click.option("--as", "rename", metavar="NEWNAME", help="Give it this name and an identity of its own first: for a byte copy.")
 @progress_options
 def attach(what: str | None, rename: str | None, progress: str, verbose: int) -> None:
-    """Attach a kit, until the next boot or `kit detach`: the one on DEVICE, in the folder or file PATH, or the plugged one
-    called NAME; left out, the only one that is plugged in.
+    """Attach a kit, until the next boot or `kit detach`.
 
-    Its labs are defined for this computer. A PATH has a `/` in it.
+    [KIT] is its disk, the path of its folder or file (with a `/` in it), or its name; left out, it is the only one that is
+    plugged in. Its labs are defined for this computer.
     """
     from pocketcloud.kit.attach import attach as attach_kit
     from pocketcloud.kit.attached import Places

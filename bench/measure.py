@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -83,4 +83,30 @@ def quick_rows(pocketcloud: Sequence[str], python: str, rounds: int) -> list[Row
     return [
         Row("pocketcloud --help", help_, click, 1.25, "python -I -c 'import click'"),
         Row("pocketcloud --help, against a bare interpreter", help_, bare, None, "python -I -c pass"),
+    ]
+
+
+def thin_rows(seconds: Mapping[str, Sequence[float]], where: str, goals: tuple[float, float]) -> list[Row]:
+    """What bench/thin.py measured; `goals` are those of a reset with spares and without, against the better of the peers."""
+    taken = {name: tuple(values) for name, values in seconds.items()}
+    better = min(("proxmox", "incus"), key=lambda peer: statistics.median(taken[f"reset: {peer}"]))
+    peer, bare = taken[f"reset: {better}"], taken["reset: bare device-mapper"]
+    with_spares, without = taken["reset with spares: ours"], taken["reset without spares: ours"]
+    name = f"reset of 20 disks, {where}"
+    return [
+        Row(f"clone of one disk, {where}", taken["clone: ours"], taken["clone: lvcreate -s"], None, "lvcreate -s -ay"),
+        Row(f"{name}, spares", with_spares, peer, goals[0], f"{better}'s sequence"),
+        Row(f"{name}, no spares left", without, peer, goals[1], f"{better}'s sequence"),
+        Row(
+            f"{name}, spares, against a plain loop", with_spares, taken["reset: plain loop"], None, "lvremove, lvcreate -s, each"
+        ),
+        Row(f"{name}, spares, against the kernel alone", with_spares, bare, None, "messages and table swaps by ioctl"),
+        Row(
+            f"{name}, spares: the work left for later",
+            taken["reset with spares: ours, later"],
+            peer,
+            None,
+            f"{better}'s sequence",
+        ),
+        Row(f"{name}, no spares: the work left for later", taken["reset without spares: ours, later"], peer, None, f"{better}'s"),
     ]

@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.guests import LAB, Bench, reset_rows, up_rows
-from bench.measure import Row, quick_rows
+from bench.measure import Row, quick_rows, thin_rows
+from tests.rig.uml import missing, run_job
 
 _TOP = Path(__file__).resolve().parent.parent
 
@@ -25,6 +26,7 @@ def main() -> int:
     """Run the rows asked for; exit code 1 if a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
+    parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
     parser.add_argument("--quick", action="store_true", help="only the rows without guests")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
@@ -33,6 +35,7 @@ def main() -> int:
     rows = quick_rows([pocketcloud], python, 41)
     _show(rows)
     if not options.quick:
+        rows += _thin_rows(options.thin_rounds)
         rows += _guest_rows(pocketcloud, options.rounds)
     result = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rows": [row.as_json() for row in rows]}
     options.output.write_text(json.dumps(result, indent=2) + "\n")
@@ -43,6 +46,26 @@ def main() -> int:
 def _show(rows: list[Row]) -> None:
     for row in rows:
         print(row.line(), flush=True)
+
+
+def _thin_rows(rounds: int) -> list[Row]:
+    """Clones and resets on LVM, each measured in one boot of User-Mode Linux, without and with udev's daemon."""
+    if reason := missing():
+        print(f"thin volumes: not measured: {reason}", flush=True)
+        return []
+    rows: list[Row] = []
+    for udev, goals in ((False, (1 / 6, 1 / 3)), (True, (1 / 4, 1 / 2))):
+        with tempfile.TemporaryDirectory(prefix="pocketcloud-bench-") as folder:
+            print(f"thin volumes in User-Mode Linux, {'with' if udev else 'without'} udev ({rounds} rounds) ...", flush=True)
+            job = run_job(f".venv/bin/python -m bench.thin {rounds} /run/rig/seconds.json", Path(folder), timeout=7200, udev=udev)
+            if job.code:
+                raise RuntimeError(job.log)
+            new = thin_rows(
+                json.loads((Path(folder) / "seconds.json").read_text()), "with udev" if udev else "without udev", goals
+            )
+        _show(new)
+        rows += new
+    return rows
 
 
 def _guest_rows(pocketcloud: str, rounds: int) -> list[Row]:

@@ -205,7 +205,7 @@ def _of_pool(seen: Evidence) -> Iterator[Finding]:
             Trouble.NO_SPARE,
             "the group has no spare metadata volume, which a repair of the pool needs",
             "no volume of it is named ..._pmspare",
-            f"lvconvert --repair of the pool makes one, if space for {META} is free in the group",
+            f"free space in the group for one as large as {META}: LVM makes one then, when it next makes or repairs a pool",
             curable=False,
         )
 

@@ -25,8 +25,8 @@ from pocketcloud.kit.attached import Places
 from pocketcloud.kit.identity import BECOMING, kit_group, tag
 from pocketcloud.kit.manifest import FILE, read_manifest
 from pocketcloud.kit.mounts import mounts, number_of
-from pocketcloud.kit.remains import is_dead, put_to_rest, tree
-from pocketcloud.storage.devmapper import PoolStatus, nodes_of, pool_status
+from pocketcloud.kit.remains import carriers, is_dead, put_to_rest, tree
+from pocketcloud.storage.devmapper import Node, PoolStatus, node_name, nodes_of, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, NAME, POOL, STATE
 from pocketcloud.system import CommandFailed, Runner
@@ -119,6 +119,7 @@ def gather(target: Target, places: Places, run: Runner) -> Evidence:
         return Evidence(target, dead=tuple(node.name for node in found), entries=entries)
     if target.device is None:
         return Evidence(target, entries=entries)
+    _check_own(target, target.device, found)
     suspended = _suspended(target.vg)
     if suspended:
         return Evidence(target, suspended=suspended)
@@ -127,7 +128,7 @@ def gather(target: Target, places: Places, run: Runner) -> Evidence:
     volumes = lvm.volumes(target.vg)
     expected, pending = _expected(lvm, target.vg)
     names = {volume.name for volume in volumes}
-    pool = pool_status(f"{target.vg}-{POOL}-tpool", run) if POOL in names else None
+    pool = pool_status(f"{node_name(target.vg, POOL)}-tpool", run) if POOL in names else None
     metadata = None
     if POOL in names and pool is None and not group.partial:
         metadata = _metadata(lvm, target.vg, run)
@@ -146,6 +147,22 @@ def gather(target: Target, places: Places, run: Runner) -> Evidence:
         entries=entries,
         loops=_other_loops(target.device),
     )
+
+
+def _check_own(target: Target, device: Path, found: tuple[Node, ...]) -> None:
+    """Raise Refused if nodes of that identity or name are another disk's: what is called the kit's would be that one's."""
+    others = [name for name in carriers(found) if name != host.kernel_name(device)]
+    strangers = [node.name for node in nodes_of(target.vg) if node not in found]
+    if others:
+        raise Refused(
+            f"the kit {target.name} on {device} and an active one on {host.node(others[0])} are byte copies of each other",
+            hint=f"pocketcloud kit attach {device} --as NEWNAME makes it another kit; or detach the active one first",
+        )
+    if strangers:
+        raise Refused(
+            f"the volume group {target.vg} of kit {target.name} has the name of another that is active: {', '.join(strangers)}",
+            hint="deactivate or rename the other one first",
+        )
 
 
 def complete(volumes: tuple[LogicalVolume, ...]) -> bool:
@@ -174,7 +191,7 @@ def _suspended(vg: str) -> tuple[str, ...]:
 
 def _is_read(vg: str, run: Runner) -> bool:
     """Whether a tool has the active pool's metadata open; the pool itself does."""
-    done = run(["dmsetup", "info", "--noheadings", "-c", "-o", "open", f"{vg}-{META}"], codes=_ANY)
+    done = run(["dmsetup", "info", "--noheadings", "-c", "-o", "open", node_name(vg, META)], codes=_ANY)
     return done.out.strip().isdecimal() and int(done.out) > 1
 
 
@@ -201,7 +218,7 @@ def component(lvm: Lvm, vg: str) -> Iterator[Path]:
     """The pool's metadata volume, readable while the pool is inactive."""
     lvm.command("lvchange", "-ay", f"{vg}/{META}")
     try:
-        yield Path("/dev", vg, META) if Path("/dev", vg, META).exists() else Path("/dev/mapper", f"{vg}-{META}")
+        yield Path("/dev/mapper", node_name(vg, META))
     finally:
         lvm.command("lvchange", "-an", f"{vg}/{META}")
 

@@ -43,6 +43,15 @@ CHUNK = 64 * 1024
 NOW = "2024-01-01T00:00:00+00:00"
 
 
+SEED = int(os.environ.get("POCKETCLOUD_SEED", "0"))
+THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+def cuts(commands: int, *, thorough: bool) -> range:
+    """At which commands to kill: all of them, or each third, another third with another seed."""
+    return range(1, commands + 1) if thorough else range(1 + SEED % 3, commands + 1, 3)
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[ThinBench]:
     bench = ThinBench(tmp_path)
@@ -118,12 +127,13 @@ def test_a_share_is_what_a_volume_holds_alone_and_with_others(bench: ThinBench) 
     assert bench.leftovers() == []
 
 
-def test_a_count_that_is_killed_holds_nothing_for_the_next(bench: ThinBench) -> None:
+@THOROUGH
+def test_a_count_that_is_killed_holds_nothing_for_the_next(bench: ThinBench, *, thorough: bool) -> None:
     base_volume(bench)
     quiet = Watched()
     thin_shares(VG, quiet, bench.folder)
     assert len(quiet.commands) >= 4
-    for number in range(1, len(quiet.commands) + 1):
+    for number in cuts(len(quiet.commands), thorough=thorough):
         child = os.fork()
         if child == 0:
             thin_shares(VG, Watched(number, after=number == len(quiet.commands)), bench.folder)
@@ -180,13 +190,14 @@ def test_the_ballast_takes_its_space_and_gives_it_back(bench: ThinBench) -> None
     assert data() == ballast_size(640 * MIB)
 
 
-def test_a_ballast_that_was_interrupted_is_completed(bench: ThinBench) -> None:
+@THOROUGH
+def test_a_ballast_that_was_interrupted_is_completed(bench: ThinBench, *, thorough: bool) -> None:
     LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
     quiet = Watched()
     assert restore_ballast(VG, LVM_WATCHED(quiet), quiet, bench.folder)
     size = data()
     assert size
-    for number in range(1, len(quiet.commands) + 1):
+    for number in cuts(len(quiet.commands), thorough=thorough):
         LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
         child = os.fork()
         if child == 0:

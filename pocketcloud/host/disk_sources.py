@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ _CLASS = "sys/class/block"
 _UDEV_DATABASE = Path("/run/udev/data")
 # A disk that is dying may take long for its first sector; one that takes longer than this is told as unreadable.
 _TIMEOUT = 30.0
+# In bytes; the second is where partitions begin, so that a boot loader in front of nothing does not count.
+_SAMPLE, _SAMPLES = 65536, (0, 1048576)
 _BTRFS_SUPERBLOCK, _BTRFS_MAGIC, _BTRFS_DEVICES = 65536, 0x40, 0x88
 
 
@@ -74,7 +77,8 @@ class DiskSources:
     """All that is known of block devices, in the words of those who say it.
 
     `signatures` is wipefs's report, per device where one of them could not be read; `unreadable` has those. `btrfs_sets` are
-    the kernel names of devices of one mounted btrfs each, `btrfs_counts` how many devices an unmounted one belongs to.
+    the kernel names of devices of one mounted btrfs each, `btrfs_counts` how many devices an unmounted one belongs to;
+    `random_looking` are devices that begin with what looks like nothing but chance.
     """
 
     lsblk: str
@@ -87,6 +91,7 @@ class DiskSources:
     unreadable: frozenset[str] = frozenset()
     btrfs_sets: tuple[tuple[str, ...], ...] = ()
     btrfs_counts: Mapping[str, int] = field(default_factory=dict)
+    random_looking: frozenset[str] = frozenset()
 
 
 def gather(root: Path, run: Runner) -> DiskSources:
@@ -105,6 +110,9 @@ def gather(root: Path, run: Runner) -> DiskSources:
         unreadable=unreadable,
         btrfs_sets=tuple(_btrfs_sets(root)),
         btrfs_counts=dict(_btrfs_counts(root, (node.name for node in readable), reports)),
+        random_looking=frozenset(
+            node.name for node in readable if node.name not in unreadable and _looks_random(root, node.name)
+        ),
     )
 
 
@@ -280,6 +288,21 @@ def _btrfs_counts(root: Path, names: Iterable[str], reports: Sequence[str]) -> I
                 block = device.read(4096)
             if block[_BTRFS_MAGIC : _BTRFS_MAGIC + 8] == b"_BHRfS_M":
                 yield name, int.from_bytes(block[_BTRFS_DEVICES : _BTRFS_DEVICES + 8], "little")
+
+
+def _looks_random(root: Path, name: str) -> bool:
+    """Whether a device's beginning has all bytes about equally often, as what is encrypted has; VeraCrypt's and plain dm-crypt's
+    disks have no signature at all."""
+    try:
+        with (root / "dev" / name).open("rb") as device:
+            for place in _SAMPLES:
+                device.seek(place)
+                counts = Counter(device.read(_SAMPLE))
+                if len(counts) < 256 or max(counts.values()) > 2 * _SAMPLE // 256:
+                    return False
+    except OSError:
+        return False
+    return True
 
 
 # -- who has it open

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketcloud.host.disk_sources import BlockNode, DiskSources, gather
-from pocketcloud.model.disk import UNREADABLE, BlockDevice, BlockDevices
+from pocketcloud.model.disk import NAMELESS, UNREADABLE, BlockDevice, BlockDevices
 from pocketcloud.system import Runner, run
 
 # sysfs counts in these whatever the disk does (Documentation/ABI/stable/sysfs-block).
@@ -105,6 +105,8 @@ def _device(node: BlockNode, row: Mapping[str, Any], found: _Found, sources: Dis
     signatures = _signatures(
         found.types, _word(row.get("fstype")) or udev.get("ID_FS_TYPE", ""), unreadable=name in sources.unreadable
     )
+    if not signatures and not found.table and name in sources.random_looking:
+        signatures = (NAMELESS,)
     usb = node.usb
     model = _word(row.get("model")) or has.get("device/model") or udev.get("ID_MODEL", "")
     serial = _word(row.get("serial")) or udev.get("ID_SERIAL_SHORT") or has.get("device/serial") or has.get("serial", "")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pocketcloud.errors import Refused, UsageError
 from pocketcloud.host.disk_sources import writers
-from pocketcloud.model.disk import UNREADABLE, BlockDevice, BlockDevices
+from pocketcloud.model.disk import NAMELESS, UNREADABLE, BlockDevice, BlockDevices
 from pocketcloud.model.sizes import GIB, size_text
 from pocketcloud.storage.lvm_layout import SMALLEST
 
@@ -48,6 +48,10 @@ _MEMBERS = {
     "DM_integrity": "belongs to dm-integrity",
     "DM_verity_hash": "belongs to dm-verity",
     "vdo": "belongs to a VDO volume",
+}
+_CONTENTS = {
+    UNREADABLE: "content that cannot be read",
+    NAMELESS: "data of no known kind, as on an encrypted disk",
 }
 
 
@@ -191,7 +195,7 @@ def contents(devices: BlockDevices, target: BlockDevice) -> tuple[str, ...]:
     lines = []
     for device in (target, *devices.above(target)):
         facts = [f"partition table ({device.partition_table})"] if device.partition_table else []
-        facts += ["content that cannot be read" if one == UNREADABLE else one for one in device.signatures]
+        facts += [_CONTENTS.get(one, one) for one in device.signatures]
         facts += [f"labelled {device.label!r}"] if device.label else []
         facts += [f"mounted on {', '.join(device.mounts)}"] if device.mounts else []
         facts += ["swap in use"] if device.swap else []

@@ -11,6 +11,8 @@ from pathlib import Path
 
 # What stands in `signatures` of a device whose content could not be read.
 UNREADABLE = "unreadable"
+# And where it is full of what looks random and has no signature: encrypted without a header, for one.
+NAMELESS = "nameless data"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pocketcloud.errors import HostLacks
 from pocketcloud.host.disk_sources import BlockNode, DiskSources, gather, writers
 from pocketcloud.host.disks import assemble, read_block_devices
 from pocketcloud.model.disk import BlockDevice, BlockDevices
-from pocketcloud.model.sizes import GIB
+from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.system import CommandFailed, Completed, run
 from tests.disk_trees import Tree, held, trees
 from tests.host_trees import plant
@@ -197,6 +197,30 @@ def test_wipefs_that_never_answers_leaves_devices_unreadable(tmp_path: Path) -> 
 
     (found,) = read_block_devices(tmp_path, runner)
     assert found.signature == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("begins", "expected"),
+    [
+        (lambda: os.urandom(2 * MIB), ("nameless data",)),
+        (lambda: bytes(2 * MIB), ()),
+        (lambda: os.urandom(MIB) + bytes(MIB), ()),
+        (lambda: bytes(MIB) + os.urandom(MIB), ()),
+        (lambda: bytes(range(32, 127)) * 30000, ()),
+        (lambda: os.urandom(512), ()),
+        (bytes, ()),
+    ],
+    ids=["random", "zeros", "only its first MiB", "all but its first MiB", "text", "short", "nothing"],
+)
+def test_a_disk_that_is_full_of_chance_is_not_taken_for_empty(
+    tmp_path: Path, begins: Callable[[], bytes], expected: tuple[str, ...]
+) -> None:
+    tree = Tree(5)
+    tree.disk()
+    runner = tree.plant(tmp_path)
+    (tmp_path / "dev" / "sda").write_bytes(begins())
+    (found,) = read_block_devices(tmp_path, runner)
+    assert found.signatures == expected
 
 
 # -- this host

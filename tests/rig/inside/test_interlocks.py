@@ -55,21 +55,22 @@ class Bench:
             sh(command)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
+@pytest.fixture(scope="module")
+def beginning() -> BlockDevices:
+    """The disks as all tests find them and leave them."""
     sh("modprobe brd rd_nr=5 rd_size=4194304; modprobe loop; modprobe sd_mod; modprobe dm-crypt; modprobe raid1")
     # What is written to scsi_debug's disks repeats each 32 MiB: enough for their names and serials.
     sh("modprobe scsi_debug dev_size_mb=32 virtual_gb=4 num_tgts=1 max_luns=2")
     sh(f"mkfs.ext4 -q {DECOY}")
+    return read_block_devices()
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path, beginning: BlockDevices) -> Iterator[Bench]:
     made = Bench(tmp_path)
-    before = read_block_devices()
     yield made
     made.close()
-    assert read_block_devices() == before, "the test left something behind"
+    assert read_block_devices() == beginning, "the test left something behind"
 
 
 def named(devices: BlockDevices, path: str | Path) -> BlockDevice:
@@ -78,7 +79,7 @@ def named(devices: BlockDevices, path: str | Path) -> BlockDevice:
     return found
 
 
-def refuse(path: str, *words: str, others: Sequence[str] = ()) -> None:
+def refuse(path: str, *words: str, others: Sequence[str] = ()) -> BlockDevices:
     """The device is refused for these reasons, also by those who claim it; the free disk is accepted all the while."""
     devices = read_block_devices()
     for target in (named(devices, path), *(named(devices, other) for other in others)):
@@ -91,10 +92,11 @@ def refuse(path: str, *words: str, others: Sequence[str] = ()) -> None:
         assert word in against, against
     for accepted in (FREE, EMPTY):
         assert objections(devices, named(devices, accepted)) == ()
+    return devices
 
 
-def not_claimed(path: str, match: str) -> None:
-    devices = read_block_devices()
+def not_claimed(path: str, match: str, devices: BlockDevices | None = None) -> None:
+    devices = devices or read_block_devices()
     with pytest.raises(Refused, match=match), claimed(named(devices, path), read_block_devices):
         pytest.fail(f"{path} was claimed")
 
@@ -111,8 +113,8 @@ def digest(path: str) -> str:
 def test_a_mounted_disk(bench: Bench) -> None:
     bench.do(f"mkfs.ext4 -q /dev/ram3; mkdir '{bench.folder}/a b'", "wipefs -qa /dev/ram3")
     bench.do(f"mount /dev/ram3 '{bench.folder}/a b'", f"umount '{bench.folder}/a b'")
-    refuse("/dev/ram3", f"ram3 is mounted on {bench.folder}/a b")
-    not_claimed("/dev/ram3", "is in use")
+    devices = refuse("/dev/ram3", f"ram3 is mounted on {bench.folder}/a b")
+    not_claimed("/dev/ram3", "is in use", devices)
 
 
 def test_a_disk_mounted_in_another_namespace(bench: Bench) -> None:
@@ -154,8 +156,8 @@ def test_partitions_and_their_disk(bench: Bench, label: str) -> None:
 
 def test_swap(bench: Bench) -> None:
     bench.do("mkswap -q /dev/ram3; swapon /dev/ram3", "swapoff /dev/ram3; wipefs -qa /dev/ram3")
-    refuse("/dev/ram3", "ram3 is swap space in use")
-    not_claimed("/dev/ram3", "is in use")
+    devices = refuse("/dev/ram3", "ram3 is swap space in use")
+    not_claimed("/dev/ram3", "is in use", devices)
 
 
 def test_lvm_active_and_inactive(bench: Bench) -> None:
@@ -195,23 +197,23 @@ def test_encrypted_closed_open_and_carrying_a_stack(bench: Bench) -> None:
     bench.do("pvcreate -qq -y /dev/mapper/vault; vgcreate -qq inner /dev/mapper/vault", "vgremove -qq -y inner")
     bench.do("lvcreate -qq -y -L 100m -n top inner; mkfs.ext4 -q /dev/mapper/inner-top", "vgchange -qq -an inner")
     bench.do(f"mount /dev/mapper/inner-top {bench.folder}", f"umount {bench.folder}")
-    refuse("/dev/ram3", f"dm-1 (/dev/mapper/inner-top) is mounted on {bench.folder}")
-    not_claimed("/dev/ram3", "is in use")
+    devices = refuse("/dev/ram3", f"dm-1 (/dev/mapper/inner-top) is mounted on {bench.folder}")
+    not_claimed("/dev/ram3", "is in use", devices)
 
 
 def test_a_plain_mapping_that_leaves_no_signature(bench: Bench) -> None:
     sectors = SIZE // 512
     bench.do(f"echo '0 {sectors} linear /dev/ram3 0' | dmsetup create plain", "dmsetup remove plain")
-    refuse("/dev/ram3", "ram3 is in use by dm-0 (/dev/mapper/plain)", others=["dm-0"])
-    not_claimed("/dev/ram3", "is in use")
+    devices = refuse("/dev/ram3", "ram3 is in use by dm-0 (/dev/mapper/plain)", others=["dm-0"])
+    not_claimed("/dev/ram3", "is in use", devices)
 
 
 def test_a_loop_device_made_of_a_disk(bench: Bench) -> None:
     """The kernel itself would let it be claimed."""
     loop = sh("losetup --find --show /dev/ram3")
     bench.undo.append(f"losetup --detach {loop}")
-    refuse("/dev/ram3", f"ram3 is in use by {Path(loop).name}", others=[loop])
-    not_claimed("/dev/ram3", "ram3 is in use by loop")
+    devices = refuse("/dev/ram3", f"ram3 is in use by {Path(loop).name}", others=[loop])
+    not_claimed("/dev/ram3", "ram3 is in use by loop", devices)
 
 
 def test_loop_devices_of_files(bench: Bench) -> None:
@@ -251,8 +253,8 @@ def test_btrfs_of_two_disks(bench: Bench) -> None:
 
 def test_a_read_only_disk(bench: Bench) -> None:
     bench.do("blockdev --setro /dev/ram3", "blockdev --setrw /dev/ram3")
-    refuse("/dev/ram3", "it is read-only")
-    not_claimed("/dev/ram3", "is read-only")
+    devices = refuse("/dev/ram3", "it is read-only")
+    not_claimed("/dev/ram3", "is read-only", devices)
 
 
 def test_two_signatures_on_one_disk(bench: Bench) -> None:
@@ -295,8 +297,20 @@ def test_serials_of_scsi_disks_are_read_and_wanted(bench: Bench) -> None:
     check_target(devices, target, erase_serial="2000", ask_serial=None)
 
 
-def test_a_claim_keeps_others_out_and_lets_go() -> None:
-    target = named(read_block_devices(), FREE)
+def test_an_encrypted_disk_without_a_header_wants_its_serial(bench: Bench) -> None:
+    bench.do(
+        "dd if=/dev/urandom of=/dev/ram3 bs=1M count=2 status=none", "dd if=/dev/zero of=/dev/ram3 bs=1M count=2 status=none"
+    )
+    devices = read_block_devices()
+    target = named(devices, "ram3")
+    assert objections(devices, target) == ()
+    with pytest.raises(UsageError, match="data of no known kind, as on an encrypted disk"):
+        check_target(devices, target, erase_serial=None, ask_serial=None)
+    check_target(devices, target, erase_serial=confirmation(devices, target), ask_serial=None)
+
+
+def test_a_claim_keeps_others_out_and_lets_go(beginning: BlockDevices) -> None:
+    target = named(beginning, FREE)
     with claimed(target, read_block_devices) as handle:
         assert os.fstat(handle).st_rdev == os.stat(FREE).st_rdev  # noqa: PTH116 - beside fstat
         with pytest.raises(OSError, match="busy"):
@@ -307,11 +321,10 @@ def test_a_claim_keeps_others_out_and_lets_go() -> None:
     os.close(os.open(FREE, os.O_RDWR | os.O_EXCL))
 
 
-def test_another_disk_of_that_name_is_not_taken_for_it() -> None:
+def test_another_disk_of_that_name_is_not_taken_for_it(beginning: BlockDevices) -> None:
     """The kernel tells disks apart by their sequence, whatever they are called."""
-    target = named(read_block_devices(), FREE)
+    target, decoy = named(beginning, FREE), named(beginning, DECOY)
     assert target.diskseq
-    decoy = named(read_block_devices(), DECOY)
     for stale in (
         replace(target, diskseq=target.diskseq + 100),
         replace(target, size=target.size - 512),
@@ -324,10 +337,9 @@ def test_another_disk_of_that_name_is_not_taken_for_it() -> None:
             pytest.fail("it was claimed")
 
 
-def test_no_byte_of_any_disk_changes() -> None:
+def test_no_byte_of_any_disk_changes(beginning: BlockDevices) -> None:
     """Refusals, claims and measuring, on the decoy that has a file system and on the empty disk."""
-    before = {path: digest(path) for path in (DECOY, FREE)}
-    devices = read_block_devices()
+    before, devices = {path: digest(path) for path in (DECOY, FREE)}, beginning
     for path in (DECOY, FREE):
         target = named(devices, path)
         with claimed(target, read_block_devices):

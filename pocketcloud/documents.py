@@ -44,7 +44,11 @@ def load(path: Path, kind: type[T]) -> T:
 
 def load_lab(path: Path) -> Lab:
     """Read a lab file; as `load`, and the references inside it hold."""
-    return parse_lab(_read(path), str(path))
+    try:
+        return parse_lab(_read(path), str(path))
+    except BadDocument as bad:
+        bad.hint = bad.hint or f"mend {path} and run the command again; pocketcloud lab schema prints every key and its type"
+        raise
 
 
 def parse_lab(text: str, source: str) -> Lab:

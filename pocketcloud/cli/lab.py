@@ -11,6 +11,7 @@ from pocketcloud.cli.options import (
     LabOptions,
     bench,
     instance_of,
+    is_new,
     kit_option,
     lab_options,
     open_kit,
@@ -142,7 +143,7 @@ def up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) 
         return
     require_root("make and start machines")
     instance_of(lab)  # a bad file or name is told before a kit is made for it
-    with bench(options, make=True) as here:
+    with bench(options, make=is_new(lab)) as here:
         wanted, instance = wanted_lab(lab, here.kit.path)
         confirm = _confirm_loss(yes=options.yes)
         done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)

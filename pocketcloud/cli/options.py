@@ -212,6 +212,13 @@ def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
     )
 
 
+def is_new(text: str | None) -> bool:
+    """Whether LAB can be raised without being in a kit: it is a file's, or shipped. For any other name no kit need be made."""
+    from pocketcloud.resources import shipped
+
+    return text is None or is_path(text) or shipped("labs", f"{instance_name(text)}.yaml").exists()
+
+
 def instance_of(text: str | None) -> Name:
     """The instance that LAB names: by its name, or by its file's."""
     from pocketcloud.documents import load_lab

@@ -232,6 +232,7 @@ def test_without_any_kit(cli: Cli) -> None:
     for arguments in (("kit", "status"), ("lab", "status", "demo"), ("base", "list"), ("lab", "reset", "demo", "-y")):
         assert "there is no kit here" in explained(cli(*arguments), 4)
     assert "no kit 'other'" in explained(cli("kit", "status", "--kit", "other"), 4)
+    assert "there is no kit here" in explained(cli("lab", "up", "nobody-knows-this"), 4)
     assert not cli.kit.exists()
 
 

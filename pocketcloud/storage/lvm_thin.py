@@ -22,6 +22,7 @@ from pathlib import Path
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, Refused
 from pocketcloud.model.inventory import Volume
 from pocketcloud.storage import Clone, Filler, Marks, Usage
+from pocketcloud.storage.ballast import extend_metadata, restore_ballast
 from pocketcloud.storage.devmapper import METADATA_BLOCK, PoolMode, PoolStatus, node_name, pool_status, resume_left_suspended
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
 from pocketcloud.storage.thin_volumes import (
@@ -41,7 +42,7 @@ from pocketcloud.storage.thin_volumes import (
     volumes_in,
     whole_extents,
 )
-from pocketcloud.storage.watermarks import allowed
+from pocketcloud.storage.watermarks import REFUSE_DATA, REFUSE_METADATA, allowed, percent
 from pocketcloud.system import CommandFailed, Runner, run
 
 # Made while the store is held: whoever holds it and finds one knows that its maker is dead.
@@ -147,6 +148,8 @@ class ThinPool:
 
     def activate(self, *names: str) -> None:
         """See Storage.activate."""
+        if all(self.place(name)[0].exists() for name in names):
+            return  # only active ones have a node
         with self._errors(", ".join(names)), self._held() as rows:
             wanted = [self._existing(rows, name) for name in names]
             sleeping = [f"{self._vg}/{row.name}" for row in wanted if not row.active]
@@ -198,7 +201,10 @@ class ThinPool:
             self._unused(rows, going, "removed")
             spares = [row for row in rows if SPARE in row.tags and row.origin in {gone.name for gone in going}]
             self._lvm.command("lvremove", "-f", *dict.fromkeys(f"{self._vg}/{row.name}" for row in (*spares, *going)))
-            self._settled(self._rows())
+            rows = self._settled(self._rows())
+        if all(row.name != BALLAST for row in rows):
+            with contextlib.suppress(NoSpace):
+                restore_ballast(self._vg, self._lvm, self._run, self._folder)
 
     # -- what the verbs stand on
 
@@ -325,13 +331,14 @@ class ThinPool:
 
     def _pool(self, rows: Iterable[LogicalVolume]) -> tuple[PoolStatus, int]:
         pool = next((row for row in rows if row.name == POOL), None)
-        status = pool_status(node_name(self._vg, f"{POOL}-tpool").replace("--tpool", "-tpool"), self._run)
+        status = pool_status(f"{node_name(self._vg, POOL)}-tpool", self._run)
         if pool is None or status is None:
             raise NotFound(f"volume group {self._vg} has no active pool", hint="pocketcloud kit attach")
         return status, pool.size
 
     def _check_room(self, rows: tuple[LogicalVolume, ...], *, reserve: bool) -> tuple[LogicalVolume, ...]:
-        """Refuse new volumes on a pool that is nearly full; for `reserve` give up the ballast instead. The rows afterwards."""
+        """Refuse new volumes on a pool that is nearly full; for `reserve` give up what is kept back: extents for
+        metadata, the ballast for data. The rows afterwards."""
         status, _ = self._pool(rows)
         why = allowed(status)
         if not why:
@@ -341,7 +348,9 @@ class ThinPool:
         if not reserve:
             hint = "remove labs or bases that are not needed, then: pocketcloud kit trim"
             raise NoSpace(f"the pool of volume group {self._vg} is too full for new volumes: {why}", hint=hint)
-        if any(row.name == BALLAST for row in rows):
+        if percent(status.metadata_used, status.metadata_total) >= REFUSE_METADATA:
+            extend_metadata(self._vg, self._lvm, self._run)
+        if percent(status.data_used, status.data_total) >= REFUSE_DATA and any(row.name == BALLAST for row in rows):
             self._lvm.command("lvremove", "-f", f"{self._vg}/{BALLAST}")
         return self._rows()
 

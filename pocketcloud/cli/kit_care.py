@@ -114,7 +114,7 @@ def erase(context: click.Context, what: str, erase_serial: str | None, *, discar
     require_root("erase a kit")
     places = Places.from_environment()
     if not dry_run:
-        _detach_first(context, places, what)
+        what = _detach_first(context, places, what)
     with _one_at_a_time(places), opened(what, places, run) as target:
         erasure = erasing.plan_erasure(target, places, run)
         for line in erasing.shown(erasure):
@@ -135,16 +135,19 @@ def _delete(file: Path, *, yes: bool) -> None:
     file.unlink(missing_ok=True)
 
 
-def _detach_first(context: click.Context, places: Places, what: str) -> None:
-    """Detach the kit if it is attached. Raises Refused while machines of it run."""
+def _detach_first(context: click.Context, places: Places, what: str) -> str:
+    """Detach the kit if it is attached; what it is known by then, its device or its file. Raises Refused while machines of it
+    run."""
     from pocketcloud.cli.kit import detach
     from pocketcloud.errors import HostLacks
+    from pocketcloud.host import kits as host
     from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.kit.detach import running
 
     kit = _attached(places, what)
     if kit is None:
-        return
+        return what
+    file = host.loop_file(host.kernel_name(kit.devices[0]))
     try:
         on = running(kit.id, open_hypervisor())
     except HostLacks:
@@ -155,6 +158,7 @@ def _detach_first(context: click.Context, places: Places, what: str) -> None:
             hint=f"pocketcloud kit detach {kit.name}, then again",
         )
     context.invoke(detach, name=str(kit.name), force=False, within=90.0, yes=False)
+    return str(file or kit.devices[0])
 
 
 def _attached(places: Places, what: str) -> Kit | None:

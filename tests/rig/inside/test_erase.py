@@ -12,7 +12,8 @@ from pocketcloud.cli import kit_care
 from pocketcloud.errors import NotFound, NotOurs, PartlyDone, Refused, UsageError
 from pocketcloud.host import kits as host
 from pocketcloud.kit.aside import aside
-from pocketcloud.kit.attached import Places
+from pocketcloud.kit.attached import Places, attached_kits
+from pocketcloud.kit.device import init_file, plan_file
 from pocketcloud.kit.erase import Erasure, confirm, erase, plan_erasure, shown
 from pocketcloud.kit.interlocks import confirmation
 from pocketcloud.kit.target import opened
@@ -21,7 +22,7 @@ from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.thin_volumes import CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
-from tests.rig.inside.made import Made, backing, copied, digest, killed, loop, make_kit, unloop
+from tests.rig.inside.made import NOW, Made, backing, copied, digest, killed, loop, make_kit, unloop
 
 BIG = 3 * GIB
 DISK, DECOY = Path("/dev/ram0"), Path("/dev/ram1")
@@ -95,6 +96,19 @@ def test_its_file_goes_too_if_that_is_meant(tmp_path: Path) -> None:
     file = tmp_path / "kit.img"
     called("erase", str(file), "--erase-serial", str(file), "-y")
     assert not file.exists()
+
+
+@pytest.mark.parametrize("by", ["name", "file"])
+def test_an_attached_kit_is_detached_first(places: Places, tmp_path: Path, by: str) -> None:
+    file = tmp_path / "tried.img"
+    made = init_file(plan_file(places, file, BIG, "tried", 64 * 1024, run), file, places, run, now=NOW)
+    with (made.path / "media" / "open").open("w"), pytest.raises(Refused, match="in use"):
+        called("erase", "tried", "--erase-serial", str(file))
+    assert [kit.name for kit in attached_kits(places)] == ["tried"]
+    called("erase", "tried" if by == "name" else str(file), "--erase-serial", str(file), "-y")
+    assert not file.exists()
+    assert not attached_kits(places)
+    assert not nodes_of(made.vg)
 
 
 def test_a_whole_disk_is_given_back_and_no_other_is_touched(disks: tuple[Path, Path], places: Places) -> None:

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pocketcloud.cli import kit_care, kit_space
 from pocketcloud.cli.options import (
-    kit_option,
     now,
     open_bench,
-    open_kit,
     output_option,
     progress_options,
     require_root,
@@ -212,38 +211,6 @@ def _not_attached(kits: Sequence[Kit]) -> list[Plugged]:
 
 
 @command.command()
-@kit_option
-@output_option
-def status(kit_name: str | None, output: str) -> None:
-    """Show a kit: its space, its bases, its labs."""
-    from pocketcloud.bases import records
-    from pocketcloud.model.sizes import size_text
-    from pocketcloud.records import instances
-    from pocketcloud.storage import open_storage
-
-    kit = open_kit(kit_name)
-    storage = open_storage(kit)
-    usage, volumes, bases, labs = storage.usage(), storage.volumes(), records.built(kit), instances(kit)
-    own = sum(volume.used or 0 for volume in volumes)
-    if output == "json":
-        print_json({"manifest": kit.manifest, "path": kit.path, "usage": usage, "volumes": volumes, "bases": bases, "labs": labs})
-        return
-    rows = [
-        ("name", kit.name),
-        ("id", kit.id),
-        ("path", f"{kit.path} ({kit.medium}, {kit.manifest.storage})"),
-        ("made", f"{kit.manifest.created} with pocketcloud {kit.manifest.made_with}"),
-        (
-            "space",
-            f"{size_text(usage.free)} free of {size_text(usage.size)}; the kit's {len(volumes)} volumes hold {size_text(own)}",
-        ),
-        ("bases", ", ".join(f"{b.name} ({b.arch})" for b in bases) or "none"),
-        ("labs", ", ".join(labs) or "none"),
-    ]
-    print_table(("KIT", ""), rows)
-
-
-@command.command()
 @click.argument("what", metavar="[KIT]", required=False)
 @click.option("--as", "rename", metavar="NEWNAME", help="Give it this name and an identity of its own first: for a byte copy.")
 @progress_options
@@ -365,3 +332,7 @@ def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:
             click.echo(f"note: {error.message.splitlines()[0]}; if it knows labs of this kit, it keeps knowing them", err=True)
         return ""
     return f" ({domains} domains and {networks} networks left libvirt)"
+
+
+for _other in (kit_space.status, kit_space.trim, kit_care.repair, kit_care.erase):
+    command.add_command(_other)

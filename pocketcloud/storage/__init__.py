@@ -20,6 +20,7 @@ __all__ = ["Clone", "Filler", "Marks", "Storage", "Usage", "Volume", "open_stora
 Filler = Callable[[Path], None]
 """Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
 
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """The store's space in bytes; `metadata_*` are 0 where the store has no metadata space of its own."""

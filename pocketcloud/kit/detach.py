@@ -4,6 +4,7 @@ can be pulled. Run again, a detach that was interrupted goes on; a disk that was
 from __future__ import annotations
 
 import gzip
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ from pocketcloud.kit import loops
 from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, registered_names, registered_path
 from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.kit.manifest import read_manifest, write_manifest
-from pocketcloud.kit.mounts import mounted_at, number_of, unmount, users_of
+from pocketcloud.kit.mounts import mounted_at, mounts, number_of, unmount, users_of
 from pocketcloud.kit.plugged import Plugged, plugged_kits
 from pocketcloud.kit.remains import carriers, dead_trees, put_to_rest, take_down, tree
 from pocketcloud.model.kit import Kit
-from pocketcloud.model.sizes import MIB
+from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.storage.devmapper import METADATA_BLOCK, Node, node_name, pool_status
+from pocketcloud.storage.discards import discard_free, forget_killed
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import POOL, STATE
 from pocketcloud.system import CommandFailed, Runner, run
@@ -31,6 +33,8 @@ BACKUPS = "backups"
 _KEPT = 3
 _AT_ONCE = 8
 _ROOM = 4 * MIB
+# The names that we give to volume groups.
+_OURS = re.compile(r"pc_[a-z2-7]{6}")
 # What thin_dump writes for a mapping, against what the pool's own metadata take for it, in the worst case.
 _TEXT_PER_METADATA = 6
 
@@ -60,8 +64,8 @@ def leaving(places: Places, name: str | None, run: Runner = run) -> Leaving:
         kit = find_kit(places, name)
         return Leaving(kit.name, kit.path, kit)
     path = registered_path(places, name)
-    dead = _dead_of(path or places.mounts / name)
-    if dead:
+    dead = _dead_of(path)
+    if dead and path is not None:
         return Leaving(name, path, dead=dead)
     plugged = [kit for kit in plugged_kits(run) if kit.name == name]
     left = [kit for kit in plugged if _is_active(kit)] or [kit for kit in plugged if path is not None and _is_in_file(kit)]
@@ -83,13 +87,17 @@ def _is_in_file(kit: Plugged) -> bool:
     return host.loop_file(kit.device.name) is not None
 
 
-def _dead_of(path: Path) -> tuple[Node, ...]:
-    """The tree of a pulled disk whose `state` is mounted at a path."""
-    there = mounted_at(path)
-    for found in dead_trees().values():
-        if there is not None and any(number_of(Path("/dev", node.kernel)) == there.number for node in found):
-            return found
-    return ()
+def _dead_of(path: Path | None) -> tuple[Node, ...]:
+    """The tree of a pulled disk whose `state` is mounted at a path; else, as a first try may have unmounted it, what is left
+    of pulled kits that are mounted nowhere."""
+    dead = dead_trees().values()
+    numbers = {number_of(host.node(node.kernel)): found for found in dead for node in found}
+    there = mounted_at(path) if path is not None else None
+    if there is not None:
+        return numbers.get(there.number, ())
+    used = {mount.number for mount in mounts()}
+    loose = [f for f in dead if not any(number_of(host.node(node.kernel)) in used for node in f)]
+    return tuple(node for found in loose for node in found if _OURS.fullmatch(host.group_of(node.name)))
 
 
 # -- machines
@@ -150,15 +158,16 @@ def _undefine(kit_id: str, hypervisor: Hypervisor) -> tuple[int, int]:
 # -- the disk
 
 
-def detach(places: Places, kit: Leaving, *, now: str, run: Runner = run) -> tuple[str, ...]:
+def detach(places: Places, kit: Leaving, *, now: str, trim: bool = False, run: Runner = run) -> tuple[str, ...]:
     """Unmount the kit, save copies of its metadata in it, make it inactive and forget it; notes for people, a line each. Its
-    machines are off and undefined. Raises Refused, naming who uses it; then it is attached still."""
+    machines are off and undefined. With `trim` the disk is told what the pool does not use, which only an inactive pool's
+    metadata can say. Raises Refused, naming who uses it; then it is attached still."""
     notes: tuple[str, ...] = ()
     if kit.dead:
         take_down(kit.dead, kit.name, run)
         notes = ("its disk had been pulled before: what was written last may be lost, and is checked when it is attached again",)
     elif kit.kit is not None and kit.kit.vg:
-        notes = _close(kit.kit, now, run)
+        notes = _close(kit.kit, now, run, trim=trim)
         _let_go(kit.kit.devices, run)
     elif kit.plugged is not None:
         # The first run got as far as unmounting.
@@ -171,13 +180,17 @@ def detach(places: Places, kit: Leaving, *, now: str, run: Runner = run) -> tupl
     return notes
 
 
-def _close(kit: Kit, now: str, run: Runner) -> tuple[str, ...]:
+def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
     lvm = Lvm(kit.devices, run)
     _check_unused(kit)
+    forget_killed(kit.vg, run)
     status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
     unmount(kit.path / CONTENT_FOLDER, run)
     put_to_rest(lvm, kit.vg, but=(STATE,))
     notes = []
+    if trim:
+        told = discard_free(kit.vg, lvm, run, status.data_used) if status else 0
+        notes.append(f"the disk was told of {size_text(told)} that the kit does not use" if told else "nothing could be trimmed")
     manifest = read_manifest(kit.path)
     try:
         notes += save_metadata(kit, lvm, status.metadata_used * METADATA_BLOCK if status else 0, now, run)

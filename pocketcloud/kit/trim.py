@@ -158,9 +158,9 @@ def _passdown(kit: Kit, run: Runner) -> Link:
     if status is None:
         return Link("passdown", LinkState.ENDS, "the pool is not active", "pocketcloud kit attach")
     if status.passes_discards:
-        # dm-thin frees a removed volume's chunks in its metadata and discards nothing (thin_trim(8) can, offline).
+        # dm-thin frees a removed volume's chunks in its metadata and discards nothing.
         text = "the pool passes on what is discarded in it, but not what removed volumes held: that is free in the pool alone"
-        return Link("passdown", LinkState.IN_PART, text)
+        return Link("passdown", LinkState.IN_PART, text, f"pocketcloud kit detach --trim {kit.name}")
     setting = _setting(kit, run)
     if setting and setting != "passdown":
         hint = f"lvchange --discards passdown {kit.vg}/{POOL}"

@@ -24,6 +24,7 @@ from pocketcloud.storage.thin_volumes import POOL
 from pocketcloud.system import CommandFailed, Runner
 
 _METADATA, _DATA = f"{POOL}_tmeta", f"{POOL}_tdata"
+_OWN = "-free"
 _BLKDISCARD = 0x1277  # linux/fs.h: _IO(0x12, 119)
 _SECTOR = 512
 _SUPERBLOCK = re.compile(r'<superblock [^>]*data_block_size="([0-9]+)"[^>]*nr_data_blocks="([0-9]+)"')
@@ -64,10 +65,11 @@ def discard_free(vg: str, lvm: Lvm, run: Runner, used: int, within: float = 30.0
     done. Nor is it on a disk that takes no discards. After `within` seconds the rest, the smaller runs, is left for the
     next time: nothing needs it."""
     # LVM activates parts of an inactive pool by themselves, read-only and one in a command, and keeps it inactive meanwhile.
+    forget_killed(vg, run)
     try:
         for part in (_METADATA, _DATA):
             lvm.command("lvchange", "-ay", f"{vg}/{part}")
-        with _writable(node_name(vg, _DATA), f"{vg}-free", run) as data:
+        with _writable(node_name(vg, _DATA), f"{vg}{_OWN}", run) as data:
             if not _takes_discards(data):
                 return 0
             free = read_free(run(["thin_dump", Path("/dev/mapper", node_name(vg, _METADATA))]).out)
@@ -79,6 +81,12 @@ def discard_free(vg: str, lvm: Lvm, run: Runner, used: int, within: float = 30.0
     finally:
         for part in (_METADATA, _DATA):
             lvm.command("lvchange", "-an", f"{vg}/{part}", codes=range(256))
+
+
+def forget_killed(vg: str, run: Runner) -> None:
+    """Remove the node of an earlier run that was killed just when it had made it; without it the kit's device is not free."""
+    if Path("/dev/mapper", f"{vg}{_OWN}").exists():
+        run(["dmsetup", "remove", "--", f"{vg}{_OWN}"], codes=(0, 1), env=environment())
 
 
 def _discard(data: int, free: FreeSpace, within: float) -> int:
@@ -99,7 +107,6 @@ def _writable(node: str, name: str, run: Runner) -> Iterator[int]:
     """An open device like the read-only `node`, over the same extents, that can be written to. It goes when it is closed, so
     that a kill leaves none."""
     table = run(["dmsetup", "table", "--", node], env=environment()).out
-    run(["dmsetup", "remove", "--", name], codes=(0, 1), env=environment())
     run(["dmsetup", "create", name], stdin=table.encode(), env=environment())
     handle = -1
     try:

@@ -94,6 +94,11 @@ def mapped_name(kernel: str, root: Path = _ROOT) -> str:
     return ""
 
 
+def group_of(mapped: str) -> str:
+    """The volume group in device-mapper's name of a logical volume, where dashes are doubled and one joins."""
+    return mapped.replace("--", "\0").partition("-")[0].replace("\0", "-")
+
+
 def below(kernel: str, root: Path = _ROOT) -> tuple[str, ...]:
     """What a device stands on directly: kernel names, those of devices that are gone among them."""
     with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from pocketcloud.kit.attached import Places, attached_kits, register
 from pocketcloud.kit.device import CONTENT_FOLDER, put_down
 from pocketcloud.kit.directory import check_reachable
 from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identity, tag
-from pocketcloud.kit.manifest import FILE, host_mark, read_manifest, write_manifest
+from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
 from pocketcloud.kit.mounts import mount, mounted_at, number_of
 from pocketcloud.kit.plugged import Plugged, check_tools, kit_on, plugged_kits, the_one
 from pocketcloud.kit.remains import clear
@@ -208,8 +208,13 @@ def _activated(lvm: Lvm, vg: str, volume: str) -> Path:
 def _looked_into(found: Plugged, state: Path, run: Runner) -> Manifest:
     """The manifest, read without a change to the disk; where that shows nothing sound, after a check of the file system."""
     repair = f"pocketcloud kit repair {found.device}"
-    with suppress(NotFound, CommandFailed), aside(state, run, read_only=True) as folder:
-        return read_manifest(folder)
+    try:
+        with aside(state, run, read_only=True) as folder:
+            return read_manifest(folder)
+    except NewerKit:
+        raise
+    except (NotFound, Refused, CommandFailed):
+        pass  # without its journal, what was written last may be half there
     _mended(state, found.name, run, thorough=True)
     try:
         with aside(state, run, read_only=True) as folder:

@@ -5,8 +5,10 @@ Where a kit lies now, is read from where it is mounted: there is no second place
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import json
 from pathlib import Path
 
 from pocketcloud.documents import dump_json, parse_json
@@ -16,13 +18,19 @@ from pocketcloud.host import kits as host
 from pocketcloud.kit.mounts import Mount, mounted_at
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
 from pocketcloud.model.profile import Medium
+from pocketcloud.storage.devmapper import node_name
 from pocketcloud.storage.thin_volumes import STATE
 
 FILE = "kit.json"
 
 
+class NewerKit(Refused):
+    """The kit is of a schema that this version does not know; nothing of it is touched."""
+
+
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the kit at `path`. Raises NotFound if there is no kit, Refused if it is damaged or too new."""
+    """The manifest of the kit at `path`. Raises NotFound if there is no kit, Refused if it is damaged, NewerKit if it is
+    of a later schema."""
     try:
         text = (path / FILE).read_bytes().decode(errors="replace")
     except (FileNotFoundError, NotADirectoryError):
@@ -30,18 +38,25 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         hint = "run as root" if error.errno in (errno.EACCES, errno.EPERM) else "pocketcloud kit repair"
         raise Refused(f"{path}: its {FILE} cannot be read: {error.strerror}", hint=hint) from None
+    _check_schema(text, path)
     try:
-        manifest = parse_json(text, Manifest, str(path / FILE))
+        return parse_json(text, Manifest, str(path / FILE))
     except BadDocument as error:
         raise Refused(
             f"the kit's manifest is damaged: {error.message.splitlines()[0]}", hint="restore kit.json from a copy"
         ) from error
-    if manifest.schema > KIT_SCHEMA:
-        raise Refused(
-            f"kit {manifest.name} at {path} was made by a newer pocketcloud ({manifest.made_with}, schema {manifest.schema})",
-            hint="install that version or a newer one",
-        )
-    return manifest
+
+
+def _check_schema(text: str, path: Path) -> None:
+    """Raise NewerKit for a manifest of a later schema, whatever else is in it: most of that is not known here."""
+    with contextlib.suppress(ValueError, RecursionError):
+        told = json.loads(text)
+        if isinstance(told, dict) and isinstance(schema := told.get("schema"), int) and schema > KIT_SCHEMA:
+            name, version = (str(told.get(key, "?"))[:40] for key in ("name", "made_with"))
+            raise NewerKit(
+                f"kit {name!r} at {path} was made by a newer pocketcloud ({version!r}, schema {schema})",
+                hint="install that version or a newer one",
+            )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -84,7 +99,6 @@ def host_mark(root: Path = Path("/")) -> str:
 def _carriers(there: Mount) -> tuple[str, tuple[str, ...]]:
     """The volume group whose `state` is mounted there, and the kernel names of what it stands on; empty if it is no such."""
     kernel = (host.BY_NUMBER / there.number).resolve().name
-    name, _, volume = host.mapped_name(kernel).replace("--", "\0").partition("-")
-    if volume != STATE:
-        return "", ()
-    return name.replace("\0", "-"), host.below(kernel)
+    mapped = host.mapped_name(kernel)
+    group = host.group_of(mapped)
+    return (group, host.below(kernel)) if mapped == node_name(group, STATE) else ("", ())

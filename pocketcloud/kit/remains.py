@@ -6,6 +6,7 @@ Only nodes whose uuid begins with that of the kit's own volume group are ever to
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,6 +72,7 @@ def clear(group_uuid: str, device: Path, name: str, run: Runner) -> bool:
 def take_down(found: Iterable[Node], name: str, run: Runner) -> None:
     """Remove a dead tree from the top down, unmounted first. Raises Refused, naming them, if processes hold it."""
     left = list(found)
+    groups = {host.group_of(node.name) for node in left}
     unmount_all({(_BLOCK / node.kernel / "dev").read_text().strip() for node in left}, run)
     while left:
         below = {kernel for node in left for kernel in node.below}
@@ -87,6 +89,17 @@ def take_down(found: Iterable[Node], name: str, run: Runner) -> None:
                 f"the disk of kit {name} was pulled while it was used, and {users} still has {top.name} open",
                 hint=f"pocketcloud kit detach {name} ends its machines; end what else it is, then run the command again",
             )
+    for group in groups:
+        _sweep_links(Path("/dev", group))
+
+
+def _sweep_links(folder: Path) -> None:
+    """Remove the links to nodes that are gone, as udev does where it runs; LVM takes a folder of them for a volume group."""
+    with contextlib.suppress(OSError):
+        for link in folder.iterdir():
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+        folder.rmdir()
 
 
 def put_to_rest(lvm: Lvm, vg: str, *, but: Iterable[str] = ()) -> None:

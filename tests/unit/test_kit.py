@@ -23,6 +23,7 @@ from pocketcloud.lab.moving import plan_arrival
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import TREE, Kit
 from pocketcloud.model.names import Name
+from pocketcloud.storage.devmapper import node_name
 from pocketcloud.storage.lvm import VolumeGroup
 from tests.plans import ids, raise_lab
 from tests.simulation import INSTANCE, Host, base, ground, lab, machine
@@ -162,7 +163,7 @@ def test_a_manifest_that_is_damaged_or_too_new(places: Places, folder: Path, con
     kit = make(places, folder / "kit")
     manifest = kit.path / "kit.json"
     if content is None:
-        content = json.dumps(json.loads(manifest.read_text()) | {"schema": 2}).encode()
+        content = json.dumps(json.loads(manifest.read_text()) | {"schema": 2, "colour": {"of": "later"}}).encode()
     manifest.write_bytes(content)
     with pytest.raises(Refused, match=words) as refused:
         read_manifest(kit.path)
@@ -224,6 +225,11 @@ def test_what_a_kit_lies_on(tmp_path: Path) -> None:
     assert host.loops_of(Path("/srv/my kit.img"), tmp_path) == ("loop3",)
     assert host.loop_file("sda", tmp_path) is None
     assert host.partitions("sda", tmp_path) == ("sda1",)
+
+
+@pytest.mark.parametrize(("group", "volume"), [("pc_abcdef", "state"), ("a-b", "c"), ("a", "b-c"), ("a--", "b")])
+def test_a_group_is_read_out_of_a_node_s_name(group: str, volume: str) -> None:
+    assert host.group_of(node_name(group, volume)) == group
 
 
 def test_labels_and_tables_are_read_where_they_are(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ class ThinPool:
                     self._lvm.command("lvchange", "-K", "-ay", f"{self._vg}/{logical}")
             if fill:
                 self._fill(logical, fill, maker)
-        return self._volume(name)
+        size = whole_extents(size)
+        return Volume(name, path_of(self._vg, logical), "raw", size, None, fill is not None, None, marks=dict(marks or {}))
 
     def clone(self, source: str, name: str, size: int | None = None) -> Volume:
         """See Storage.clone."""
@@ -201,7 +202,8 @@ class ThinPool:
             self._unused(rows, going, "removed")
             spares = [row for row in rows if SPARE in row.tags and row.origin in {gone.name for gone in going}]
             self._lvm.command("lvremove", "-f", *dict.fromkeys(f"{self._vg}/{row.name}" for row in (*spares, *going)))
-            rows = self._settled(self._rows())
+            gone = {row.name for row in (*spares, *going)}
+            rows = self._settled(tuple(row for row in rows if row.name not in gone))
         if all(row.name != BALLAST for row in rows):
             with contextlib.suppress(NoSpace):
                 restore_ballast(self._vg, self._lvm, self._run, self._folder)

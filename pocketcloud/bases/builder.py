@@ -183,7 +183,7 @@ def _store(storage: Storage, name: str, size: int, image: Path, on_progress: OnP
 
 @contextmanager
 def _work_folder(kit: Kit, definition: BaseDefinition, arch: Arch) -> Iterator[Path]:
-    """An empty folder in the kit, where it has room for what is large, of the namespace's root; what an interrupted build left in it is swept."""
+    """An empty folder of the namespace's root in the kit, where that has its room; what an interrupted build left is swept."""
     work = kit.path / "media" / f".work-{definition.base}-{arch}"
     _sweep(work)
     work.mkdir()

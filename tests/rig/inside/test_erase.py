@@ -24,6 +24,8 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
 from tests.rig.inside.made import NOW, Made, backing, copied, digest, killed, loop, make_kit, unloop
 
+pytestmark = pytest.mark.sampled
+
 BIG = 3 * GIB
 DISK, DECOY = Path("/dev/ram0"), Path("/dev/ram1")
 

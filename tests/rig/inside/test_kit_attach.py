@@ -35,6 +35,8 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, SIZE, Made, digest, killed, loop, make_kit, unloop
 
+pytestmark = pytest.mark.sampled
+
 MACHINE_ID = Path("/etc/machine-id")
 SOME_KILLS = [(5, False), (9, True), (11, False)]
 

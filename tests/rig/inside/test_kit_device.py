@@ -28,6 +28,8 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, killed
 
+pytestmark = pytest.mark.sampled
+
 SIZE = 2 * GIB
 CHUNK = 64 * KIB
 # Kills that are tried in every run; `make test-slow` tries them all.

@@ -30,6 +30,8 @@ from pocketcloud.system import CommandFailed, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, SIZE, Made, backing, copied, digest, loop, make_kit, unloop
 
+pytestmark = pytest.mark.sampled
+
 MARKS = {"lab": "a", "machine": "m", "disk": "root"}
 
 

@@ -37,6 +37,8 @@ from pocketcloud.storage.watermarks import ballast_size, percent
 from pocketcloud.system import run
 from tests.contract.stores import ThinBench, Watched, filled, make_pool, names
 
+pytestmark = pytest.mark.sampled
+
 VG = ThinBench.VG
 LVM = Lvm([ThinBench.DEVICE])
 CHUNK = 64 * 1024

@@ -31,12 +31,17 @@ IN_RIG = os.environ.get("POCKETCLOUD_RIG") == "uml"
 
 
 class Watched:
-    """A Runner that runs, and remembers what; at its `dies_at`-th command (from 1) its process dies, before or after it."""
+    """A Runner that runs, and remembers what; at its `dies_at`-th command (from 1) its process dies, before or after it.
 
-    def __init__(self, dies_at: int = 0, *, after: bool = False) -> None:
+    With `child` it is the command that is killed, after so many seconds, in the middle of its work if it takes that long; then
+    with `after` its process too.
+    """
+
+    def __init__(self, dies_at: int = 0, *, after: bool = False, child: float | None = None) -> None:
         self.commands: list[tuple[str, ...]] = []
         self._dies_at = dies_at
         self._after = after
+        self._child = child
 
     def __call__(
         self,
@@ -51,12 +56,15 @@ class Watched:
     ) -> Completed:
         self.commands.append(tuple(str(word) for word in argv))
         fatal = len(self.commands) == self._dies_at
-        if fatal and not self._after:
+        if fatal and not self._after and self._child is None:
             os.kill(os.getpid(), signal.SIGKILL)
-        completed = run(argv, stdin=stdin, codes=codes, timeout=timeout, env=env, cwd=cwd, on_line=on_line)
-        if fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return completed
+        try:
+            if fatal and self._child is not None:
+                argv = ["timeout", "--signal", "KILL", f"{self._child:.3f}", *argv]
+            return run(argv, stdin=stdin, codes=codes, timeout=timeout, env=env, cwd=cwd, on_line=on_line)
+        finally:
+            if fatal and (self._after or self._child is None):
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Bench(Protocol):

@@ -380,17 +380,16 @@ CASES = {
 }
 
 
-def _dies(bench: Bench, verb: Callable[[Storage], object], at: int) -> bool:
-    """Whether a process that does `verb` is killed before its `at`-th command; False if it needs fewer."""
+def _dies(bench: Bench, verb: Callable[[Storage], object], watched: Watched) -> int:
+    """How a process of its own ends that does `verb`: 0, -9 if it is killed, 3 if it ends with an error."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            verb(bench.store(Watched(at)))
+            verb(bench.store(watched))
             os._exit(0)
         os._exit(3)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
-    return os.WIFSIGNALED(status)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _commands(bench: Bench, name: str) -> int:
@@ -430,15 +429,29 @@ def test_a_kill_before_any_command_leaves_it_done_or_not_begun(bench: Bench, nam
     _killed_at(bench, name, range(1, _commands(bench, name) + 1))
 
 
-def _killed_at(bench: Bench, name: str, points: Iterable[int]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("both", [False, True], ids=["the command", "both"])
+@pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].always_dies])
+def test_a_kill_in_the_middle_of_any_command(bench: Bench, name: str, *, both: bool) -> None:
+    """Of the command alone, or of both; after a delay by the seed, that of a command's length here."""
+    chooses = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{name}.{both}")  # noqa: S311 - keeps no secret
+    points = range(1, _commands(bench, name) + 1)
+    _killed_at(bench, name, points, lambda at: Watched(at, after=both, child=chooses.uniform(0.02, 0.4)))
+
+
+def _killed_at(bench: Bench, name: str, points: Iterable[int], watched: Callable[[int], Watched] = Watched) -> None:
     case, store = CASES[name], bench.store()
     for at in points:
         _prepared(store)
         before = _seen(store)
-        assert _dies(bench, case.verb, at), f"{name} has no command {at}"
+        ended = _dies(bench, case.verb, watched(at))
+        assert ended == -signal.SIGKILL or watched is not Watched, f"{name} has no command {at}"
         done = frozenset(v for v in before if v[0] not in case.gone) | case.made
         assert _seen(store) in (before, done), f"killed before command {at}"
         store.create("next", UNIT)  # whatever comes next puts right what was left
+        if _seen(store) - {("next", None, UNIT)} == before and not case.always_dies:
+            case.verb(store)  # the same again
+            assert _seen(store) - {("next", None, UNIT)} == done
         assert bench.leftovers() == [], f"killed before command {at}"
         live = next(volume for volume in store.volumes() if volume.name == "live")
         assert live.sealed == any(volume.parent == "live" and not volume.spare for volume in store.volumes())

@@ -141,6 +141,10 @@ def init_disk(chosen: Chosen, plan: InitPlan, places: Places, run: Runner, *, no
     """Make the kit, on a disk whose erasure was confirmed. The disk is looked at once more, and held against all others,
     from just before the first write. Raises Refused if it is in use, or not the same any more."""
     if chosen.unfinished is not None:
+        # The question may have been open for long: another disk, with a whole kit, may have the name by now.
+        _same(chosen, run)
+        for kit in plugged_kits(run, [chosen.unfinished]):
+            _check_not_whole(kit, chosen, run)
         dismantle(chosen.unfinished, places, run)
         chosen = _again(chosen, run)
     with claimed(chosen.target, lambda: read_block_devices(run=run)) as handle:
@@ -155,14 +159,20 @@ def init_disk(chosen: Chosen, plan: InitPlan, places: Places, run: Runner, *, no
     return register(places, build(replace(plan, device=carrier), carrier, places, run, now=now))
 
 
-def _again(chosen: Chosen, run: Runner) -> Chosen:
-    """The same disk after it was changed by us."""
+def _same(chosen: Chosen, run: Runner) -> Chosen:
+    """The disk as it is now. Raises Refused if it is another one."""
     devices = read_block_devices(run=run)
     target = devices.get(chosen.target.name)
     same = ("number", "size", "diskseq", "serial")
     if target is None or any(getattr(target, what) != getattr(chosen.target, what) for what in same):
         raise Refused(f"{chosen.target.path} is not the disk any more that was chosen", hint="run the command again")
-    again = Chosen(devices, target, chosen.kit_sources)
+    return Chosen(devices, target, chosen.kit_sources)
+
+
+def _again(chosen: Chosen, run: Runner) -> Chosen:
+    """The same disk after it was changed by us."""
+    again = _same(chosen, run)
+    devices, target = again.devices, again.target
     _check(again, confirmation(devices, target), None)
     return again
 

@@ -33,7 +33,7 @@ builder.build(kit, open_storage(kit), definitions.find("debian-12"), Arch.X86_64
 
 def remains(kit: Kit) -> list[str]:
     """What is in the kit beside its empty tree."""
-    return sorted(str(path.relative_to(kit.path)) for folder in ("bases", "volumes") for path in (kit.path / folder).rglob("*"))
+    return sorted(str(path.relative_to(kit.path)) for folder in ("bases", "media", "volumes") for path in (kit.path / folder).rglob("*"))
 
 
 def test_a_mirror_that_does_not_answer_is_named(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_mirror_that_does_not_answer_is_named(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_nothing_and_a_kill_is_swept(tmp_path: Path) -> None:
     kit = kit_in(tmp_path)
-    work = kit.path / "bases/.work-debian-12-x86_64"
+    work = kit.path / "media/.work-debian-12-x86_64"
     left = work / "left by the first"
     for ending in (signal.SIGKILL, signal.SIGINT):
         # The second build finds what the first one left: an archive half unpacked, owned by users nobody is.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Network
 from typing import Any, ClassVar
 
 from pocketcloud.model.names import Name
@@ -36,11 +37,17 @@ class NetworkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LabNetwork:
-    """A network of a lab."""
+    """A network of a lab; `subnet`, a private /24, where it has to be this one and no other: left out, one that is free is
+    chosen, and another where that is taken."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     kind: NetworkKind = NetworkKind.NAT
+    subnet: IPv4Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.subnet is not None and not (self.subnet.prefixlen == 24 and self.subnet.is_private):
+            raise ValueError(f"subnet: expected a private /24, as 10.99.1.0/24, got {self.subnet}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from pocketcloud.plan.steps import (
     TakeSnapshot,
     UndefineMachine,
 )
-from pocketcloud.subnets import choose
+from pocketcloud.subnets import choose, holders
 
 # What a machine writes while it boots and is provisioned, at the least; a lab is not started on a store without that.
 ROOM_PER_MACHINE = 256 * MIB
@@ -128,8 +128,14 @@ def settled_networks(
             draft.notes.append(f"network {name}: kind {known.kind} -> {wanted.kind} waits for --reconfigure")
             kind = known.kind
         there = have.networks.get(name)
-        if known and there and there.active and there.subnet == str(known.subnet):
+        pinned = wanted.subnet
+        if pinned and known and known.subnet != pinned and not reconfigure:
+            draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
+            pinned = known.subnet
+        if known and there and there.active and there.subnet == str(known.subnet) and pinned in (None, known.subnet):
             subnet = known.subnet
+        elif pinned:
+            subnet = _pinned(instance, name, pinned, taken)
         else:
             subnet = choose(ground.supernet, taken, keep=known.subnet if known else None, seed=f"{ground.kit}.{instance}.{name}")
             if known and subnet != known.subnet:
@@ -139,6 +145,15 @@ def settled_networks(
     for name, known in record.networks.items():
         found.setdefault(name, known)
     return found
+
+
+def _pinned(instance: Name, network: Name, subnet: IPv4Network, taken: Sequence[Subnet]) -> IPv4Network:
+    if any(subnet.overlaps(other.network) for other in taken):
+        raise Refused(
+            f"lab {instance}: its network {network} is pinned to {subnet}, which is taken here by {holders(subnet, taken)}",
+            hint="end what takes it, or leave `subnet:` out of the lab file, so that a free one is chosen",
+        )
+    return subnet
 
 
 def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, NetworkRecord]) -> dict[Name, MachineRecord]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -32,7 +32,7 @@ from pocketcloud.plan.steps import (
     title,
 )
 from pocketcloud.plan.up import plan_up
-from tests.plans import before, check_plan, check_up, cloned, ids, raise_lab, removed
+from tests.plans import before, check_plan, check_up, cloned, ids, raise_lab, removed, texts
 from tests.simulation import INSTANCE, Host, base, ground, lab, machine
 
 LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
@@ -93,6 +93,22 @@ def test_a_lab_that_is_up_is_only_looked_at() -> None:
     made = plan(up_host())
     assert ids(made) == ["network.front", "ready.a", "ready.b"]
     assert made.notes == ()
+
+
+def test_a_pinned_subnet_is_that_one_or_the_lab_is_refused() -> None:
+    pinned = replace(LAB, networks={Name("front"): LabNetwork(subnet=IPv4Network("10.99.1.0/24"))})
+    host = fresh_host()
+    raise_lab(pinned, host)
+    check_up(host, pinned)
+    assert host.networks["front"].subnet == "10.99.1.0/24"
+    with pytest.raises(Refused, match=r"front is pinned to 10\.99\.1\.0/24, which is taken here by .*a route of the host"):
+        plan(fresh_host(), pinned, "10.99.0.0/16")
+    waits = plan(up_host(), pinned)
+    assert "waits for --reconfigure" in texts(waits.notes)
+    host = up_host()
+    host.apply(plan(host, pinned, reconfigure=True))
+    check_up(host, pinned)
+    assert host.networks["front"].subnet == "10.99.1.0/24"
 
 
 def test_off_machines_are_started_and_nothing_is_made() -> None:

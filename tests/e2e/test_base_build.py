@@ -33,7 +33,9 @@ builder.build(kit, open_storage(kit), definitions.find("debian-12"), Arch.X86_64
 
 def remains(kit: Kit) -> list[str]:
     """What is in the kit beside its empty tree."""
-    return sorted(str(path.relative_to(kit.path)) for folder in ("bases", "media", "volumes") for path in (kit.path / folder).rglob("*"))
+    return sorted(
+        str(path.relative_to(kit.path)) for folder in ("bases", "media", "volumes") for path in (kit.path / folder).rglob("*")
+    )
 
 
 def test_a_mirror_that_does_not_answer_is_named(tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def thin_rows(seconds: Mapping[str, Sequence[float]], where: str, goals: tuple[f
     name = f"reset of 20 disks, {where}"
     return [
         Row(f"clone of one disk, {where}", taken["clone: ours"], taken["clone: lvcreate -s"], None, "lvcreate -s -ay"),
-        Row(f"{name}, spares", with_spares, peer, goals[0], f"{better}'s sequence"),
-        Row(f"{name}, no spares left", without, peer, goals[1], f"{better}'s sequence"),
+        Row(f"{name}, spares", with_spares, peer, goals[0], f"{better}'s sequence, on 5 and scaled"),
+        Row(f"{name}, no spares left", without, peer, goals[1], f"{better}'s sequence, on 5 and scaled"),
         Row(
             f"{name}, spares, against a plain loop", with_spares, taken["reset: plain loop"], None, "lvremove, lvcreate -s, each"
         ),
@@ -106,7 +106,7 @@ def thin_rows(seconds: Mapping[str, Sequence[float]], where: str, goals: tuple[f
             taken["reset with spares: ours, later"],
             peer,
             None,
-            f"{better}'s sequence",
+            f"{better}'s sequence, on 5 and scaled",
         ),
         Row(f"{name}, no spares: the work left for later", taken["reset without spares: ours, later"], peer, None, f"{better}'s"),
     ]

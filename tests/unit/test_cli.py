@@ -331,5 +331,5 @@ def test_a_reader_that_is_gone_is_no_bug(cli: Cli, arguments: str) -> None:
         os.close(writing)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    # Where nothing is answered, the error counts, which is libvirt's absence here.
-    assert done.returncode == (3 if "nothing" in arguments else 141)
+    # Where nothing is answered, the error counts, which is that there is no kit.
+    assert done.returncode == (4 if "nothing" in arguments else 141)

@@ -33,7 +33,8 @@ _WHAT = "[KIT]"
 def repair(what: str | None, save: Path | None, *, dry_run: bool, lose_volumes: bool, yes: bool) -> None:
     """Look for what is wrong with a kit on a disk or in a file, and cure it step by step.
 
-    [KIT] is its disk, its file (with a `/` in it) or its name; left out, it is the only one that is plugged in. Its metadata is saved in two places before the first change
+    [KIT] is its disk, its file (with a `/` in it) or its name; left out, it is the only one that is plugged in. Its metadata
+    is saved in two places before the first change
     to it, and what was there before is kept. Each step is asked for; -y answers yes where nothing is lost by it.
     """
     from pocketcloud.kit.attached import Places
@@ -103,7 +104,8 @@ def _conclude(left: tuple[Finding, ...]) -> None:
 def erase(context: click.Context, what: str, erase_serial: str | None, *, discard: bool, dry_run: bool, yes: bool) -> None:
     """Erase a kit and give its disk back: everything on the kit is lost.
 
-    [KIT] is its disk, its file (with a `/` in it) or its name. Refused while machines of it run. -y only answers whether a kit's file is to be deleted too; the disk's serial has to be
+    [KIT] is its disk, its file (with a `/` in it) or its name. Refused while machines of it run. -y only answers whether a
+    file is to be deleted too; the serial has to be
     typed, or given.
     """
     from pocketcloud.kit import erase as erasing

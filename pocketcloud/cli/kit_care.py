@@ -34,8 +34,8 @@ def repair(what: str | None, save: Path | None, *, dry_run: bool, lose_volumes: 
     """Look for what is wrong with a kit on a disk or in a file, and cure it step by step.
 
     [KIT] is its disk, its file (with a `/` in it) or its name; left out, it is the only one that is plugged in. Its metadata
-    is saved in two places before the first change
-    to it, and what was there before is kept. Each step is asked for; -y answers yes where nothing is lost by it.
+    is saved in two places before the first change to it, and what was there before is kept. Each step is asked for; -y answers
+    yes where nothing is lost by it.
     """
     from pocketcloud.kit.attached import Places
     from pocketcloud.kit.repair import diagnose
@@ -105,8 +105,7 @@ def erase(context: click.Context, what: str, erase_serial: str | None, *, discar
     """Erase a kit and give its disk back: everything on the kit is lost.
 
     [KIT] is its disk, its file (with a `/` in it) or its name. Refused while machines of it run. -y only answers whether a
-    file is to be deleted too; the serial has to be
-    typed, or given.
+    kit's file is to be deleted too; the disk's serial has to be typed, or given.
     """
     from pocketcloud.kit import erase as erasing
     from pocketcloud.kit.attached import Places

@@ -19,7 +19,7 @@ from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory, LibvirtNetwork, Volume
 from pocketcloud.model.lab import Attachment, Disk, Lab, LabNetwork, Machine, ProvisionStep, Ready
 from pocketcloud.model.machine import Mark
-from pocketcloud.model.names import Name
+from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector
 from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
@@ -128,11 +128,12 @@ class Disc:
 
 @dataclass
 class Vm:
-    """A domain: what it has open (or will have) and how it is doing."""
+    """A domain: what it has open (or will have), how it is doing, and the addresses it got at its start by network."""
 
     state: DomainState
     disks: tuple[str, ...]
     memory: int
+    places: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -265,7 +266,21 @@ class Host:
             self.networks.pop(step.network, None)
             return
         known = self._known().networks[Name(step.network)]
-        made = LibvirtNetwork(step.network, self._mark(step.network), active=True, bridge="", subnet=str(known.subnet))
+        leases = {
+            mac_address(INSTANCE, name, index): str(machine.addresses[network])
+            for name, machine in self._known().machines.items()
+            for index, network in enumerate(machine.definition.networks)
+            if network == step.network and network in machine.addresses
+        }
+        mark = self._mark(step.network)
+        made = LibvirtNetwork(
+            step.network, mark, active=True, bridge="", subnet=str(known.subnet), kind=known.kind, leases=leases
+        )
+        before = self.networks.get(step.network)
+        if before is None or not before.active or (before.kind, before.subnet) != (made.kind, made.subnet):
+            # libvirt makes it anew, and who was on it is on nothing.
+            for vm in self.domains.values():
+                vm.places.pop(step.network, None)
         self.networks[step.network] = made
 
     def _known(self) -> Record:
@@ -317,7 +332,8 @@ class Host:
         disks = tuple(sorted(known.disks.values(), key=lambda volume: (".root." not in volume, volume)))
         vm = self.domains.get(name)
         if vm is None or vm.state is DomainState.OFF:
-            self.domains[name] = Vm(DomainState.OFF, disks, known.definition.memory)
+            # What is restored from memory has the addresses it had; a start gives it others.
+            self.domains[name] = Vm(DomainState.OFF, disks, known.definition.memory, vm.places if vm else {})
 
     def _start(self, name: str) -> None:
         vm = self.domains[name]
@@ -329,6 +345,7 @@ class Host:
         for network in self._known().machines[Name(name)].definition.networks:
             assert self._is_up(network), f"{name} cannot start: network {network} is down"
         vm.state = DomainState.RUNNING
+        vm.places = {str(n): str(address) for n, address in self._known().machines[Name(name)].addresses.items()}
 
     def _is_up(self, network: str) -> bool:
         there = self.networks.get(network)
@@ -343,6 +360,9 @@ class Host:
             assert self._is_up(network), f"{name}: network {network} is down"
             meant = self._known().networks[network].subnet
             assert self.networks[network].subnet == str(meant), f"{name}: network {network} is not as recorded"
+            kind = self._known().networks[network].kind
+            assert self.networks[network].kind is kind, f"{name}: network {network} is of another kind"
+            assert vm.places.get(network) == str(known.addresses[network]), f"{name} is not where its record says on {network}"
 
     def _provision(self, name: str) -> None:
         self._running(name)

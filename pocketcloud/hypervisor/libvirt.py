@@ -254,8 +254,7 @@ class LibvirtHypervisor:
         found = []
         for reading, active in self._all_networks():
             if reading.mark is not None and kit_id in (None, reading.mark.kit_id):
-                subnet = str(reading.subnets[0]) if reading.subnets else ""
-                found.append(LibvirtNetwork(reading.name, reading.mark, active, reading.bridge, subnet))
+                found.append(reading.network(reading.mark, active=active))
         return tuple(sorted(found, key=lambda network: network.name))
 
     def ensure_network(self, spec: NetworkSpec) -> None:

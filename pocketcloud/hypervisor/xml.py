@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, MachineSpec, Mark, NetworkSpec
 from pocketcloud.model.profile import Acceleration
@@ -132,6 +133,13 @@ class NetworkReading:
     subnets: tuple[IPv4Network, ...]
     leases: frozenset[str]
     names: frozenset[str]
+    addresses: Mapping[str, str]
+
+    def network(self, mark: Mark, *, active: bool) -> LibvirtNetwork:
+        """The network, which is ours."""
+        subnet = str(self.subnets[0]) if self.subnets else ""
+        kind = NetworkKind.NAT if self.nat else NetworkKind.ISOLATED
+        return LibvirtNetwork(self.name, mark, active, self.bridge, subnet, kind, self.addresses)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -164,7 +172,7 @@ def read_domain(text: str) -> DomainReading:
 
 def read_network(text: str) -> NetworkReading:
     """Read the XML of any network, live or not. `leases` and `names` hold the `<host>` elements, in one spelling, as
-    libvirt takes them in a live update."""
+    libvirt takes them in a live update; `addresses` is what the leases say, by MAC."""
     root = _tree(text)
     bridge, forward, domain = root.find("bridge"), root.find("forward"), root.find("domain")
     subnets = [_subnet(element) for element in (*root.iterfind("ip"), *root.iterfind("route"))]
@@ -178,6 +186,7 @@ def read_network(text: str) -> NetworkReading:
         subnets=tuple(subnet for subnet in subnets if subnet is not None),
         leases=frozenset(_canonical(host) for host in root.iterfind("ip/dhcp/host")),
         names=frozenset(_canonical(host) for host in root.iterfind("dns/host")),
+        addresses={host.get("mac", ""): host.get("ip", "") for host in root.iterfind("ip/dhcp/host")},
     )
 
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from pocketcloud.model.base import Base
+from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.record import Record
 
@@ -75,13 +76,16 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class LibvirtNetwork:
-    """A network of ours as libvirt has it; `subnet` as text (`10.77.3.0/24`), empty if it has none."""
+    """A network of ours as libvirt has it; `subnet` as text (`10.77.3.0/24`), empty if it has none; `leases` are the IPv4
+    addresses, as text, that it keeps for MAC addresses."""
 
     name: str
     mark: Mark
     active: bool
     bridge: str
     subnet: str
+    kind: NetworkKind = NetworkKind.NAT
+    leases: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

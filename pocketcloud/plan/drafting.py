@@ -183,16 +183,28 @@ def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, Ne
     return {name: replace(machine, addresses=addresses[name]) for name, machine in machines.items()}
 
 
-def draw_networks(draft: Draft, record: Record, have: Inventory, after: tuple[str, ...], *, leases: bool) -> dict[str, str]:
-    """Start the networks that machines are on. With `leases` running ones are brought to what the record says too, which an
-    interruption after a commit may have kept from them."""
+def draw_networks(
+    draft: Draft,
+    record: Record,
+    have: Inventory,
+    after: tuple[str, ...],
+    *,
+    leases: bool,
+    stops: Mapping[Name, tuple[str, ...]] | None = None,
+) -> dict[str, str]:
+    """Start the networks that machines are on, after the `stops` of those that are started again on them. With `leases`
+    running ones are brought to what the record says too, which an interruption after a commit may have kept from them."""
     steps: dict[str, str] = {}
     for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
         there = have.networks.get(name)
         runs = there is not None and there.active and there.subnet == str(record.networks[name].subnet)
         if leases or not runs:
             reason = "its leases are those of the record" if runs else "it is not running"
-            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=after, network=name))
+            there_first = [
+                s for machine, ids in (stops or {}).items() if name in record.machines[machine].definition.networks for s in ids
+            ]
+            last = (*after, *there_first)
+            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
     return steps
 
 

@@ -116,9 +116,20 @@ def _moved(fate: Fate, record: Record, networks: Mapping[Name, NetworkRecord], h
         return fate
     attached = [name for name in fate.record.definition.networks if name in record.networks]
     anew = [name for name in attached if networks[name] != record.networks[name]]
-    anew += [name for name in attached if name in have.networks and have.networks[name].subnet != str(networks[name].subnet)]
+    anew += [name for name in attached if _is_old(fate, name, record.instance, networks[name], have)]
     why = f"network {anew[0]} changed" if anew else "its addresses changed" if fate.record.addresses != known.addresses else ""
     return replace(fate, restart=why, reason=why or fate.reason)
+
+
+def _is_old(fate: Fate, network: Name, instance: str, wanted: NetworkRecord, have: Inventory) -> bool:
+    """Whether a network is not yet what the record says, so that a machine running on it has its old place there."""
+    there = have.networks.get(network)
+    if there is None:
+        return False
+    index = list(fate.record.definition.networks).index(network)
+    address = there.leases.get(mac_address(instance, fate.name, index))
+    moved = address is not None and address != str(fate.record.addresses.get(network))
+    return there.subnet != str(wanted.subnet) or there.kind is not wanted.kind or moved
 
 
 def _changes(old: Machine, new: Machine) -> list[str]:
@@ -259,8 +270,9 @@ def _draw_up(
                 )
             ),
         )
-    nets = draw_networks(draft, record, have, commit, leases=True)
-    ready = {fate.name: _draw_machine(draft, fate, have, commit, nets) for fate in fates}
+    stops = {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates}
+    nets = draw_networks(draft, record, have, commit, leases=True, stops=stops)
+    ready = {fate.name: _draw_machine(draft, fate, have, stops[fate.name] or commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
     last = tuple(ready.values())
@@ -303,7 +315,18 @@ def _draw_volumes(draft: Draft, fates: Sequence[Fate], instance: str) -> list[st
     return made
 
 
-def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, ...], nets: Mapping[str, str]) -> str:
+def _draw_stop(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, ...]) -> tuple[str, ...]:
+    """The stop of a machine that runs and has to be started again: before its networks are changed, so that an interruption
+    leaves it off, or on networks that show it to be on old ones."""
+    name, domain = fate.name, have.domains.get(fate.name)
+    reason = _runs_as_wanted(fate, domain, have)
+    if not reason or domain is None or domain.state is DomainState.OFF:
+        return ()
+    stop = KillMachine if fate.fresh or domain.state is not DomainState.RUNNING else StopMachine
+    return (draft.add(stop(id=f"stop.{name}", reason=reason, machine=name, after=commit)),)
+
+
+def _draw_machine(draft: Draft, fate: Fate, have: Inventory, after: tuple[str, ...], nets: Mapping[str, str]) -> str:
     """The steps of one machine, from what it is to ready; the id of the last."""
     name, domain = fate.name, have.domains.get(fate.name)
     start = _runs_as_wanted(fate, domain, have)
@@ -312,9 +335,6 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, 
     steps: list[Step] = []
     if start or not running:
         reason = start or fate.reason
-        if running:
-            stop = KillMachine if fate.fresh or (domain and domain.state is not DomainState.RUNNING) else StopMachine
-            steps.append(stop(id=f"stop.{name}", reason=reason, machine=name))
         if fate.fresh:
             steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name))
         steps.append(DefineMachine(id=f"define.{name}", reason=reason, machine=name))
@@ -323,7 +343,7 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, 
     if first and fate.record.definition.provision:
         steps.append(Provision(id=f"provision.{name}", reason="it is new", machine=name))
     steps.append(WaitReady(id=f"ready.{name}", reason="up ends when it is ready", machine=name, first=first))
-    steps[0] = replace(steps[0], after=(*commit, *steps[0].after, *(() if start or not running else up)))
+    steps[0] = replace(steps[0], after=(*after, *steps[0].after, *(() if start or not running else up)))
     return draft.chain(*steps)
 
 

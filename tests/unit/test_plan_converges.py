@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 from contextlib import nullcontext, suppress
+from dataclasses import replace
+from ipaddress import IPv4Network
 
 import pytest
 from hypothesis import HealthCheck, given, note, seed, settings
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.inventory import DomainState
-from pocketcloud.model.lab import Lab, Machine
+from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind
+from pocketcloud.model.names import Name
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import Plan
@@ -184,6 +187,33 @@ def test_every_cut_of_the_last_command_is_completed_by_that_command(script: list
             else:
                 check_up(host, EACH)
     assert cuts >= 10
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["the same command", "plain up"])
+@pytest.mark.parametrize("what", ["kind", "subnet", "address"])
+def test_every_cut_of_a_changed_network_is_completed(what: str, again: bool) -> None:
+    """Machines that run on a network as it was are started again on it, or were stopped before it changed."""
+    networks, machines = dict(EACH.networks), dict(EACH.machines)
+    match what:
+        case "kind":
+            networks[Name("front")] = LabNetwork(kind=NetworkKind.ISOLATED)
+        case "subnet":
+            networks[Name("front")] = LabNetwork(subnet=IPv4Network("10.99.1.0/24"))
+        case _:
+            machines[Name("b")] = machine("front", address=77)
+    changed = replace(EACH, networks=networks, machines=machines)
+    plan = plan_up(changed, INSTANCE, _whole(["up"]).inventory(), ground(), reconfigure=True)
+    for cut in range(len(plan.steps)):
+        for part in range(4):
+            host = _whole(["up"])
+            host.write("a", "work")
+            host.apply(plan_up(changed, INSTANCE, host.inventory(), ground(), reconfigure=True), cut=cut, part=part)
+            committed = host.record is not None and host.record.lab == changed
+            more = plan_up(changed, INSTANCE, host.inventory(), ground(), reconfigure=again or not committed)
+            check_plan(more, host.inventory())
+            host.apply(more)
+            check_up(host, changed)
+            assert what == "address" or "work" in host.content("a")
 
 
 def test_work_on_the_disks_outlives_every_cut_of_up() -> None:

@@ -87,8 +87,8 @@ def mutant(folder: Path, *edits: tuple[str, str, str]) -> Path:
 def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(
         tmp_path,
-        ("plan/reset.py", 'here on", after=tuple(made), record', 'here on", record'),
-        ("plan/reset.py", '{disk}", reason="back to clean",', '{disk}", reason="", after=("commit",),'),
+        ("plan/reset.py", 'here on", after=(made,), record', 'here on", record'),
+        ("plan/reset.py", 'id="volumes", reason="back to clean",', 'id="volumes", reason="", after=("commit",),'),
     )
     bed.code = code
     try:
@@ -100,7 +100,7 @@ def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign
 
 
 def test_leftovers_that_are_never_swept_are_noticed(bed: Campaign, tmp_path: Path) -> None:
-    code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, tuple(ready))", ""))
+    code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, ground, tuple(ready))", ""))
     bed.code = code
     try:
         bed.run("up").expect(0)

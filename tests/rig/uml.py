@@ -73,6 +73,7 @@ def run_job(
         "con0=null,fd:1",
         f"init={_INIT}",
         f"rig={folder}",
+        f"top={TOP}",
         *(["rig_udev=1"] if udev else []),
         *(f"ubd{number}={path}" for number, path in enumerate(disks)),
     ]

@@ -18,7 +18,8 @@ from pocketcloud.host.disks import assemble, read_block_devices
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.system import CommandFailed, Completed, run
-from tests.disk_trees import Tree, held, trees
+from tests.disk_trees import Tree
+from tests.disk_uses import held, trees
 from tests.host_trees import plant
 
 SEED = int(os.environ.get("POCKETCLOUD_SEED") or 0)

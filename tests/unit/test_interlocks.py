@@ -16,7 +16,8 @@ from pocketcloud.host.disks import assemble
 from pocketcloud.kit.interlocks import check_target, claimed, confirmation, contents, described, objections
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.model.sizes import GIB
-from tests.disk_trees import Tree, trees
+from tests.disk_trees import Tree
+from tests.disk_uses import trees
 
 SEED = int(os.environ.get("POCKETCLOUD_SEED") or 0)
 CASES = 20_000

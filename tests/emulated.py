@@ -87,6 +87,6 @@ def emulated(backing: Path, folder: Path, arch: Arch, size: int, *, secure: bool
 def _come_in(login: Login, deadline: float, console: Path) -> Guest:
     try:
         return wait_ssh(login, deadline=deadline, stop=threading.Event())
-    except Exception:
+    except Exception:  # whatever went wrong, the guest's console tells more of it, and it is raised again
         print(console.read_text(encoding="utf-8", errors="replace")[-4000:] if console.exists() else "no console")
         raise

@@ -4,7 +4,6 @@ can be pulled. Run again, a detach that was interrupted goes on; a disk that was
 from __future__ import annotations
 
 import gzip
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
 from pocketcloud.kit import loops
 from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, registered_names, registered_path
 from pocketcloud.kit.device import CONTENT_FOLDER
+from pocketcloud.kit.identity import is_group_name
 from pocketcloud.kit.manifest import read_manifest, write_manifest
 from pocketcloud.kit.mounts import mounted_at, mounts, number_of, unmount, users_of
 from pocketcloud.kit.plugged import Plugged, plugged_kits
@@ -33,8 +33,6 @@ BACKUPS = "backups"
 _KEPT = 3
 _AT_ONCE = 8
 _ROOM = 4 * MIB
-# The names that we give to volume groups.
-_OURS = re.compile(r"pc_[a-z2-7]{6}")
 # What thin_dump writes for a mapping, against what the pool's own metadata take for it, in the worst case.
 _TEXT_PER_METADATA = 6
 
@@ -97,7 +95,7 @@ def _dead_of(path: Path | None) -> tuple[Node, ...]:
         return numbers.get(there.number, ())
     used = {mount.number for mount in mounts()}
     loose = [f for f in dead if not any(number_of(host.node(node.kernel)) in used for node in f)]
-    return tuple(node for found in loose for node in found if _OURS.fullmatch(host.group_of(node.name)))
+    return tuple(node for found in loose for node in found if is_group_name(host.group_of(node.name)))
 
 
 # -- machines

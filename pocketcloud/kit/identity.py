@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import os
+import re
 import secrets
 import uuid
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from pocketcloud.system import CommandFailed, Runner
 KIT, KIT_NAME, SCHEMA = "pc:kit", "pc:kitname", "pc:schema"
 # On the volume group of a copy whose new identity is not complete: the name that its volume group is getting.
 BECOMING = "pc:becoming"
+# What `fresh_group_name` gives.
+_GROUP_NAME = re.compile(r"pc_[a-z2-7]{6}")
 _FSCK_MENDED = (0, 1, 2)
 _FSCK_ANY = range(256)
 
@@ -82,6 +85,12 @@ def fresh_group_name() -> str:
         name = f"pc_{base64.b32encode(secrets.token_bytes(4)).decode().lower()[:6]}"
         if name not in taken:
             return name
+
+
+def is_group_name(name: str) -> bool:
+    """Whether a volume group's name is one that `fresh_group_name` gives: all that is left to tell a kit by when its disk is
+    gone, and the tags with it."""
+    return _GROUP_NAME.fullmatch(name) is not None
 
 
 def stands_on(vg: str, device: Path) -> bool:

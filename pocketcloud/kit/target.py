@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from pocketcloud.errors import NotFound, UsageError
 from pocketcloud.host import kits as host
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.evidence import Target
+from pocketcloud.kit.identity import is_group_name
 from pocketcloud.kit.loops import put_before, take_away
 from pocketcloud.kit.mounts import mounts
 from pocketcloud.kit.plugged import Plugged, kit_on, plugged_kits
@@ -18,9 +18,6 @@ from pocketcloud.kit.remains import dead_trees
 from pocketcloud.model.names import Name
 from pocketcloud.storage.devmapper import Node
 from pocketcloud.system import Runner
-
-# The names that we give to volume groups.
-_OURS = re.compile(r"pc_[a-z2-7]{6}")
 
 
 @contextmanager
@@ -60,7 +57,8 @@ def _name(told: str, vg: str) -> str:
 def _named(name: str | None, places: Places, run: Runner) -> Target:
     there = [_on(plugged) for plugged in plugged_kits(run)]
     known = {target.uuid.replace("-", "") for target in there}
-    there += [_pulled(uuid, nodes, places) for uuid, nodes in dead_trees().items() if uuid not in known and _is_kit(nodes)]
+    dead = {uuid: nodes for uuid, nodes in dead_trees().items() if uuid not in known and is_group_name(_group_of(nodes))}
+    there += [_pulled(uuid, nodes, places) for uuid, nodes in dead.items()]
     found = [target for target in there if name in (None, target.name)]
     if len(found) == 1:
         return found[0]
@@ -71,11 +69,7 @@ def _named(name: str | None, places: Places, run: Runner) -> Target:
 
 
 def _group_of(nodes: tuple[Node, ...]) -> str:
-    return nodes[0].name.split("-")[0]
-
-
-def _is_kit(nodes: tuple[Node, ...]) -> bool:
-    return _OURS.fullmatch(_group_of(nodes)) is not None
+    return host.group_of(nodes[0].name)
 
 
 def _pulled(uuid: str, nodes: tuple[Node, ...], places: Places) -> Target:

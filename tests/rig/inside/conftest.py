@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from pocketcloud.kit.attached import Places, attached_kits
+from pocketcloud.kit.detach import detach, leaving
+from pocketcloud.kit.mounts import mounts
+from pocketcloud.storage.devmapper import nodes
+from pocketcloud.system import run
+from tests.rig.inside.filed import Filed, filed
+from tests.rig.inside.made import NOW, loops
 
 collect_ignore_glob = [] if os.environ.get("POCKETCLOUD_RIG") == "uml" else ["test_*.py"]
 # Of the tests marked `sampled` one in so many runs in `make test`.
@@ -26,3 +36,30 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         seen.add(file)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modules() -> None:
+    """No module is loaded when User-Mode Linux starts, and nothing inside loads one by itself."""
+    run(["modprobe", "-a", "loop", "ext4", "sd_mod", "dm_thin_pool"])
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[Places]:
+    """Where this host keeps its kits; at the end nothing of any is left in the kernel, and files of them take no memory."""
+    places = Places(tmp_path / "default", tmp_path / "run")
+    yield places
+    for kit in attached_kits(places):
+        detach(places, leaving(places, kit.name), now=NOW)
+    assert not nodes()
+    assert not [there.path for there in mounts() if tmp_path in there.path.parents]
+    assert not loops()
+    assert not list(places.mounts.glob("*"))
+    for image in tmp_path.glob("*.img"):
+        image.unlink()
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Filed:
+    """A detached kit, usb, in a file."""
+    return filed(tmp_path, "usb", "pc_usbusb")

@@ -131,6 +131,12 @@ def killed(work: Callable[[Runner], object], at: int, *, after: bool) -> bool:
     return False
 
 
+def loops(file: Path | None = None) -> list[str]:
+    """The loop devices that stand on a file; on any, if none is named."""
+    found = Path("/sys/block").glob("loop*/loop/backing_file")
+    return [path.parent.parent.name for path in found if file is None or path.read_text().strip() == str(file)]
+
+
 def digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()

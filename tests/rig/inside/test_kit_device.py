@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,9 @@ from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.detach import detach, leaving
 from pocketcloud.kit.device import check_host, init_file, plan_file, shown
 from pocketcloud.kit.disk import Chosen, choose, confirm, init_disk, plan_disk
-from pocketcloud.kit.mounts import mounts
 from pocketcloud.model.kit import TREE, Kit
 from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.storage import open_storage
-from pocketcloud.storage.devmapper import nodes
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
@@ -38,24 +36,9 @@ SOME_KILLS_ON_DISK = [(9, True), (22, True)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def modules() -> None:
-    run(["modprobe", "-a", "loop", "ext4", "dm_thin_pool"])
+def disks() -> None:
     # Disks in memory that take only what is written; they have partitions.
     run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Places]:
-    """Where this host keeps its kits; at the end nothing of any is left in the kernel."""
-    places = Places(tmp_path / "default", tmp_path / "run")
-    yield places
-    for kit in attached_kits(places):
-        detach(places, leaving(places, kit.name), now=NOW)
-    assert not nodes()
-    assert not [there.path for there in mounts() if tmp_path in there.path.parents]
-    assert not loops()
-    for image in tmp_path.glob("*.img"):
-        image.unlink()
 
 
 @pytest.fixture
@@ -72,10 +55,6 @@ def erase(path: Path) -> None:
     run(["wipefs", "--all", "--force", path])
     run(["blockdev", "--rereadpt", path])
     run(["blkdiscard", path], codes=(0, 1))
-
-
-def loops() -> list[str]:
-    return [path.parent.parent.name for path in Path("/sys/block").glob("loop*/loop/backing_file")]
 
 
 def in_file(places: Places, path: Path, name: str = "usb", runner: Runner = run) -> Kit:

@@ -1,0 +1,176 @@
+"""Kits that are in use, were not detached, were pulled, or whose attach or detach was interrupted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.errors import NotFound, Refused
+from pocketcloud.kit.attached import Places, attached_kits
+from pocketcloud.kit.manifest import read_manifest
+from pocketcloud.model.sizes import MIB
+from pocketcloud.storage import open_storage
+from pocketcloud.storage.devmapper import nodes
+from pocketcloud.storage.thin_volumes import CONTENT
+from pocketcloud.system import run
+from tests.contract.stores import filled
+from tests.rig.inside.filed import Filed, attached, detached
+from tests.rig.inside.made import SIZE, Made, killed, loops, make_kit, unloop
+
+pytestmark = pytest.mark.sampled
+
+SOME_KILLS = [(5, False), (9, True), (11, False)]
+
+
+def test_who_uses_a_kit_is_named(places: Places, kit: Filed) -> None:
+    path = attached(places, kit.path).kit.path
+    user = subprocess.Popen(["sleep", "600"], cwd=path / "media")
+    with pytest.raises(Refused, match=rf"kit usb is in use by sleep \({user.pid}\)"):
+        detached(places)
+    user.kill()
+    user.wait()
+    assert read_manifest(path).dirty
+    with (Path("/dev", kit.made.vg, CONTENT)).open("rb"), pytest.raises(Refused, match=rf"python.* \({os.getpid()}\)"):
+        detached(places)
+    assert attached(places, "usb").already
+    assert (path / "media").is_mount()
+
+
+def test_a_kit_that_was_not_detached_is_checked(places: Places, kit: Filed) -> None:
+    first = attached(places, kit.path).kit
+    (first.path / "media" / "note").write_text("kept")
+    # The computer goes down: what it had in /run is gone, and nobody detached anything.
+    for path in (first.path / "media", first.path):
+        run(["umount", path])
+    run(["lvm", "vgchange", "--devices", first.devices[0], "-an", first.vg], env={"DM_DISABLE_UDEV": "1"})
+    unloop(first.devices[0])
+    run(["rm", "-r", places.run])
+    again = attached(places, kit.path)
+    assert "was not detached the last time" in again.notes[0]
+    assert (again.kit.path / "media" / "note").read_text() == "kept"
+
+
+@pytest.fixture
+def scsi_disk() -> Iterator[Callable[[], Path]]:
+    """A function that plugs a disk in, again if it was pulled; its content outlives that."""
+    run(["modprobe", "scsi_debug", f"dev_size_mb={SIZE // MIB}", "lbpu=1"])
+    host = sorted(Path("/sys/class/scsi_host").iterdir())[-1]
+
+    def plug() -> Path:
+        if not list(Path("/sys/block").glob("sd*")):
+            (host / "scan").write_text("- - -")
+        until = time.monotonic() + 20
+        while not (found := list(Path("/dev").glob("sd?"))):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return found[0]
+
+    yield plug
+    for _ in range(50):
+        if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("something still holds the disk")
+
+
+def pull(disk: Path) -> None:
+    (Path("/sys/block") / disk.name / "device/delete").write_text("1")
+
+
+def plugged_kit(disk: Path) -> Made:
+    run(["lvm", "pvcreate", "--devices", disk, "-ff", "-y", disk])
+    run(["lvm", "pvremove", "--devices", disk, "-y", disk])
+    return make_kit(disk, "usb", "pc_pulled")
+
+
+def test_a_disk_that_is_pulled_and_plugged_in_again(places: Places, scsi_disk: Callable[[], Path]) -> None:
+    disk = scsi_disk()
+    plugged_kit(disk)
+    kit = attached(places, None).kit
+    assert kit.devices == (disk,)
+    store = open_storage(kit)
+    store.create("base.x", 8 * MIB, filled(7))
+    store.create("lab.a.m.root.g1", 4 * MIB)
+    store.activate("lab.a.m.root.g1")
+    pull(disk)
+    assert attached_kits(places) == ()
+    with pytest.raises(NotFound, match="no kit is plugged in"):
+        attached(places, None)
+    other = scsi_disk()
+    assert other != disk
+    again = attached(places, None)
+    assert again.kit.devices == (other,)
+    assert any("had been pulled without" in note for note in again.notes)
+    assert any("was not detached the last time" in note for note in again.notes)
+    assert "base.x" in [volume.name for volume in open_storage(again.kit).volumes()]
+    detached(places)
+
+
+def test_detach_cleans_up_after_a_disk_that_was_pulled(places: Places, scsi_disk: Callable[[], Path]) -> None:
+    disk = scsi_disk()
+    plugged_kit(disk)
+    path = attached(places, None).kit.path
+    pull(disk)
+    user = subprocess.Popen(["sleep", "600"], cwd=path)
+    with pytest.raises(Refused, match=rf"sleep \({user.pid}\) still has"):
+        detached(places, "usb")
+    user.kill()
+    user.wait()
+    notes = detached(places, "usb")
+    assert "had been pulled before" in notes[0]
+    assert not nodes()
+    attached(places, scsi_disk())
+    detached(places)
+
+
+def check_attach(places: Places, kit: Filed, at: int, *, after: bool) -> bool:
+    was_killed = killed(partial(attached, places, kit.path, None), at, after=after)
+    done = attached(places, kit.path)
+    assert (done.kit.path / "media").is_mount()
+    assert attached_kits(places) == (done.kit,)
+    detached(places)
+    check_at_rest(kit)
+    return was_killed
+
+
+def check_detach(places: Places, kit: Filed, at: int, *, after: bool) -> bool:
+    attached(places, kit.path)
+    was_killed = killed(partial(detached, places, "usb"), at, after=after)
+    if was_killed:
+        try:
+            detached(places, "usb")
+        except NotFound:
+            assert not nodes(), "the killed run was not done"
+    check_at_rest(kit)
+    return was_killed
+
+
+def check_at_rest(kit: Filed) -> None:
+    assert not nodes()
+    assert not loops(kit.path)
+    assert not kit.manifest().dirty
+
+
+@pytest.mark.parametrize(("at", "after"), SOME_KILLS)
+def test_an_interrupted_attach_goes_on(places: Places, kit: Filed, at: int, after: bool) -> None:
+    assert check_attach(places, kit, at, after=after)
+
+
+@pytest.mark.parametrize(("at", "after"), SOME_KILLS)
+def test_an_interrupted_detach_goes_on(places: Places, kit: Filed, at: int, after: bool) -> None:
+    assert check_detach(places, kit, at, after=after)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [check_attach, check_detach])
+def test_attach_and_detach_under_every_kill(places: Places, kit: Filed, check: Callable[..., bool]) -> None:
+    count = 0
+    while check(places, kit, count // 2 + 1, after=bool(count % 2)):
+        count += 1
+    assert count >= 20

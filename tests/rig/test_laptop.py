@@ -1,0 +1,26 @@
+"""Runs what needs a real USB path in the emulated laptop: tests/rig/laptop, whose tests are pytest's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.model.sizes import GIB
+from tests.rig.emulated_laptop import missing, run_job
+
+WITHIN = 1800.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(WITHIN + 60)
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = tmp_path / "ssd.img"
+    with disk.open("xb") as made:
+        made.truncate(8 * GIB)
+    job = run_job(".venv/bin/python -B -m pytest -p no:cacheprovider -q -rA tests/rig/laptop", {"ssd": disk}, timeout=WITHIN)
+    with capsys.disabled():
+        print("", *(f"  in the laptop: {line}" for line in job.log.splitlines()[-5:] if " passed" in line), sep="\n")
+    assert job.code == 0, job.log[-20000:]
+    assert " passed" in job.log

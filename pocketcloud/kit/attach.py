@@ -24,7 +24,7 @@ from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identi
 from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
 from pocketcloud.kit.mounts import mount, mounted_at, number_of
 from pocketcloud.kit.plugged import Plugged, check_tools, kit_on, plugged_kits, the_one
-from pocketcloud.kit.remains import clear
+from pocketcloud.kit.remains import clear, stale_notes
 from pocketcloud.model.kit import Kit, Manifest
 from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.lvm import Lvm, complaint
@@ -118,6 +118,8 @@ def _attach_device(places: Places, device: Path, rename: str | None, now: str, r
     found, notes = _with_identity(found, kits, rename, now, run)
     if clear(found.group.uuid, found.device, found.name, run):
         notes.append("the disk had been pulled without `kit detach`: what was left of that in the kernel is cleared")
+    for note in stale_notes(Lvm([found.device], run), found.group.name):
+        note.unlink(missing_ok=True)
     found, renamed = _with_free_group(found, run)
     notes += renamed
     with _awake(found, places, run) as mount_point:

@@ -25,7 +25,7 @@ from pocketcloud.kit.attached import Places
 from pocketcloud.kit.identity import BECOMING, kit_group, tag
 from pocketcloud.kit.manifest import FILE, read_manifest
 from pocketcloud.kit.mounts import mounts, number_of
-from pocketcloud.kit.remains import carriers, is_dead, put_to_rest, tree
+from pocketcloud.kit.remains import carriers, is_dead, put_to_rest, stale_notes, tree
 from pocketcloud.storage.devmapper import Node, PoolStatus, node_name, nodes_of, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, NAME, POOL, STATE
@@ -33,7 +33,6 @@ from pocketcloud.system import CommandFailed, Runner
 
 META = f"{POOL}_tmeta"
 MAKER_FILES = ".making-*"
-_RUN_LVM = Path("/run/lvm")
 _ANY = range(256)
 # struct thin_disk_superblock (drivers/md/dm-thin-metadata.c): checksum, flags, block, uuid, magic, version, time,
 # transaction, held root; bit 0 of the flags is needs_check.
@@ -131,7 +130,7 @@ def gather(target: Target, places: Places, run: Runner) -> Evidence:
     pool = pool_status(f"{node_name(target.vg, POOL)}-tpool", run) if POOL in names else None
     metadata = None
     if POOL in names and pool is None and not group.partial:
-        metadata = _metadata(lvm, target.vg, run)
+        metadata = read_pool(lvm, target.vg, run)
     return Evidence(
         target,
         volumes,
@@ -143,7 +142,7 @@ def gather(target: Target, places: Places, run: Runner) -> Evidence:
         metadata=metadata,
         metadata_free=pool is None or not _is_read(target.vg, run),
         state=_state(lvm, target, run) if STATE in names and not group.partial else None,
-        run_files=_stale_run_files(lvm, target),
+        run_files=stale_notes(lvm, target.vg),
         entries=entries,
         loops=_other_loops(target.device),
     )
@@ -223,7 +222,8 @@ def component(lvm: Lvm, vg: str) -> Iterator[Path]:
         lvm.command("lvchange", "-an", f"{vg}/{META}")
 
 
-def _metadata(lvm: Lvm, vg: str, run: Runner) -> Metadata:
+def read_pool(lvm: Lvm, vg: str, run: Runner) -> Metadata:
+    """The metadata of the group's pool, which has to be inactive; it is only read."""
     with component(lvm, vg) as device:
         done = run(["thin_check", device], codes=_ANY, timeout=_CHECK_TIMEOUT)
         repaired = ["--repair"] if done.code else []
@@ -309,18 +309,6 @@ def _is_held(path: Path) -> bool:
 
 
 # -- the host
-
-
-def _stale_run_files(lvm: Lvm, target: Target) -> tuple[Path, ...]:
-    """What LVM's udev rules noted under /run of an earlier plug of this disk: a note of another device number."""
-    stale: list[Path] = []
-    for row in lvm.physical_volumes():
-        note = _RUN_LVM / "pvs_online" / row.uuid.replace("-", "")
-        with contextlib.suppress(OSError):
-            if note.read_text().split("\n")[0].strip() != number_of(row.device):
-                stale.append(note)
-    group = _RUN_LVM / "vgs_online" / target.vg
-    return (*stale, group) if stale and group.exists() else tuple(stale)
 
 
 def _stale_entries(target: Target, places: Places) -> tuple[Path, ...]:

@@ -21,6 +21,7 @@ from pocketcloud.system import CommandFailed, Runner
 _BLOCK = Path("/sys/block")
 _TRIES = 10
 _LVM = "LVM-"
+_RUN_LVM = Path("/run/lvm")
 _PARTS = ("_tdata", "_tmeta", "_pmspare")
 
 
@@ -67,6 +68,22 @@ def clear(group_uuid: str, device: Path, name: str, run: Runner) -> bool:
             hint=f"to use both, give this one an identity of its own: pocketcloud kit attach {device} --as NEWNAME",
         )
     return False
+
+
+def stale_notes(lvm: Lvm, vg: str) -> tuple[Path, ...]:
+    """What LVM's udev rules noted under /run of an earlier plug of this disk, with another device number; nothing takes these
+    notes away when a disk is pulled (pvscan(8), --cache)."""
+    folder = _RUN_LVM / "pvs_online"
+    if not folder.exists():
+        return ()
+    stale: list[Path] = []
+    for row in lvm.physical_volumes():
+        note = folder / row.uuid.replace("-", "")
+        with contextlib.suppress(OSError):
+            if note.read_text().split("\n")[0].strip() != number_of(row.device):
+                stale.append(note)
+    group = _RUN_LVM / "vgs_online" / vg
+    return (*stale, group) if stale and group.exists() else tuple(stale)
 
 
 def take_down(found: Iterable[Node], name: str, run: Runner) -> None:

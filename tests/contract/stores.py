@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pocketcloud.kit.evidence import read_pool
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import Filler, Storage
 from pocketcloud.storage.devmapper import nodes_of
@@ -78,6 +79,10 @@ class Bench(Protocol):
         """What lies in the store that is no volume."""
         ...
 
+    def check(self) -> None:
+        """The format's own tool finds nothing wrong in the store, in which nothing is in use."""
+        ...
+
     def arguments(self) -> list[str]:
         """What `opened` needs to open the same store in another process."""
         ...
@@ -100,6 +105,10 @@ class Qcow2Bench:
     def leftovers(self) -> list[str]:
         volumes = {volume.path.name for volume in self.store().volumes()}
         return sorted(path.name for path in self.folder.iterdir() if path.name not in volumes)
+
+    def check(self) -> None:
+        for volume in self.store().volumes():
+            run(["qemu-img", "check", "-q", volume.path])
 
     def arguments(self) -> list[str]:
         return ["qcow2", str(self.folder)]
@@ -129,6 +138,13 @@ class ThinBench:
         volumes = {volume.path.name for volume in self.store().volumes()}
         loose = [row.name for row in rows if row.name not in self.OWN | volumes]
         return loose + [node.name for node in nodes_of(self.VG) if node.suspended] + [p.name for p in self.folder.iterdir()]
+
+    def check(self) -> None:
+        lvm = Lvm([self.DEVICE])
+        lvm.command("vgchange", "-an", self.VG)
+        metadata = read_pool(lvm, self.VG, run)
+        assert (metadata.check.code, metadata.held) == (0, False), metadata.check.said
+        lvm.command("lvchange", "-ay", f"{self.VG}/{POOL}")
 
     def arguments(self) -> list[str]:
         return ["thin", str(self.folder)]

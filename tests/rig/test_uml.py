@@ -22,7 +22,7 @@ _NEEDS_UDEV = "needs: udev"
 WITHIN = 1400.0
 SLOWLY = 6 * 3600.0
 # The longest first, so that none is left alone at the end.
-LONGEST = ("test_storage", "test_lab", "test_scenario", "test_space", "test_repair")
+LONGEST = ("test_storage", "test_lab", "test_scenario", "test_interlocks", "test_space", "test_repair")
 
 FILES = sorted(
     [*INSIDE.glob("test_*.py"), CONTRACT / "test_storage.py", CONTRACT / "test_storage_sequences.py"],

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
+from pocketcloud.errors import PocketcloudError
 from pocketcloud.kit.aside import aside
+from pocketcloud.kit.evidence import read_pool
 from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA
 from pocketcloud.kit.manifest import read_manifest, write_manifest
 from pocketcloud.model.kit import KIT_SCHEMA, TREE, Manifest
@@ -27,6 +31,10 @@ from tests.contract.stores import Watched
 
 SIZE = 512 * MIB
 LAYOUT = Layout(state=32 * MIB, pool=320 * MIB, metadata=8 * MIB, chunk=64 * 1024, content=32 * MIB, ballast=16 * MIB)
+# Seconds after which a command is killed: commands take from a twentieth to half of one here.
+_MIDDLE = (0.005, 0.3)
+# How the process ends that is to be killed, where it was not.
+_DONE, _REACHED, _BROKEN = 0, 3, 1
 NOW = "2026-11-21T00:00:00+00:00"
 
 
@@ -63,6 +71,13 @@ class Made:
         if inactive:
             self.lvm.command("lvchange", "-an", f"{self.vg}/{STATE}")
         return manifest
+
+    def check_metadata(self) -> None:
+        """thin_check finds nothing wrong in the pool, which is inactive, and no metadata snapshot is held."""
+        assert not nodes_of(self.vg)
+        metadata = read_pool(self.lvm, self.vg, run)
+        assert not metadata.check.code, metadata.check.said
+        assert not metadata.held
 
     def store(self, folder: Path) -> ThinPool:
         return ThinPool(self.vg, [self.device], folder)
@@ -112,14 +127,30 @@ def backing(device: Path) -> Path:
     return Path((Path("/sys/block") / device.name / "loop/backing_file").read_text().strip())
 
 
-def killed(work: Callable[[Runner], object], at: int, *, after: bool) -> bool:
-    """Whether `work` was killed at its command number `at`, before or after that, in a process of its own; else it is done."""
+class Kill(StrEnum):
+    """What is killed at a command, and when."""
+
+    BEFORE = "the process, before the command"
+    AFTER = "the process, when the command is done"
+    CHILD = "the command, in its middle"
+    BOTH = "both, in the middle of the command"
+
+
+def killed(work: Callable[[Runner], object], at: int, kill: Kill) -> bool:
+    """Whether `work`, in a process of its own, came to its command number `at`, where the kill was; else it is done. A command
+    that is killed may make it fail, with an error of ours; when that is, after how much of its work, is by the seed."""
+    chance = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{at}.{kill}")  # noqa: S311 - keeps no secret
+    middle = chance.uniform(*_MIDDLE) if kill in (Kill.CHILD, Kill.BOTH) else None
+    watched = Watched(at, after=kill in (Kill.AFTER, Kill.BOTH), child=middle)
     child = os.fork()
     if child == 0:
-        code = 1
+        code = _BROKEN
         try:
-            work(Watched(at, after=after))
-            code = 0
+            work(watched)
+            code = _REACHED if len(watched.commands) >= at else _DONE
+        except PocketcloudError as error:
+            code = _REACHED if kill is Kill.CHILD and len(watched.commands) >= at else _BROKEN
+            print(error)
         except BaseException:  # noqa: BLE001 - a child of a fork must not go on in pytest
             traceback.print_exc()
         os._exit(code)
@@ -127,8 +158,20 @@ def killed(work: Callable[[Runner], object], at: int, *, after: bool) -> bool:
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
         return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
+    assert os.WEXITSTATUS(status) in (_DONE, _REACHED)
+    return os.WEXITSTATUS(status) == _REACHED
+
+
+def under_every_kill(check: Callable[[int, Kill], bool]) -> int:
+    """Check each kind of kill at each command, until there is no such command; how many there were."""
+    count, at = 0, 0
+    while True:
+        at += 1
+        hits = sum(check(at, kill) for kill in Kill)
+        if not hits:
+            print(f"{count} kills")
+            return count
+        count += hits
 
 
 def loops(file: Path | None = None) -> list[str]:

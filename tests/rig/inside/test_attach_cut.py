@@ -14,6 +14,7 @@ import pytest
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.manifest import read_manifest
+from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.storage.devmapper import nodes
@@ -21,11 +22,12 @@ from pocketcloud.storage.thin_volumes import CONTENT
 from pocketcloud.system import run
 from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached
-from tests.rig.inside.made import SIZE, Made, killed, loops, make_kit, unloop
+from tests.rig.inside.made import SIZE, Kill, Made, killed, loops, make_kit, under_every_kill, unloop
 
 pytestmark = pytest.mark.sampled
 
-SOME_KILLS = [(5, False), (9, True), (11, False)]
+SOME_KILLS = [(5, Kill.BEFORE), (9, Kill.AFTER), (7, Kill.CHILD), (11, Kill.BOTH)]
+BASE = "base.x"
 
 
 def test_who_uses_a_kit_is_named(places: Places, kit: Filed) -> None:
@@ -129,48 +131,57 @@ def test_detach_cleans_up_after_a_disk_that_was_pulled(places: Places, scsi_disk
     detached(places)
 
 
-def check_attach(places: Places, kit: Filed, at: int, *, after: bool) -> bool:
-    was_killed = killed(partial(attached, places, kit.path, None), at, after=after)
+def check_attach(places: Places, kit: Filed, at: int, kill: Kill) -> bool:
+    hit = killed(partial(attached, places, kit.path, None), at, kill)
     done = attached(places, kit.path)
     assert (done.kit.path / "media").is_mount()
     assert attached_kits(places) == (done.kit,)
+    check_base(done.kit)
     detached(places)
     check_at_rest(kit)
-    return was_killed
+    return hit
 
 
-def check_detach(places: Places, kit: Filed, at: int, *, after: bool) -> bool:
-    attached(places, kit.path)
-    was_killed = killed(partial(detached, places, "usb"), at, after=after)
-    if was_killed:
-        try:
-            detached(places, "usb")
-        except NotFound:
-            assert not nodes(), "the killed run was not done"
+def check_detach(places: Places, kit: Filed, at: int, kill: Kill) -> bool:
+    check_base(attached(places, kit.path).kit)
+    hit = killed(partial(detached, places, "usb"), at, kill)
+    try:
+        detached(places, "usb")
+    except NotFound:
+        assert not nodes(), "the killed run was not done"
     check_at_rest(kit)
-    return was_killed
+    return hit
+
+
+def check_base(kit: Kit) -> None:
+    """The base is what it was made as; each time it makes sure that there is one."""
+    store = open_storage(kit)
+    if not store.volumes():
+        store.create(BASE, 8 * MIB, filled(7, length=MIB))
+    store.activate(BASE)
+    with store.place(BASE)[0].open("rb") as volume:
+        assert volume.read() == (b"\7" * MIB).ljust(8 * MIB, b"\0")
 
 
 def check_at_rest(kit: Filed) -> None:
     assert not nodes()
     assert not loops(kit.path)
     assert not kit.manifest().dirty
+    with kit.opened() as made:
+        made.check_metadata()
 
 
-@pytest.mark.parametrize(("at", "after"), SOME_KILLS)
-def test_an_interrupted_attach_goes_on(places: Places, kit: Filed, at: int, after: bool) -> None:
-    assert check_attach(places, kit, at, after=after)
+@pytest.mark.parametrize(("at", "kill"), SOME_KILLS)
+def test_an_interrupted_attach_goes_on(places: Places, kit: Filed, at: int, kill: Kill) -> None:
+    assert check_attach(places, kit, at, kill)
 
 
-@pytest.mark.parametrize(("at", "after"), SOME_KILLS)
-def test_an_interrupted_detach_goes_on(places: Places, kit: Filed, at: int, after: bool) -> None:
-    assert check_detach(places, kit, at, after=after)
+@pytest.mark.parametrize(("at", "kill"), SOME_KILLS)
+def test_an_interrupted_detach_goes_on(places: Places, kit: Filed, at: int, kill: Kill) -> None:
+    assert check_detach(places, kit, at, kill)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [check_attach, check_detach])
 def test_attach_and_detach_under_every_kill(places: Places, kit: Filed, check: Callable[..., bool]) -> None:
-    count = 0
-    while check(places, kit, count // 2 + 1, after=bool(count % 2)):
-        count += 1
-    assert count >= 20
+    assert under_every_kill(partial(check, places, kit)) >= 40

@@ -22,7 +22,7 @@ from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.thin_volumes import CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
-from tests.rig.inside.made import NOW, Made, backing, copied, digest, killed, loop, make_kit, unloop
+from tests.rig.inside.made import NOW, Kill, Made, backing, copied, digest, killed, loop, make_kit, unloop
 
 pytestmark = pytest.mark.sampled
 
@@ -196,7 +196,7 @@ def test_a_kill_at_any_command_that_writes_leaves_a_kit_or_none(kit: Made, place
     for number in range(first, len(watched.commands) + 1):
         file.unlink()
         unloop(copied(pristine, file))
-        assert killed(erased, number, after=True)
+        assert killed(erased, number, Kill.AFTER)
         with contextlib.suppress(NotFound):
             erased(run)
         for name in host.loops_of(file):

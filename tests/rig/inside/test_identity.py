@@ -21,7 +21,7 @@ from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
-from tests.rig.inside.made import NOW, SIZE, Made, backing, copied, digest, killed, loop, make_kit, unloop
+from tests.rig.inside.made import NOW, SIZE, Kill, Made, backing, copied, digest, killed, loop, make_kit, unloop
 
 LATER = "2026-12-01T00:00:00+00:00"
 
@@ -91,13 +91,13 @@ def _becomes_third(device: Path, runner: Runner) -> None:
     give_new_identity(device, "third", runner, LATER)
 
 
-@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["before", "after"])
-def test_a_kill_at_any_command_is_only_a_delay(original: Made, copy: Path, tmp_path: Path, *, after: bool) -> None:
+@pytest.mark.parametrize("kill", [Kill.BEFORE, *(pytest.param(k, marks=pytest.mark.slow) for k in Kill if k is not Kill.BEFORE)])
+def test_a_kill_at_any_command_is_only_a_delay(original: Made, copy: Path, tmp_path: Path, kill: Kill) -> None:
     number, died = 0, True
     while died:
         number += 1
         device = copied(copy, tmp_path / f"{number}.img")
-        died = killed(partial(_becomes_third, device), number, after=after)
+        died = killed(partial(_becomes_third, device), number, kill)
         (group,) = Lvm([device]).groups()
         # Killed after the last commit it is complete: the same again makes a copy of the copy.
         source = tag(group, KIT) if died else original.id

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,15 +23,15 @@ from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
-from tests.rig.inside.made import NOW, killed
+from tests.rig.inside.made import NOW, Kill, Made, killed, loop, under_every_kill, unloop
 
 pytestmark = pytest.mark.sampled
 
 SIZE = 2 * GIB
 CHUNK = 64 * KIB
 # Kills that are tried in every run; `make test-slow` tries them all.
-SOME_KILLS = [(20, True)]
-SOME_KILLS_ON_DISK = [(9, True), (22, True)]
+SOME_KILLS = [(20, Kill.AFTER), (14, Kill.CHILD)]
+SOME_KILLS_ON_DISK = [(9, Kill.AFTER), (22, Kill.BOTH)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -254,66 +253,63 @@ def test_a_disk_that_changes_after_it_was_chosen_is_left_alone(places: Places, d
 # -- interrupted
 
 
-def check_again_in_file(places: Places, tmp_path: Path, at: int, *, after: bool) -> bool:
+def check_again_in_file(places: Places, tmp_path: Path, at: int, kill: Kill) -> bool:
     path = tmp_path / "kit.img"
-    was_killed = killed(partial(in_file, places, path, "usb"), at, after=after)
-    if was_killed:
+    hit = killed(partial(in_file, places, path, "usb"), at, kill)
+    if not attached_kits(places):
         assert not path.exists(), "an unfinished kit has its name already"
         in_file(places, path)
     check_volumes(attached_kits(places)[0], places)
     detach(places, leaving(places, None), now=NOW)
+    check_metadata(path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"kit.img", "run"}
     path.unlink()
-    return was_killed
+    return hit
 
 
-def check_again_on_disk(places: Places, disk: Path, at: int, *, after: bool) -> bool:
-    was_killed = killed(partial(on_disk, places, disk, "usb"), at, after=after)
-    if was_killed:
+def check_again_on_disk(places: Places, disk: Path, at: int, kill: Kill) -> bool:
+    hit = killed(partial(on_disk, places, disk, "usb"), at, kill)
+    if not attached_kits(places):
         chosen = choose(places, disk, run)
         asked: list[str] = []
         confirm(chosen, None, None, partial(asked.append, "yes?"))
         assert asked, "an unfinished kit asked for more than an empty disk"
         finish(chosen, places)
-    check_volumes(attached_kits(places)[0], places)
+    kit = attached_kits(places)[0]
+    check_volumes(kit, places)
     detach(places, leaving(places, None), now=NOW)
+    Made(kit.devices[0], kit.vg, kit.id).check_metadata()
     erase(disk)
-    return was_killed
+    return hit
+
+
+def check_metadata(file: Path) -> None:
+    """Of a detached kit in a file."""
+    device = loop(file)
+    (group,) = Lvm([device]).groups()
+    Made(device, group.name, "").check_metadata()
+    unloop(device)
 
 
 def finish(chosen: Chosen, places: Places) -> None:
     init_disk(chosen, plan_disk(chosen, "usb", 2 * CHUNK, places, run, ()), places, run, now=NOW)
 
 
-@pytest.mark.parametrize(("at", "after"), SOME_KILLS)
-def test_an_interrupted_init_in_a_file_is_begun_anew(places: Places, tmp_path: Path, at: int, after: bool) -> None:
-    assert check_again_in_file(places, tmp_path, at, after=after)
+@pytest.mark.parametrize(("at", "kill"), SOME_KILLS)
+def test_an_interrupted_init_in_a_file_is_begun_anew(places: Places, tmp_path: Path, at: int, kill: Kill) -> None:
+    assert check_again_in_file(places, tmp_path, at, kill)
 
 
-@pytest.mark.parametrize(("at", "after"), SOME_KILLS_ON_DISK)
-def test_an_interrupted_init_on_a_disk_is_begun_anew(places: Places, disk: Path, at: int, after: bool) -> None:
-    assert check_again_on_disk(places, disk, at, after=after)
-
-
-def all_kills(check: Callable[..., bool]) -> int:
-    """Try a kill before and after each command, until there is none more; how many there were."""
-    count = 0
-    while check(count // 2 + 1, after=bool(count % 2)):
-        count += 1
-    return count
+@pytest.mark.parametrize(("at", "kill"), SOME_KILLS_ON_DISK)
+def test_an_interrupted_init_on_a_disk_is_begun_anew(places: Places, disk: Path, at: int, kill: Kill) -> None:
+    assert check_again_on_disk(places, disk, at, kill)
 
 
 @pytest.mark.slow
 def test_init_in_a_file_under_every_kill(places: Places, tmp_path: Path) -> None:
-    def check(at: int, *, after: bool) -> bool:
-        return check_again_in_file(places, tmp_path, at, after=after)
-
-    assert all_kills(check) >= 40
+    assert under_every_kill(partial(check_again_in_file, places, tmp_path)) >= 60
 
 
 @pytest.mark.slow
 def test_init_on_a_disk_under_every_kill(places: Places, disk: Path) -> None:
-    def check(at: int, *, after: bool) -> bool:
-        return check_again_on_disk(places, disk, at, after=after)
-
-    assert all_kills(check) >= 40
+    assert under_every_kill(partial(check_again_on_disk, places, disk)) >= 60

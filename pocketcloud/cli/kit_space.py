@@ -11,8 +11,8 @@ from pocketcloud.cli.options import kit_option, open_kit, output_option, progres
 from pocketcloud.cli.view import print_json, print_table
 
 if TYPE_CHECKING:
+    from pocketcloud.kit.links import Link
     from pocketcloud.kit.space import Gauge, Holding, KitSpace
-    from pocketcloud.kit.trim import Link
     from pocketcloud.model.base import Base
     from pocketcloud.model.kit import Kit
 
@@ -131,16 +131,23 @@ def _remarks(space: KitSpace) -> Iterator[str]:
 def trim(kit_name: str | None, output: str, progress: str, verbose: int) -> None:
     """Give free space back: from the guests through the kit's store to its disk, and say where that chain ends.
 
-    Machines that run are asked through their guest agent. Nothing is lost, and labs go on meanwhile.
+    Machines that run are asked through their guest agent; the disks of those that do not are mounted in a throw-away guest.
+    Nothing is lost, and labs go on meanwhile.
     """
+    from pocketcloud import profiles
     from pocketcloud.cli.view import open_view
     from pocketcloud.errors import PocketcloudError
+    from pocketcloud.host import read_facts
     from pocketcloud.hypervisor import open_hypervisor
+    from pocketcloud.kit.attached import Places
     from pocketcloud.kit.trim import trim_kit
+    from pocketcloud.model.profile import Acceleration
     from pocketcloud.model.sizes import size_text
     from pocketcloud.storage import open_storage
 
     require_root("trim a kit")
+    places = Places.from_environment()
+    emulated = profiles.choose(read_facts()).acceleration is not Acceleration.KVM
     kit = open_kit(kit_name)
     try:
         hypervisor, unreachable = open_hypervisor(), ""
@@ -148,7 +155,9 @@ def trim(kit_name: str | None, output: str, progress: str, verbose: int) -> None
         hypervisor, unreachable = None, error.message
     view = open_view(progress, verbose)
     try:
-        trimmed = trim_kit(kit, open_storage(kit), hypervisor, emit=view.emit, unreachable=unreachable)
+        trimmed = trim_kit(
+            kit, open_storage(kit), hypervisor, emit=view.emit, locks=places.locks, emulated=emulated, unreachable=unreachable
+        )
     finally:
         view.close()
     if output == "json":

@@ -426,7 +426,8 @@ def _domain(handle: Any) -> Domain | None:
     elif number == libvirt.VIR_DOMAIN_PAUSED and cause == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
         full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values()
         reason = "no space" if full else "I/O error"
-    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory)
+    saved = state is DomainState.OFF and bool(handle.hasManagedSaveImage())
+    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory, saved)
 
 
 def _is_active(handle: Any, name: str) -> bool:

@@ -7,18 +7,19 @@ reaches the disk. Nothing is switched on that the disk does not announce: a USB 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.events import Event, StepProgress
 from pocketcloud.host.files import line
 from pocketcloud.host.kits import disk_of, kernel_name
-from pocketcloud.hypervisor import DomainState, Hypervisor
+from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
+from pocketcloud.kit.links import Link, LinkState
 from pocketcloud.kit.mounts import mounted_at
+from pocketcloud.kit.resting import trim_resting
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import size_text
 from pocketcloud.storage import Storage
@@ -31,25 +32,6 @@ from pocketcloud.system import CommandFailed, Completed, Runner, run
 _TRIMMED = re.compile(r"\(([0-9]+) bytes\)")
 _STEP = "trim"
 _BLOCK = 512  # of stat(2)'s st_blocks
-
-
-class LinkState(StrEnum):
-    """What a link does with a discard."""
-
-    PASSED = "ok"
-    IN_PART = "in part"
-    ENDS = "ends here"
-    LEFT_OUT = "left out"
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """One link of the chain, for people, with what can be done about it."""
-
-    name: str
-    state: LinkState
-    text: str
-    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +56,26 @@ def trim_kit(
     hypervisor: Hypervisor | None,
     *,
     emit: Emit,
+    locks: Path,
+    emulated: bool = False,
     unreachable: str = "",
     run: Runner = run,
     root: Path = Path("/"),
 ) -> Trimmed:
-    """Run the whole chain for a kit. Without a hypervisor, `unreachable` says why the guests are left out.
+    """Run the whole chain for a kit. Without a hypervisor, `unreachable` says why the guests are left out; `locks` is where
+    commands hold labs, `emulated` says that KVM is of no use here.
 
     A link that fails is told of and does not keep the others from being tried. Raises only where the store cannot be read.
     """
     before = storage.usage().used
-    links = [_guests(kit, hypervisor, unreachable, emit)]
+    domains = hypervisor.domains(kit.id) if hypervisor else ()
+    links = [_guests(domains, hypervisor, unreachable, emit)]
+    if hypervisor:
+
+        def say(part: float, name: str) -> None:
+            emit(StepProgress(_STEP, part, f"stopped machine {name}, in a guest of its own"))
+
+        links.append(trim_resting(kit, domains, storage, locks, run, emulated=emulated, progress=say))
     if not kit.vg:
         links.append(Link("files", LinkState.PASSED, "the images' holes are those of the file system they lie on"))
         host = "what the file system itself gives its disk is the host's matter: fstrim.timer"
@@ -102,32 +94,31 @@ def trim_kit(
     return Trimmed(tuple(links), freed)
 
 
-def _guests(kit: Kit, hypervisor: Hypervisor | None, unreachable: str, emit: Emit) -> Link:
-    """Have those that run trim their file systems; the others can be asked when they run."""
+def _guests(domains: Sequence[Domain], hypervisor: Hypervisor | None, unreachable: str, emit: Emit) -> Link:
+    """Have those that run trim their file systems."""
     if hypervisor is None:
         return Link("guests", LinkState.LEFT_OUT, f"libvirt cannot be asked: {unreachable}")
     asked: list[str] = []
     deaf: list[str] = []
-    resting: list[str] = []
-    domains = hypervisor.domains(kit.id)
     for number, domain in enumerate(domains):
         name = f"{domain.mark.instance}.{domain.mark.part}"
         emit(StepProgress(_STEP, number / len(domains), f"guest {name}"))
-        if domain.state is not DomainState.RUNNING:
-            resting.append(name)
-            continue
-        try:
-            (asked if hypervisor.trim(domain.name) else deaf).append(name)
-        except PocketcloudError as error:
-            deaf.append(f"{name} ({error.message})")
+        match domain.state:
+            case DomainState.RUNNING:
+                try:
+                    (asked if hypervisor.trim(domain.name) else deaf).append(name)
+                except PocketcloudError as error:
+                    deaf.append(f"{name} ({error.message})")
+            case DomainState.PAUSED:
+                deaf.append(f"{name} (paused)")
+            case DomainState.OFF | DomainState.CRASHED:
+                pass
     parts = [f"{len(asked)} trimmed"] if asked else []
     parts += [f"without a guest agent: {', '.join(deaf)}"] if deaf else []
-    parts += [f"not running: {', '.join(resting)}"] if resting else []
     if not parts:
-        return Link("guests", LinkState.LEFT_OUT, "there are none")
-    hint = "those that do not run are not trimmed: pocketcloud lab up, then trim again" if resting else ""
-    state = LinkState.LEFT_OUT if not asked else LinkState.IN_PART if deaf or resting else LinkState.PASSED
-    return Link("guests", state, "; ".join(parts), hint)
+        return Link("guests", LinkState.LEFT_OUT, "none runs")
+    state = LinkState.LEFT_OUT if not asked else LinkState.IN_PART if deaf else LinkState.PASSED
+    return Link("guests", state, "; ".join(parts))
 
 
 def _file_system(name: str, path: Path, run: Runner) -> Link:

@@ -63,7 +63,7 @@ class DomainState(StrEnum):
 class Domain:
     """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
     pause that was not asked for (`no space`, `I/O error`), else empty; `agent` whether the guest agent's channel is open.
-    `memory` is in bytes."""
+    `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from (managed save)."""
 
     name: str
     mark: Mark
@@ -72,6 +72,7 @@ class Domain:
     agent: bool
     reason: str = ""
     memory: int = 0
+    saved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from pocketcloud.events import Event
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.directory import init_directory
+from pocketcloud.kit.links import LinkState
 from pocketcloud.kit.space import Gauge, Holding, Role, gauges_of, holdings, kit_space, layered, space_warning
-from pocketcloud.kit.trim import LinkState, read_device, read_fstrim, trim_kit
+from pocketcloud.kit.trim import read_device, read_fstrim, trim_kit
 from pocketcloud.model.inventory import Domain, DomainState, Volume
 from pocketcloud.model.kit import Kit, Manifest
 from pocketcloud.model.machine import Mark
@@ -310,19 +311,20 @@ class Guests:
         return name == "hears"
 
 
-def test_guests_are_asked_and_those_that_cannot_hear_are_named(kit: Kit) -> None:
+def test_guests_are_asked_and_those_that_cannot_hear_are_named(kit: Kit, tmp_path: Path) -> None:
     guests, seen = Guests(kit.id), list[Event]()
-    done = trim_kit(kit, open_storage(kit), cast("Hypervisor", guests), emit=seen.append)
+    done = trim_kit(kit, open_storage(kit), cast("Hypervisor", guests), emit=seen.append, locks=tmp_path)
     assert guests.asked == ["hears", "deaf", "fails"]
     link = done.links[0]
     assert (link.name, link.state) == ("guests", LinkState.IN_PART)
-    assert "1 trimmed; without a guest agent: demo.deaf, demo.fails (its disk is full); not running: demo.off" in link.text
+    assert link.text == "1 trimmed; without a guest agent: demo.deaf, demo.fails (its disk is full)"
+    assert "demo.off" in done.links[1].text
     assert done.ends_at == ""
     assert seen
 
 
 def test_without_libvirt_the_rest_is_done(kit: Kit) -> None:
-    done = trim_kit(kit, open_storage(kit), None, emit=lambda _event: None, unreachable="it is not there")
+    done = trim_kit(kit, open_storage(kit), None, emit=lambda _event: None, locks=kit.path, unreachable="it is not there")
     assert [link.name for link in done.links] == ["guests", "files", "host"]
     assert "it is not there" in done.links[0].text
 

@@ -18,8 +18,9 @@ from pocketcloud.errors import NoSpace, Refused
 from pocketcloud.events import Event
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.device import init_file, plan_file, put_down
+from pocketcloud.kit.links import LinkState
 from pocketcloud.kit.space import kit_space, space_warning
-from pocketcloud.kit.trim import LinkState, trim_kit
+from pocketcloud.kit.trim import trim_kit
 from pocketcloud.model.kit import Kit, Manifest
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
@@ -332,7 +333,7 @@ def silent(_event: Event) -> None:
 
 
 def test_on_a_disk_without_discards_the_chain_ends_at_the_pool(bench: ThinBench) -> None:
-    done = trim_kit(kit_of(bench), bench.store(), None, emit=silent)
+    done = trim_kit(kit_of(bench), bench.store(), None, emit=silent, locks=Path("/run/pocketcloud/locks"))
     assert done.ends_at == "passdown"
     states = {link.name: link.state for link in done.links}
     assert states[f"device {ThinBench.DEVICE}"] is LinkState.ENDS
@@ -341,7 +342,7 @@ def test_on_a_disk_without_discards_the_chain_ends_at_the_pool(bench: ThinBench)
 
 def test_trim_makes_the_ballast_anew(bench: ThinBench) -> None:
     LVM.command("lvremove", "-f", f"{VG}/{BALLAST}")
-    trim_kit(kit_of(bench), bench.store(), None, emit=silent)
+    trim_kit(kit_of(bench), bench.store(), None, emit=silent, locks=Path("/run/pocketcloud/locks"))
     assert is_filled(VG, run, LVM.volumes(VG))
 
 
@@ -358,7 +359,7 @@ def test_a_kit_in_a_file_gives_back_down_to_the_file(tmp_path: Path) -> None:
         before, holes = store.usage().used, file.stat().st_blocks * 512
         big.unlink()
         os.sync()
-        done = trim_kit(kit, store, None, emit=silent)
+        done = trim_kit(kit, store, None, emit=silent, locks=Path("/run/pocketcloud/locks"))
         assert done.ends_at == ""
         assert done.freed >= 32 * MIB
         assert store.usage().used <= before - 32 * MIB
@@ -374,7 +375,7 @@ def test_a_kit_in_a_file_gives_back_down_to_the_file(tmp_path: Path) -> None:
             "ballast": "ok",
         }
         Lvm(kit.devices).command("lvchange", "--discards", "nopassdown", f"{kit.vg}/{POOL}")
-        kept = trim_kit(kit, store, None, emit=silent)
+        kept = trim_kit(kit, store, None, emit=silent, locks=Path("/run/pocketcloud/locks"))
         assert kept.ends_at == "passdown"
         assert any(f"lvchange --discards passdown {kit.vg}/{POOL}" in link.hint for link in kept.links)
     finally:

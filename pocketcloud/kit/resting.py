@@ -1,0 +1,100 @@
+"""Trims the disks of machines that do not run, each in a throw-away guest: virt-sparsify(1) of libguestfs boots a small one,
+mounts the disk's file systems there and has them trimmed. The host's own kernel never mounts what a guest has written.
+
+Only what is no snapshot, and whose memory is not saved anywhere, is touched: a restored memory would not know its disk again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pocketcloud.errors import Busy, NotFound, PocketcloudError
+from pocketcloud.kit.links import Link, LinkState
+from pocketcloud.locks import held
+from pocketcloud.model.inventory import Domain, DomainState, Volume
+from pocketcloud.model.kit import Kit
+from pocketcloud.records import InstanceFiles
+from pocketcloud.storage import Storage
+from pocketcloud.system import CommandFailed, Runner, which
+
+_TOOL = "virt-sparsify"
+_LACKING = f"install guestfs-tools, which has {_TOOL}, or start them (pocketcloud lab up); then trim again"
+# A guest of libguestfs without KVM needs half a minute to start; a large file system on a slow disk takes its time.
+_WITHIN = 1800.0
+
+
+def trim_resting(
+    kit: Kit,
+    domains: Sequence[Domain],
+    storage: Storage,
+    locks: Path,
+    run: Runner,
+    *,
+    emulated: bool,
+    progress: Callable[[float, str], None],
+) -> Link:
+    """Trim the disks of those of the kit's machines that are off; `emulated` where KVM is of no use here. `progress` is told
+    of each machine, with the part that is done. What cannot be trimmed is told of in the link."""
+    resting = [domain for domain in domains if domain.state in (DomainState.OFF, DomainState.CRASHED)]
+    if not resting:
+        return Link("stopped machines", LinkState.LEFT_OUT, "there are none")
+    if which(_TOOL) is None:
+        names = ", ".join(_title(domain) for domain in resting)
+        return Link("stopped machines", LinkState.LEFT_OUT, f"{names}: {_TOOL} is not installed", _LACKING)
+    live = {volume.path: volume for volume in storage.volumes() if not volume.sealed and not volume.spare}
+    done: list[str] = []
+    left: list[str] = []
+    for number, domain in enumerate(resting):
+        progress(number / len(resting), _title(domain))
+        try:
+            _trim(kit, domain, live, storage, locks, run, emulated=emulated)
+            done.append(_title(domain))
+        except PocketcloudError as error:
+            left.append(f"{_title(domain)} ({_reason(error)})")
+    parts = [f"{len(done)} trimmed in a guest of its own"] if done else []
+    parts += [f"not trimmed: {', '.join(left)}"] if left else []
+    state = LinkState.PASSED if not left else LinkState.IN_PART if done else LinkState.LEFT_OUT
+    return Link("stopped machines", state, "; ".join(parts))
+
+
+def _title(domain: Domain) -> str:
+    return f"{domain.mark.instance}.{domain.mark.part}"
+
+
+def _trim(
+    kit: Kit, domain: Domain, live: Mapping[Path, Volume], storage: Storage, locks: Path, run: Runner, *, emulated: bool
+) -> None:
+    instance = domain.mark.instance
+    # No command may start the machine meanwhile, or clone its disk; one that is at work is not waited for.
+    with held(locks, f"{kit.id}.{instance}", "pocketcloud kit trim", wait=False):
+        if domain.saved or InstanceFiles(kit, instance).memories():
+            raise Busy("its memory is saved, and belongs to its disks as they are")
+        volumes = [live[path] for path in domain.disks.values() if path in live]
+        if not volumes:
+            raise NotFound("none of its disks is one of this kit")
+        storage.activate(*(volume.name for volume in volumes))
+        for volume in volumes:
+            run(
+                [_TOOL, "--quiet", "--in-place", "--format", volume.format, volume.path],
+                env=_environment(kit, emulated=emulated),
+                timeout=_WITHIN,
+            )
+
+
+def _environment(kit: Kit, *, emulated: bool) -> dict[str, str]:
+    """libguestfs(3): QEMU started by itself, as its libvirt backend may not open a kit's volumes; what it caches is the kit's."""
+    cache = kit.path / "media"
+    settings = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_CACHEDIR": str(cache), "LIBGUESTFS_TMPDIR": str(cache)}
+    return settings | ({"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"} if emulated else {})
+
+
+def _reason(error: PocketcloudError) -> str:
+    if not isinstance(error, CommandFailed):
+        return error.message
+    told = [line.partition("error: ")[2] for line in _lines(error) if "error: " in line]
+    return told[0] if told else error.message.splitlines()[0]
+
+
+def _lines(error: CommandFailed) -> Iterable[str]:
+    return error.completed.err.splitlines()

@@ -90,6 +90,10 @@ class Hypervisor(Protocol):
         """Our networks, of one kit or of all, by name."""
         ...
 
+    def check_network(self, name: str) -> None:
+        """Raise NotOurs if a network of that name is there without our mark."""
+        ...
+
     def ensure_network(self, spec: NetworkSpec) -> None:
         """Define and start the network, or bring ours of that name to `spec` (leases are updated live; another subnet or
         bridge restarts it)."""

@@ -257,6 +257,10 @@ class LibvirtHypervisor:
                 found.append(reading.network(reading.mark, active=active))
         return tuple(sorted(found, key=lambda network: network.name))
 
+    def check_network(self, name: str) -> None:
+        """See Hypervisor.check_network."""
+        self._find_network(name)
+
     def ensure_network(self, spec: NetworkSpec) -> None:
         """See Hypervisor.ensure_network. A network that is new and does not start is not left behind."""
         text = xml.network_xml(spec)
@@ -302,12 +306,10 @@ class LibvirtHypervisor:
         """The connection, known to work a moment ago: asking costs one round trip, and the daemon may have been restarted."""
         with self._lock:
             if self._connection is not None:
-                try:
+                with contextlib.suppress(libvirt.libvirtError):
                     self._connection.getLibVersion()
                     if self._connection.isAlive():
                         return self._connection
-                except libvirt.libvirtError:
-                    pass
                 self._connection = None
             try:
                 self._connection = _connection(self._uri)

@@ -48,11 +48,13 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
     have = bench.observe(instance)
     wanted = lab or known_record(instance, have, bench.kit.name).lab
     for name, machine in wanted.machines.items():
-        # A domain of this name that is not ours is found out here, before anything is made.
+        # A domain or a network of this name that is not ours is found out here, before anything is made.
         bench.hypervisor.domain(joined(bench.kit.name, instance, name))
         base = have.bases.get(machine.base)
         if base:
             bench.shape(base.arch)
+    for network in wanted.networks:
+        bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
     plan = plan_up(wanted, instance, have, bench.ground(have, instance), reconfigure=reconfigure, prune=prune)
     return Planned(plan, have)
 

@@ -97,7 +97,8 @@ class Draft:
 @dataclass(frozen=True, slots=True)
 class Fate:
     """What becomes of one machine: `volumes` to clone (from, to, size) or create (None, to, size) by disk name; `restart`
-    why a running one is stopped first (empty: it is not); `fresh` whether it starts from its base; `definition` as it will be."""
+    why a running one is stopped first (empty: it is not); `fresh` whether it starts from its base, `nvram` the UEFI variables
+    that it goes back to (empty: it keeps its own)."""
 
     name: Name
     record: MachineRecord
@@ -105,6 +106,7 @@ class Fate:
     fresh: bool
     restart: str
     reason: str
+    nvram: str = ""
 
 
 def known_record(instance: Name, have: Inventory, kit: str) -> Record:

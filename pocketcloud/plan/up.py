@@ -214,8 +214,9 @@ def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, gen
     if lost:
         if part is None or any(volume not in have.volumes for volume in part.disks.values()):
             return _again(name, known.definition, known, have, record, generation, f"its disk {lost[0]} is gone")
-        sources, reason = part.disks, f"its disk {lost[0]} is gone; back to clean"
+        sources, reason, nvram = part.disks, f"its disk {lost[0]} is gone; back to clean", part.nvram
     else:
+        nvram = ""
         sources = {d: v for d, v in known.disks.items() if have.volumes[v].sealed}
         reason = "its disks were left sealed by an interrupted snapshot" if sources else ""
     volumes: dict[str, tuple[str | None, str, int]] = {
@@ -223,7 +224,8 @@ def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, gen
     }
     disks = {**known.disks, **{disk: volume for disk, (_, volume, _) in volumes.items()}}
     why = reason or (f"{', '.join(restart)} changed" if restart else "")
-    return Fate(name, replace(known, disks=disks), volumes, fresh=False, restart=why, reason=why or "it is off")
+    again = replace(known, disks=disks)
+    return Fate(name, again, volumes, fresh=False, restart=why, reason=why or "it is off", nvram=nvram)
 
 
 def _without(record: Record, machines: Collection[str]) -> dict[Name, Snapshot]:
@@ -335,8 +337,8 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, after: tuple[str, .
     steps: list[Step] = []
     if start or not running:
         reason = start or fate.reason
-        if fate.fresh:
-            steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name))
+        if fate.fresh or fate.nvram:
+            steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name, source=fate.nvram))
         steps.append(DefineMachine(id=f"define.{name}", reason=reason, machine=name))
         steps.append(StartMachine(id=f"start.{name}", reason=reason, machine=name, after=up))
     first = fate.record.stage is not Stage.PROVISIONED

@@ -407,6 +407,9 @@ def test_a_network_of_others_is_left_alone(bed: Bed) -> None:
     with pytest.raises(NotOurs, match=front.name):
         bed.hypervisor.ensure_network(front)
     with pytest.raises(NotOurs, match=front.name):
+        bed.hypervisor.check_network(front.name)
+    bed.hypervisor.check_network(f"{front.name}x")
+    with pytest.raises(NotOurs, match=front.name):
         bed.hypervisor.remove_network(front.name)
     assert bed.hypervisor.networks(bed.kit_id) == ()
     bed.raw().networkLookupByName(front.name)

@@ -24,6 +24,7 @@ from pocketcloud.plan.steps import (
     RemoveFiles,
     RemoveNetwork,
     RemoveVolumes,
+    SetNvram,
     StartMachine,
     StopMachine,
     TakeSnapshot,
@@ -172,7 +173,12 @@ def test_a_lost_volume_comes_back_from_clean() -> None:
     host.reboot()
     assert host.record is not None
     del host.volumes[host.record.machines[Name("a")].disks["root"]]
+    clean = host.record.clean
+    assert clean is not None
+    kept = {name: replace(part, nvram=f"{name}.clean") for name, part in clean.machines.items()}
+    host.record = replace(host.record, snapshots=dict.fromkeys(host.record.snapshots, replace(clean, machines=kept)))
     made = plan(host)
+    assert [(step.machine, step.source) for step in made.steps if isinstance(step, SetNvram)] == [("a", "a.clean")]
     assert [(clone.marks["machine"], clone.marks["disk"]) for clone in cloned(made)] == [("a", "root"), ("a", "data")]
     assert ids(made, Provision) == []
     assert "gone" in made.steps[0].reason

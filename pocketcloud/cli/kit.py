@@ -180,9 +180,12 @@ def _command_line() -> str:
 @output_option
 def list_kits(output: str) -> None:
     """List the attached kits and, for root, those on plugged disks that are not."""
-    from pocketcloud.kit.attached import Places, attached_kits
+    from pocketcloud.kit.attached import Places, attached_kits, unreadable_kits
 
-    kits = attached_kits(Places.from_environment())
+    places = Places.from_environment()
+    kits = attached_kits(places)
+    for name, why in unreadable_kits(places).items():
+        click.echo(f"warning: {name}: {why.message} (pocketcloud kit detach {name})", err=True)
     plugged = _not_attached(kits)
     if output == "json":
         there = [

@@ -17,7 +17,7 @@ from pocketcloud.errors import NoSpace, NotFound, PocketcloudError, Refused
 from pocketcloud.host import kits as host
 from pocketcloud.kit import loops
 from pocketcloud.kit.aside import aside
-from pocketcloud.kit.attached import Places, attached_kits, register
+from pocketcloud.kit.attached import Places, attached_kits, register, unreadable_kits
 from pocketcloud.kit.device import CONTENT_FOLDER, put_down
 from pocketcloud.kit.directory import check_reachable
 from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identity, tag
@@ -111,6 +111,8 @@ def _tried_away(device: Path, path: Path, run: Runner) -> None:
 
 def _attach_device(places: Places, device: Path, rename: str | None, now: str, run: Runner) -> Attached:
     found = kit_on(device, run)
+    if (unreadable := unreadable_kits(places).get(found.name)) is not None:
+        raise unreadable
     kits = attached_kits(places)
     for kit in kits:
         if found.device in kit.devices:

@@ -3,12 +3,11 @@ is attached by being there."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.errors import NotFound, Refused, UsageError
+from pocketcloud.errors import NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.files import write_whole
 from pocketcloud.kit.manifest import kit_at
 from pocketcloud.model.kit import Kit
@@ -16,6 +15,8 @@ from pocketcloud.model.names import Name
 
 DEFAULT_KIT = Path("/var/lib/pocketcloud")
 RUN_FOLDER = Path("/run/pocketcloud")
+# The name under which the default kit counts where it cannot be read.
+_DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,42 @@ class Places:
 
 
 def attached_kits(places: Places) -> tuple[Kit, ...]:
-    """All attached kits by name, the default one among them. Entries whose kit is gone (an unplugged disk) are left out."""
-    paths = [places.default]
-    paths += [path for name in registered_names(places) if (path := registered_path(places, name)) is not None]
+    """All attached kits by name, the default one among them. Entries whose kit is gone (an unplugged disk) are left out, and
+    kits that cannot be read: one must not keep people from their others."""
+    return _attached(places)[0]
+
+
+def unreadable_kits(places: Places) -> dict[str, PocketcloudError]:
+    """Why attached kits cannot be read (damaged, of a newer pocketcloud), by the names they were attached under."""
+    return _attached(places)[1]
+
+
+def _attached(places: Places) -> tuple[tuple[Kit, ...], dict[str, PocketcloudError]]:
+    paths = {name: path for name in registered_names(places) if (path := registered_path(places, name)) is not None}
     kits: dict[Path, Kit] = {}
-    for path in paths:
-        with contextlib.suppress(NotFound):
+    unreadable: dict[str, PocketcloudError] = {}
+    for name, path in {**paths, _DEFAULT: places.default}.items():
+        try:
             kit = kit_at(path)
             kits.setdefault(kit.path, kit)
-    return tuple(sorted(kits.values(), key=lambda kit: kit.name))
+        except NotFound:
+            pass
+        except Refused as error:
+            unreadable[name] = error
+    return tuple(sorted(kits.values(), key=lambda kit: kit.name)), unreadable
 
 
 def find_kit(places: Places, name: str | None) -> Kit:
-    """The kit of that name; without a name the only one there is. Raises NotFound, or UsageError if there are several."""
-    kits = attached_kits(places)
+    """The kit of that name; without a name the only one there is. Raises NotFound, UsageError if there are several, and
+    Refused if it is one that cannot be read."""
+    kits, unreadable = _attached(places)
+    if name in unreadable:
+        raise unreadable[name or ""]
     if name is None:
-        if len(kits) > 1:
-            names = ", ".join(kit.name for kit in kits)
+        if len(unreadable) == 1 and not kits:
+            raise next(iter(unreadable.values()))
+        if len(kits) + len(unreadable) > 1:
+            names = ", ".join([*(kit.name for kit in kits), *(f"{one} (cannot be read)" for one in unreadable)])
             raise UsageError(f"several kits are attached: {names}", hint="say which: --kit NAME, or POCKETCLOUD_KIT")
         if kits:
             return kits[0]

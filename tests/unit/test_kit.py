@@ -14,7 +14,8 @@ import pytest
 
 from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
-from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, register
+from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, register, unreadable_kits
+from pocketcloud.kit.detach import detach, leaving
 from pocketcloud.kit.directory import init_directory, name_for
 from pocketcloud.kit.manifest import host_mark, kit_at, read_manifest, write_manifest
 from pocketcloud.kit.mounts import mounted_at, mounts, users_of
@@ -131,6 +132,32 @@ def test_several_kits_have_to_be_told_apart(places: Places, folder: Path) -> Non
     with pytest.raises(NotFound, match="no kit 'c' is attached; attached: a, b"):
         find_kit(places, "c")
     assert find_kit(places, "b") == kits[0]
+
+
+def test_a_kit_that_cannot_be_read_keeps_nobody_from_the_others(places: Places, folder: Path) -> None:
+    whole, damaged = (make(places, folder / name) for name in ("whole", "damaged"))
+    (damaged.path / "kit.json").write_text("{")
+    assert attached_kits(places) == (whole,)
+    assert list(unreadable_kits(places)) == ["damaged"]
+    assert find_kit(places, "whole") == whole
+    with pytest.raises(Refused, match="damaged"):
+        find_kit(places, "damaged")
+    # Which one is meant is still to be said, and no new kit is made in its place.
+    with pytest.raises(UsageError, match=r"several kits are attached: whole, damaged \(cannot be read\)"):
+        find_kit(places, None)
+    assert detach(places, leaving(places, "whole"), now=NOW) == ()
+    with pytest.raises(Refused, match="damaged"):
+        find_kit(places, None)
+    assert detach(places, leaving(places, "damaged"), now=NOW) == ()
+    assert (attached_kits(places), unreadable_kits(places)) == ((), {})
+
+
+def test_a_default_kit_that_cannot_be_read_is_said_to_be(places: Places) -> None:
+    kit = make(places, places.default)
+    (kit.path / "kit.json").write_text("{")
+    for name in (None, "default"):
+        with pytest.raises(Refused, match="damaged"):
+            find_kit(places, name)
 
 
 def test_a_kit_that_is_unplugged_is_not_there(places: Places, folder: Path) -> None:

@@ -184,6 +184,7 @@ def main(words: list[str]) -> int:
     if reason := missing():
         print(reason, file=sys.stderr)
         return 3
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.NamedTemporaryFile(dir="/var/tmp", prefix="pc-laptop-") as disk:
         disk.truncate(8 << 30)
         job = run_job(" ".join(words), {"ssd": Path(disk.name)}, timeout=1800)

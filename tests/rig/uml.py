@@ -105,6 +105,8 @@ def main(words: Sequence[str]) -> int:
     if reason := missing():
         print(reason, file=sys.stderr)
         return 3
+    # Ended by `timeout` or a closed terminal, it must not leave its kernel behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="pocketcloud-uml-") as folder:
         udev = words[0] == "--udev"
         job = run_job(" ".join(words[1:] if udev else words), Path(folder), timeout=1800, udev=udev)

@@ -168,7 +168,10 @@ def detach(places: Places, kit: Leaving, *, now: str, trim: bool = False, run: R
         notes = _close(kit.kit, now, run, trim=trim)
         _let_go(kit.kit.devices, run)
     elif kit.plugged is not None:
-        # The first run got as far as unmounting.
+        # The first run got as far as unmounting; or the kit cannot be read.
+        for place in (kit.path / CONTENT_FOLDER, kit.path) if kit.path else ():
+            if mounted_at(place) is not None:
+                unmount(place, run)
         put_to_rest(Lvm([kit.plugged.device], run), kit.plugged.group.name)
         _let_go((kit.plugged.device,), run)
     path = kit.path or places.mounts / kit.name
@@ -193,8 +196,9 @@ def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
     try:
         notes += save_metadata(kit, lvm, status.metadata_used * METADATA_BLOCK if status else 0, now, run)
         write_manifest(kit.path, replace(manifest, dirty=False, detached=now))
-    except (NoSpace, OSError) as error:
-        notes.append(f"its state volume takes no more ({error}): it will count as not detached, and be checked")
+    except (NoSpace, OSError, CommandFailed) as error:
+        why = str(error).splitlines()[-1]
+        notes.append(f"its state volume takes no more ({why}): it will count as not detached, and be checked")
     try:
         unmount(kit.path, run)
     except Refused:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.detach import detach, leaving
 from pocketcloud.kit.mounts import mounts
+from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes
 from pocketcloud.system import run
 from tests.rig.inside.filed import Filed, filed
-from tests.rig.inside.made import NOW, loops
+from tests.rig.inside.made import NOW, SIZE, loops
 
 collect_ignore_glob = [] if os.environ.get("POCKETCLOUD_RIG") == "uml" else ["test_*.py"]
 # Of the tests marked `sampled` one in so many runs in `make test`.
@@ -63,3 +65,26 @@ def places(tmp_path: Path) -> Iterator[Places]:
 def kit(tmp_path: Path) -> Filed:
     """A detached kit, usb, in a file."""
     return filed(tmp_path, "usb", "pc_usbusb")
+
+
+@pytest.fixture
+def scsi_disk() -> Iterator[Callable[[], Path]]:
+    """A function that plugs a disk in, again if it was pulled; its content outlives that."""
+    run(["modprobe", "scsi_debug", f"dev_size_mb={SIZE // MIB}", "lbpu=1"])
+    host = sorted(Path("/sys/class/scsi_host").iterdir())[-1]
+
+    def plug() -> Path:
+        if not list(Path("/sys/block").glob("sd*")):
+            (host / "scan").write_text("- - -")
+        until = time.monotonic() + 20
+        while not (found := list(Path("/dev").glob("sd?"))):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        return found[0]
+
+    yield plug
+    for _ in range(50):
+        if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("something still holds the disk")

@@ -60,3 +60,15 @@ def attached(places: Places, what: object, rename: str | None = None, runner: Ru
 
 def detached(places: Places, name: str | None = None, runner: Runner = run) -> tuple[str, ...]:
     return detach(places, leaving(places, name, runner), now=NOW, run=runner)
+
+
+def pull(disk: Path) -> None:
+    """Pull a SCSI disk, whatever it is doing."""
+    (Path("/sys/block") / disk.name / "device/delete").write_text("1")
+
+
+def plugged_kit(disk: Path) -> Made:
+    """A detached kit on a disk, whatever was there."""
+    run(["lvm", "pvcreate", "--devices", disk, "-ff", "-y", disk])
+    run(["lvm", "pvremove", "--devices", disk, "-y", disk])
+    return make_kit(disk, "usb", "pc_pulled")

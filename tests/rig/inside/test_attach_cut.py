@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from pocketcloud.storage.devmapper import nodes
 from pocketcloud.storage.thin_volumes import CONTENT
 from pocketcloud.system import run
 from tests.contract.stores import filled
-from tests.rig.inside.filed import Filed, attached, detached
-from tests.rig.inside.made import SIZE, Kill, Made, killed, loops, make_kit, under_every_kill, unloop
+from tests.rig.inside.filed import Filed, attached, detached, plugged_kit, pull
+from tests.rig.inside.made import Kill, killed, loops, under_every_kill, unloop
 
 pytestmark = pytest.mark.sampled
 
@@ -56,39 +55,6 @@ def test_a_kit_that_was_not_detached_is_checked(places: Places, kit: Filed) -> N
     again = attached(places, kit.path)
     assert "was not detached the last time" in again.notes[0]
     assert (again.kit.path / "media" / "note").read_text() == "kept"
-
-
-@pytest.fixture
-def scsi_disk() -> Iterator[Callable[[], Path]]:
-    """A function that plugs a disk in, again if it was pulled; its content outlives that."""
-    run(["modprobe", "scsi_debug", f"dev_size_mb={SIZE // MIB}", "lbpu=1"])
-    host = sorted(Path("/sys/class/scsi_host").iterdir())[-1]
-
-    def plug() -> Path:
-        if not list(Path("/sys/block").glob("sd*")):
-            (host / "scan").write_text("- - -")
-        until = time.monotonic() + 20
-        while not (found := list(Path("/dev").glob("sd?"))):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        return found[0]
-
-    yield plug
-    for _ in range(50):
-        if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
-            return
-        time.sleep(0.1)
-    raise AssertionError("something still holds the disk")
-
-
-def pull(disk: Path) -> None:
-    (Path("/sys/block") / disk.name / "device/delete").write_text("1")
-
-
-def plugged_kit(disk: Path) -> Made:
-    run(["lvm", "pvcreate", "--devices", disk, "-ff", "-y", disk])
-    run(["lvm", "pvremove", "--devices", disk, "-y", disk])
-    return make_kit(disk, "usb", "pc_pulled")
 
 
 def test_a_disk_that_is_pulled_and_plugged_in_again(places: Places, scsi_disk: Callable[[], Path]) -> None:

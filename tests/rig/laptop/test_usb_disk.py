@@ -76,6 +76,25 @@ def test_the_port_and_the_bridge_are_judged() -> None:
     assert not nodes()
 
 
+def test_it_is_pulled_while_it_becomes_a_kit() -> None:
+    (device,) = Path("/dev").glob("sd?")
+    argv = [sys.executable, "-m", "pocketcloud", "kit", "init", str(device), "--name", "usb", "-y"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as init:
+        until = time.monotonic() + 120
+        while not nodes():
+            assert init.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        pull(DISK)
+        said, _ = init.communicate(timeout=300)
+    print(said)
+    assert init.returncode not in (0, 1)
+    assert "error:" in said
+    assert "Traceback" not in said
+    assert json.loads(cli("kit", "list", "-o", "json")) == []
+    plug(DISK, "xhci", 1)
+
+
 def test_a_kit_moves_to_the_other_port() -> None:
     (device,) = Path("/dev").glob("sd?")
     serial = told_by_udev(device)["ID_SERIAL_SHORT"]

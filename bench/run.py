@@ -27,15 +27,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    parser.add_argument("--quick", action="store_true", help="only the rows without guests")
+    parser.add_argument("--only", choices=("quick", "thin", "guests"), help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
     python = sys.executable
     pocketcloud = str(Path(python).with_name("pocketcloud"))
-    rows = quick_rows([pocketcloud], python, 41)
-    _show(rows)
-    if not options.quick:
+    rows: list[Row] = []
+    if options.only in (None, "quick"):
+        rows += quick_rows([pocketcloud], python, 41)
+        _show(rows)
+    if options.only in (None, "thin"):
         rows += _thin_rows(options.thin_rounds)
+    if options.only in (None, "guests"):
         rows += _guest_rows(pocketcloud, options.rounds)
     result = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rows": [row.as_json() for row in rows]}
     options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -30,7 +30,7 @@ SMALL = UNIT
 
 
 @settings(
-    max_examples=2 if IN_RIG else 12,
+    max_examples=1 if IN_RIG else 12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -21,7 +21,7 @@ from tests.rig.inside.made import NOW, SIZE, loops
 
 collect_ignore_glob = [] if os.environ.get("POCKETCLOUD_RIG") == "uml" else ["test_*.py"]
 # Of the tests marked `sampled` one in so many runs in `make test`.
-ONE_IN = 5
+ONE_IN = 8
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

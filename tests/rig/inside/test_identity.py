@@ -21,7 +21,7 @@ from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
-from tests.rig.inside.made import NOW, SIZE, Kill, Made, backing, copied, digest, killed, loop, make_kit, unloop
+from tests.rig.inside.made import NOW, SIZE, Kill, Made, backing, copied, digest, killed, loop, make_kit, under_every_kill, unloop
 
 LATER = "2026-12-01T00:00:00+00:00"
 
@@ -91,23 +91,29 @@ def _becomes_third(device: Path, runner: Runner) -> None:
     give_new_identity(device, "third", runner, LATER)
 
 
-@pytest.mark.parametrize("kill", [Kill.BEFORE, *(pytest.param(k, marks=pytest.mark.slow) for k in Kill if k is not Kill.BEFORE)])
-def test_a_kill_at_any_command_is_only_a_delay(original: Made, copy: Path, tmp_path: Path, kill: Kill) -> None:
-    number, died = 0, True
-    while died:
-        number += 1
-        device = copied(copy, tmp_path / f"{number}.img")
-        died = killed(partial(_becomes_third, device), number, kill)
-        (group,) = Lvm([device]).groups()
-        # Killed after the last commit it is complete: the same again makes a copy of the copy.
-        source = tag(group, KIT) if died else original.id
-        vg = give_new_identity(device, "third", run, LATER) if died else group.name
-        is_whole(device, vg, "third", source or "")
-        assert not [mount for mount in mounts() if "aside" in str(mount.path)]
-        file = backing(device)
-        unloop(device)
-        file.unlink()
-    assert number > 8
+def check_kill(original: Made, copy: Path, folder: Path, at: int, kill: Kill) -> bool:
+    device = copied(copy, folder / f"{at}.img")
+    hit = killed(partial(_becomes_third, device), at, kill)
+    (group,) = Lvm([device]).groups()
+    # Killed after the last commit it is complete: the same again makes a copy of the copy.
+    source = tag(group, KIT) if hit else original.id
+    vg = give_new_identity(device, "third", run, LATER) if hit else group.name
+    is_whole(device, vg, "third", source or "").check_metadata()
+    assert not [mount for mount in mounts() if "aside" in str(mount.path)]
+    file = backing(device)
+    unloop(device)
+    file.unlink()
+    return hit
+
+
+@pytest.mark.parametrize(("at", "kill"), [(3, Kill.CHILD), (7, Kill.AFTER)])
+def test_a_kill_is_only_a_delay(original: Made, copy: Path, tmp_path: Path, at: int, kill: Kill) -> None:
+    assert check_kill(original, copy, tmp_path, at, kill)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_command_is_only_a_delay(original: Made, copy: Path, tmp_path: Path) -> None:
+    assert under_every_kill(partial(check_kill, original, copy, tmp_path)) > 32
 
 
 def test_a_copy_in_use_is_refused(original: Made) -> None:

@@ -6,13 +6,13 @@ Only what is no snapshot, and whose memory is not saved anywhere, is touched: a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pocketcloud.errors import Busy, NotFound, PocketcloudError
+from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
 from pocketcloud.kit.links import Link, LinkState
 from pocketcloud.locks import held
-from pocketcloud.model.inventory import Domain, DomainState, Volume
 from pocketcloud.model.kit import Kit
 from pocketcloud.records import InstanceFiles
 from pocketcloud.storage import Storage
@@ -22,11 +22,12 @@ _TOOL = "virt-sparsify"
 _LACKING = f"install guestfs-tools, which has {_TOOL}, or start them (pocketcloud lab up); then trim again"
 # A guest of libguestfs without KVM needs half a minute to start; a large file system on a slow disk takes its time.
 _WITHIN = 1800.0
+_RESTING = (DomainState.OFF, DomainState.CRASHED)
 
 
 def trim_resting(
     kit: Kit,
-    domains: Sequence[Domain],
+    hypervisor: Hypervisor,
     storage: Storage,
     locks: Path,
     run: Runner,
@@ -36,19 +37,18 @@ def trim_resting(
 ) -> Link:
     """Trim the disks of those of the kit's machines that are off; `emulated` where KVM is of no use here. `progress` is told
     of each machine, with the part that is done. What cannot be trimmed is told of in the link."""
-    resting = [domain for domain in domains if domain.state in (DomainState.OFF, DomainState.CRASHED)]
+    resting = [domain for domain in hypervisor.domains(kit.id) if domain.state in _RESTING]
     if not resting:
         return Link("stopped machines", LinkState.LEFT_OUT, "there are none")
     if which(_TOOL) is None:
         names = ", ".join(_title(domain) for domain in resting)
         return Link("stopped machines", LinkState.LEFT_OUT, f"{names}: {_TOOL} is not installed", _LACKING)
-    live = {volume.path: volume for volume in storage.volumes() if not volume.sealed and not volume.spare}
     done: list[str] = []
     left: list[str] = []
     for number, domain in enumerate(resting):
         progress(number / len(resting), _title(domain))
         try:
-            _trim(kit, domain, live, storage, locks, run, emulated=emulated)
+            _trim(kit, domain, hypervisor, storage, locks, run, emulated=emulated)
             done.append(_title(domain))
         except PocketcloudError as error:
             left.append(f"{_title(domain)} ({_reason(error)})")
@@ -62,12 +62,15 @@ def _title(domain: Domain) -> str:
     return f"{domain.mark.instance}.{domain.mark.part}"
 
 
-def _trim(
-    kit: Kit, domain: Domain, live: Mapping[Path, Volume], storage: Storage, locks: Path, run: Runner, *, emulated: bool
-) -> None:
-    instance = domain.mark.instance
+def _trim(kit: Kit, seen: Domain, hypervisor: Hypervisor, storage: Storage, locks: Path, run: Runner, *, emulated: bool) -> None:
+    instance = seen.mark.instance
     # No command may start the machine meanwhile, or clone its disk; one that is at work is not waited for.
     with held(locks, f"{kit.id}.{instance}", "pocketcloud kit trim", wait=False):
+        # What was seen before may be old: the machine before this one took its time.
+        domain = hypervisor.domain(seen.name)
+        if domain is None or domain.state not in _RESTING:
+            raise Busy("it is not off any more")
+        live = {volume.path: volume for volume in storage.volumes() if not volume.sealed and not volume.spare}
         if domain.saved or InstanceFiles(kit, instance).memories():
             raise Busy("its memory is saved, and belongs to its disks as they are")
         volumes = [live[path] for path in domain.disks.values() if path in live]

@@ -75,7 +75,7 @@ def trim_kit(
         def say(part: float, name: str) -> None:
             emit(StepProgress(_STEP, part, f"stopped machine {name}, in a guest of its own"))
 
-        links.append(trim_resting(kit, domains, storage, locks, run, emulated=emulated, progress=say))
+        links.append(trim_resting(kit, hypervisor, storage, locks, run, emulated=emulated, progress=say))
     if not kit.vg:
         links.append(Link("files", LinkState.PASSED, "the images' holes are those of the file system they lie on"))
         host = "what the file system itself gives its disk is the host's matter: fstrim.timer"

@@ -10,17 +10,19 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.directory import init_directory
 from pocketcloud.kit.links import LinkState
 from pocketcloud.kit.resting import trim_resting
 from pocketcloud.locks import held
-from pocketcloud.model.inventory import Domain, DomainState
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.sizes import MIB
@@ -94,8 +96,22 @@ def file_system(folder: Path) -> Path:
     return image
 
 
-def domain(kit: Kit, path: Path, state: DomainState = DomainState.OFF, *, saved: bool = False) -> Domain:
-    return Domain("x", Mark("k", kit.id, "demo", "web"), state, {"vda": path}, agent=False, saved=saved)
+class Machine:
+    """One machine as libvirt has it, first as it is listed and then as it is looked at once more."""
+
+    def __init__(self, kit: Kit, path: Path, *states: DomainState, saved: bool = False) -> None:
+        self._states = states or (DomainState.OFF,)
+        self._domain = Domain("x", Mark("k", kit.id, "demo", "web"), self._states[0], {"vda": path}, agent=False, saved=saved)
+
+    def domains(self, _kit_id: str) -> tuple[Domain, ...]:
+        return (self._domain,)
+
+    def domain(self, _name: str) -> Domain:
+        return replace(self._domain, state=self._states[-1])
+
+
+def domain(kit: Kit, path: Path, *states: DomainState, saved: bool = False) -> Hypervisor:
+    return cast("Hypervisor", Machine(kit, path, *states, saved=saved))
 
 
 def test_it_is_trimmed_and_whole(kit: Kit, tmp_path: Path, runner: Runner) -> None:
@@ -108,14 +124,15 @@ def test_it_is_trimmed_and_whole(kit: Kit, tmp_path: Path, runner: Runner) -> No
     trim = partial(trim_resting, kit, emulated=True, progress=lambda part, name: said.append((part, name)))
     locks = tmp_path / "run" / "locks"
     # Those that must not be touched are not.
-    assert trim([domain(kit, path, DomainState.RUNNING)], store, locks, runner).state is LinkState.LEFT_OUT
-    assert "memory is saved" in trim([domain(kit, path, saved=True)], store, locks, runner).text
+    assert trim(domain(kit, path, DomainState.RUNNING), store, locks, runner).state is LinkState.LEFT_OUT
+    assert "not off any more" in trim(domain(kit, path, DomainState.OFF, DomainState.RUNNING), store, locks, runner).text
+    assert "memory is saved" in trim(domain(kit, path, saved=True), store, locks, runner).text
     with held(locks, f"{kit.id}.demo", "pocketcloud lab up demo", wait=False):
-        assert "lab up demo" in trim([domain(kit, path)], store, locks, runner).text
-    assert "none of its disks" in trim([domain(kit, tmp_path / "image")], store, locks, runner).text
+        assert "lab up demo" in trim(domain(kit, path), store, locks, runner).text
+    assert "none of its disks" in trim(domain(kit, tmp_path / "image"), store, locks, runner).text
     assert path.stat().st_blocks * 512 == before
 
-    link = trim([domain(kit, path)], store, locks, runner)
+    link = trim(domain(kit, path), store, locks, runner)
     assert (link.name, link.state, link.text) == ("stopped machines", LinkState.PASSED, "1 trimmed in a guest of its own")
     assert said[-1] == (0.0, "demo.web")
     assert before - path.stat().st_blocks * 512 > 60 * MIB
@@ -131,7 +148,7 @@ def test_a_disk_that_is_none_for_it_is_told_of(kit: Kit, tmp_path: Path, runner:
     path = store.create(HERE, 64 * MIB).path
     path.write_bytes(b"no image at all")
     link = trim_resting(
-        kit, [domain(kit, path)], store, tmp_path / "locks", runner, emulated=True, progress=lambda _part, _name: None
+        kit, domain(kit, path), store, tmp_path / "locks", runner, emulated=True, progress=lambda _part, _name: None
     )
     assert link.state is LinkState.LEFT_OUT
     assert "demo.web (" in link.text

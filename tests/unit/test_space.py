@@ -304,6 +304,9 @@ class Guests:
         states = {"hears": DomainState.RUNNING, "deaf": DomainState.RUNNING, "fails": DomainState.RUNNING, "off": DomainState.OFF}
         return tuple(Domain(n, Mark("k", self.kit_id, "demo", n), state, {}, n == "hears") for n, state in states.items())
 
+    def domain(self, name: str) -> Domain | None:
+        return next((domain for domain in self.domains(self.kit_id) if domain.name == name), None)
+
     def trim(self, name: str) -> bool:
         self.asked.append(name)
         if name == "fails":

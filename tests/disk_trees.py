@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -295,16 +295,7 @@ class Tree:
                 _write(folder / name, f"{value}\n")
 
     def _runner(self, sources: DiskSources) -> Runner:
-        def answer(
-            argv: Sequence[str | Path],
-            *,
-            stdin: bytes | None = None,  # noqa: ARG001 - the shape of a Runner
-            codes: Sequence[int] = (0,),
-            timeout: float | None = None,  # noqa: ARG001
-            env: Mapping[str, str] | None = None,  # noqa: ARG001
-            cwd: Path | None = None,  # noqa: ARG001
-            on_line: Callable[[str], None] | None = None,  # noqa: ARG001
-        ) -> Completed:
+        def answer(argv: Sequence[str | Path], *, codes: Sequence[int] = (0,), **_: Any) -> Completed:
             words = tuple(map(str, argv))
             if words[0] == "lsblk":
                 columns = words[words.index("-o") + 1].split(",")

@@ -9,11 +9,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -57,19 +57,11 @@ def runner() -> Runner:
     modules = kernel.parent.parent / "lib/modules" / release
     given = {"SUPERMIN_KERNEL": str(kernel), "SUPERMIN_KERNEL_VERSION": release, "SUPERMIN_MODULES": str(modules)}
 
-    def with_kernel(
-        argv: Sequence[str | Path],
-        *,
-        stdin: bytes | None = None,
-        codes: Sequence[int] = (0,),
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
+    def with_kernel(argv: Sequence[str | Path], **options: Any) -> Completed:
         if argv[0] == "virt-sparsify":
-            argv, env = ["unshare", "--mount", "sh", "-ec", _WITH_MODULES, "sh", *argv], {**(env or {}), **given}
-        return run(argv, stdin=stdin, codes=codes, timeout=timeout, env=env, cwd=cwd, on_line=on_line)
+            argv = ["unshare", "--mount", "sh", "-ec", _WITH_MODULES, "sh", *argv]
+            options["env"] = {**options["env"], **given}
+        return run(argv, **options)
 
     return with_kernel
 

@@ -4,8 +4,10 @@ nothing lost that was there before. (Pulled during `kit init`, which wants a lar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import Clone, Storage, open_storage
 from pocketcloud.storage.devmapper import nodes
 from pocketcloud.storage.lvm_thin import ThinPool
-from pocketcloud.system import Completed, run
+from pocketcloud.system import Completed, Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached, plugged_kit, pull
 
@@ -26,29 +28,16 @@ pytestmark = pytest.mark.sampled
 BASE = "base.x"
 
 
-class Pulled:
+def pulled(disk: Path, at: int) -> Runner:
     """A Runner at whose `at`-th command (from 1) the disk is gone."""
+    numbers = count(1)
 
-    def __init__(self, disk: Path, at: int) -> None:
-        self.count = 0
-        self._disk = disk
-        self._at = at
+    def runner(argv: Sequence[str | Path], **options: Any) -> Completed:
+        if next(numbers) == at:
+            pull(disk)
+        return run(argv, **options)
 
-    def __call__(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        stdin: bytes | None = None,
-        codes: Sequence[int] = (0,),
-        timeout: float | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-    ) -> Completed:
-        self.count += 1
-        if self.count == self._at:
-            pull(self._disk)
-        return run(argv, stdin=stdin, codes=codes, timeout=timeout, env=env, cwd=cwd, on_line=on_line)
+    return runner
 
 
 @contextlib.contextmanager
@@ -67,7 +56,7 @@ def test_pulled_during_attach(places: Places, scsi_disk: Callable[[], Path], at:
     open_storage(attached(places, None).kit).create(BASE, 8 * MIB, filled(7))
     detached(places)
     with told():
-        attached(places, None, None, Pulled(disk, at))
+        attached(places, None, None, pulled(disk, at))
     assert attached_kits(places) == ()
     scsi_disk()
     check_base(attached(places, None).kit)
@@ -98,7 +87,7 @@ def test_pulled_while_disks_are_made(
     store.clone(BASE, "lab.a.m.root.g1")
     store.activate("lab.a.m.root.g1")
     with told():
-        verb(ThinPool(kit.vg, kit.devices, kit.path / "volumes", Pulled(disk, at)))
+        verb(ThinPool(kit.vg, kit.devices, kit.path / "volumes", pulled(disk, at)))
     scsi_disk()
     again = attached(places, None).kit
     check_base(again)

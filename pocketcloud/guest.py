@@ -13,7 +13,6 @@ import io
 import logging
 import posixpath
 import secrets
-import selectors
 import shlex
 import socket
 import threading
@@ -160,29 +159,30 @@ class Guest:
 
     def _follow(self, channel: paramiko.Channel, output: _Output, limit: float, stop: threading.Event) -> None:
         started = last = time.monotonic()
-        with selectors.DefaultSelector() as selector:
-            selector.register(channel, selectors.EVENT_READ)
-            while True:
-                # Asked before the buffers are looked at: what comes in between is then still fetched.
-                exited = channel.status_event.is_set()
-                ended = channel.closed or (exited and channel.eof_received)
-                some = output.take(channel)
-                now = time.monotonic()
-                last = now if some else last
-                if (ended and not some) or (exited and now - last > _LINGER_SECONDS):
-                    return
-                if stop.is_set():
-                    raise WaitInterrupted(f"{self._where}: interrupted")
-                if now >= limit:
-                    raise NotReady(f"{self._where}: a command did not end within {now - started:.0f} s")
-                wait = min(_TICK_SECONDS, limit - now)
-                if some:
-                    continue
-                if channel.eof_received:
-                    # From here on the channel always looks readable.
-                    channel.status_event.wait(wait)
-                else:
-                    selector.select(wait)
+        # Not select() on the channel: its pipe is closed with it, and a piece that comes in at that moment ends paramiko's
+        # thread, and with it the connection (paramiko issues 1700 and 2271).
+        arrived = threading.Event()
+        channel.in_buffer.set_event(arrived)
+        channel.in_stderr_buffer.set_event(arrived)
+        while True:
+            # Asked before the buffers are looked at: what comes in between is then still fetched.
+            exited = channel.status_event.is_set()
+            ended = channel.closed or (exited and channel.eof_received)
+            some = output.take(channel)
+            now = time.monotonic()
+            last = now if some else last
+            if (ended and not some) or (exited and now - last > _LINGER_SECONDS):
+                return
+            if stop.is_set():
+                raise WaitInterrupted(f"{self._where}: interrupted")
+            if now >= limit:
+                raise NotReady(f"{self._where}: a command did not end within {now - started:.0f} s")
+            if some:
+                # A buffer that was emptied clears the event for both: nobody may wait before both were found empty.
+                continue
+            # From the end of the output on its event is always set.
+            event = channel.status_event if channel.eof_received else arrived
+            event.wait(min(_TICK_SECONDS, limit - now))
 
     def write(self, path: str, content: bytes, mode: int) -> None:
         """Write a file whole or not at all; makes its folders (0755). A symbolic link at `path` is replaced, not followed.

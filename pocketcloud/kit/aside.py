@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pocketcloud.kit.mounts import OPTIONS, mounts, number_of
+from pocketcloud.kit.mounts import OPTIONS, mounted_at, mounts, number_of, unmount
 from pocketcloud.system import Runner
 
 _PREFIX = "pocketcloud-aside-"
@@ -19,25 +19,31 @@ def aside(device: Path, run: Runner, *, read_only: bool = False) -> Iterator[Pat
     """The ext4 file system on `device`, mounted in a folder that only root can enter, and gone from there afterwards.
 
     With `read_only` not even its journal is replayed, so what is seen can be as of some seconds before a crash. Raises
-    CommandFailed if it cannot be mounted.
+    CommandFailed if it cannot be mounted, Refused if somebody keeps it mounted; the next `aside` or `release` ends that.
     """
     release(device, run)
     options = f"{OPTIONS},ro,noload" if read_only else OPTIONS
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
-        inner = Path(folder, "state")
-        inner.mkdir()
+    # Nothing here may remove folders with what is in them: should the file system still be mounted, that would empty it.
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()
+    inner = folder / "state"
+    inner.mkdir()
+    try:
         run(["mount", "-t", "ext4", "-o", options, device, inner])
         try:
             yield inner
         finally:
-            run(["umount", inner])
+            unmount(inner, run)
+    finally:
+        if mounted_at(inner) is None:
+            inner.rmdir()
+            folder.rmdir()
 
 
 def release(device: Path, run: Runner) -> None:
-    """Unmount what a killed command left mounted aside; mounts of anybody else stay."""
+    """Unmount what a killed command left mounted aside; mounts of anybody else stay. Raises Refused if somebody uses it."""
     number = number_of(device)
     for mount in mounts():
         if number and mount.number == number and mount.path.parent.name.startswith(_PREFIX):
-            run(["umount", mount.path])
+            unmount(mount.path, run)
             mount.path.rmdir()
             mount.path.parent.rmdir()

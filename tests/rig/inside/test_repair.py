@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import gzip
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from pocketcloud.kit.attached import Places
 from pocketcloud.kit.diagnosis import Finding, Trouble
 from pocketcloud.kit.evidence import META, Checked, Target, component, read_metadata
 from pocketcloud.kit.manifest import FILE, read_manifest
+from pocketcloud.kit.mounts import mounts, number_of
 from pocketcloud.kit.repair import SAVED, diagnose, repair
 from pocketcloud.kit.target import opened
 from pocketcloud.model.sizes import MIB
@@ -30,7 +32,7 @@ from pocketcloud.system import CommandFailed, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, SIZE, Made, backing, copied, digest, loop, make_kit, unloop
 
-pytestmark = pytest.mark.sampled
+pytestmark = pytest.mark.sampled(12)
 
 MARKS = {"lab": "a", "machine": "m", "disk": "root"}
 
@@ -130,6 +132,27 @@ def test_an_attached_kit_that_is_well_has_no_findings(kit: Made, places: Places)
     kit.activate(STATE, POOL, CONTENT)
     with aside(kit.state, run):
         assert [f.trouble for f in diagnose(target(kit), places, run)] == []
+    kit.deactivate()
+
+
+def _used(state: Path, users: list[subprocess.Popen[bytes]]) -> None:
+    with aside(state, run) as tree:
+        users.append(subprocess.Popen(["sleep", "600"], cwd=tree))
+
+
+def test_what_stays_mounted_aside_keeps_its_content(kit: Made) -> None:
+    kit.activate(STATE)
+    users = list[subprocess.Popen[bytes]]()
+    with pytest.raises(Refused, match=r"sleep \(\d+\)"):
+        _used(kit.state, users)
+    (tree,) = (mount.path for mount in mounts() if mount.number == number_of(kit.state))
+    assert (tree / "labs" / "a" / "lab.json").read_text() == "{}"
+    users[0].kill()
+    users[0].wait()
+    with aside(kit.state, run) as again:
+        assert (again / "labs" / "a" / "lab.json").read_text() == "{}"
+        assert not tree.parent.exists()
+    assert not again.parent.exists()
     kit.deactivate()
 
 

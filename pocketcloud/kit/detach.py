@@ -195,8 +195,11 @@ def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
     manifest = read_manifest(kit.path)
     try:
         notes += save_metadata(kit, lvm, status.metadata_used * METADATA_BLOCK if status else 0, now, run)
-        write_manifest(kit.path, replace(manifest, dirty=False, detached=now))
     except (NoSpace, OSError, CommandFailed) as error:
+        notes.append(f"no copy of its metadata could be kept this time ({str(error).splitlines()[-1]})")
+    try:
+        write_manifest(kit.path, replace(manifest, dirty=False, detached=now))
+    except (NoSpace, OSError) as error:
         why = str(error).splitlines()[-1]
         notes.append(f"its state volume takes no more ({why}): it will count as not detached, and be checked")
     try:

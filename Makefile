@@ -28,7 +28,7 @@ test: ## Set up, check the code, run the tests; long campaigns are sampled
 	@scripts/setup --test
 	@$(MAKE) lint
 	@echo "Tests (long campaigns sampled with POCKETCLOUD_SEED=$(POCKETCLOUD_SEED); the same seed repeats the sample)"
-	@$(ROOT_FOR_TESTS) $(PYTEST) -m "not slow"
+	@POCKETCLOUD_SAMPLE=1 $(ROOT_FOR_TESTS) $(PYTEST) -m "not slow"
 
 test-slow: ## Run the long tests whole, part by part; goes on where it was interrupted (FRESH=1: from the start)
 	@scripts/setup --slow

@@ -144,6 +144,7 @@ def test_nothing_that_the_build_needed_is_left(image: Image, tree: dict[str, Ent
     assert "root:*:" in image.text("/etc/shadow") or "root:!" in image.text("/etc/shadow")
 
 
+@pytest.mark.slow
 def test_it_starts_with_secure_boot_and_answers_ssh(base: Volume, tmp_path: Path) -> None:
     """On firmware that has never seen the disk and takes only signed programs; with a disk larger than the base."""
     with emulated(base.path, tmp_path, Arch.X86_64, 14 * GIB, secure=True, within=300) as machine:

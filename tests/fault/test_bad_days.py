@@ -1,5 +1,8 @@
 """Bad days, through the real command line: each ends with an exit code of its own, a message that says what to do, and
-nothing touched or half made. What can go wrong inside a lab file is tested with the documents."""
+nothing touched or half made. What can go wrong inside a lab file is tested with the documents.
+
+`make test` runs a third of what edits labs and moves kits, chosen by the seed; `make test-slow` all of it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ from pocketcloud.kit.manifest import kit_at
 from pocketcloud.model.record import Record
 from pocketcloud.records import read_record
 from tests.labkit import GREETING, LabKit, Ran, lab_kit, raw_libvirt, until
+
+sampled = pytest.mark.sampled(3)
 
 READY = "ready: {console: hello, within: 90s}"
 ONE = f"""\
@@ -222,6 +227,7 @@ def test_a_subnet_that_is_taken_meanwhile_is_left(kit: LabKit) -> None:
 # -- machines that do not get ready
 
 
+@sampled
 def test_a_port_that_never_opens(kit: LabKit) -> None:
     file = kit.lab(ONE.replace(READY, "ready: {console: hello, tcp: 81, within: 8s}"))
     ran = kit.cli("lab", "up", file).expect(7, "port 81", "the console ends with", GREETING, "lab console tiny a")
@@ -229,6 +235,7 @@ def test_a_port_that_never_opens(kit: LabKit) -> None:
     assert "lab up tiny" in ran.err
 
 
+@sampled
 def test_a_machine_that_powers_off_while_it_is_waited_for(kit: LabKit) -> None:
     process = kit.start("lab", "up", kit.lab(ONE.replace("console: hello", "console: never-said")))
     console = kit.files("tiny").console("a")
@@ -244,6 +251,7 @@ def two(more: str = "", memory: str = "32MiB") -> str:
     return f"lab: tiny\nmachines:\n  a: {{base: tiny, memory: {memory}, {READY}}}\n{more}"
 
 
+@sampled
 def test_a_machine_that_is_added_and_one_that_leaves(kit: LabKit) -> None:
     with_b = two(f"  b: {{base: tiny, memory: 32MiB, {READY}}}\n")
     kit.cli("lab", "up", kit.lab(two())).expect(0)
@@ -264,6 +272,7 @@ def test_a_machine_that_is_added_and_one_that_leaves(kit: LabKit) -> None:
     kit.cli("lab", "reset", "tiny", "-y").expect(0)
 
 
+@sampled
 def test_memory_that_is_changed_waits_for_reconfigure(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(two())).expect(0)
     number = domain(kit, "a").ID()
@@ -275,6 +284,7 @@ def test_memory_that_is_changed_waits_for_reconfigure(kit: LabKit) -> None:
     kit.cli("lab", "up", file).expect(0)
 
 
+@sampled
 def test_an_edit_to_a_base_that_is_not_there_changes_nothing(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(two())).expect(0)
     with nothing_changes(kit):
@@ -282,6 +292,7 @@ def test_an_edit_to_a_base_that_is_not_there_changes_nothing(kit: LabKit) -> Non
     assert domain(kit, "a").isActive()
 
 
+@sampled
 def test_another_base_for_a_machine_asks_before_it_is_made_anew(kit: LabKit) -> None:
     kit.add_base("other", f"{GREETING}, the other one")
     kit.cli("lab", "up", kit.lab(two())).expect(0)
@@ -297,6 +308,7 @@ def test_another_base_for_a_machine_asks_before_it_is_made_anew(kit: LabKit) -> 
 # -- records and files that are gone or broken
 
 
+@sampled
 def test_a_broken_record_does_not_stop_destroy(kit: LabKit) -> None:
     # The folder for saved memory is the kit's: another lab may be about to use it.
     (kit.path / "media" / "ram").mkdir(mode=0o700)
@@ -312,6 +324,7 @@ def test_a_broken_record_does_not_stop_destroy(kit: LabKit) -> None:
     assert everything(kit) == before
 
 
+@sampled
 def test_a_lab_whose_file_is_gone(kit: LabKit) -> None:
     file = kit.lab(ONE)
     kit.cli("lab", "up", file).expect(0)
@@ -326,6 +339,7 @@ def test_a_lab_whose_file_is_gone(kit: LabKit) -> None:
 # -- kits that move
 
 
+@sampled
 def test_a_kit_is_detached_moved_and_attached(kit: LabKit) -> None:
     file = kit.lab(ONE)
     kit.cli("lab", "up", file).expect(0)

@@ -16,7 +16,7 @@ from tests.fault.campaign import SEED, Campaign, campaign, delay, drawn
 from tests.labkit import TOP
 
 VERBS = ("up", "reset", "destroy")
-ROUNDS = 3
+ROUNDS = 2
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def mutant(folder: Path, *edits: tuple[str, str, str]) -> Path:
     return folder
 
 
+@pytest.mark.sampled(2)
 def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(
         tmp_path,
@@ -99,6 +100,7 @@ def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign
         bed.code = TOP
 
 
+@pytest.mark.sampled(2)
 def test_leftovers_that_are_never_swept_are_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, ground, tuple(ready))", ""))
     bed.code = code

@@ -17,7 +17,7 @@ from pocketcloud.system import run
 from tests.rig.inside.filed import Filed, attached, detached
 from tests.rig.inside.made import NOW, SIZE, digest, loop, make_kit, unloop
 
-pytestmark = pytest.mark.sampled
+pytestmark = pytest.mark.sampled(12)
 
 
 @contextmanager

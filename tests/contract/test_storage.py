@@ -438,7 +438,9 @@ def test_a_kill_before_a_command_leaves_it_done_or_not_begun(bench: Bench, name:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if not CASES[name].always_dies])
 def test_a_kill_before_any_command_leaves_it_done_or_not_begun(bench: Bench, name: str) -> None:
-    _killed_at(bench, name, range(1, _commands(bench, name) + 1))
+    points = range(1, _commands(bench, name) + 1)
+    _killed_at(bench, name, points)
+    print(f"{len(points)} kills")
 
 
 @pytest.mark.slow
@@ -449,6 +451,7 @@ def test_a_kill_in_the_middle_of_any_command(bench: Bench, name: str, *, both: b
     chooses = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{name}.{both}")  # noqa: S311 - keeps no secret
     points = range(1, _commands(bench, name) + 1)
     _killed_at(bench, name, points, lambda at: Watched(at, after=both, child=chooses.uniform(0.02, 0.4)))
+    print(f"{len(points)} kills")
 
 
 def _killed_at(bench: Bench, name: str, points: Iterable[int], watched: Callable[[int], Watched] = Watched) -> None:

@@ -7,8 +7,10 @@ go side by side, each on a processor of its own, as User-Mode Linux knows but on
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,14 +21,33 @@ INSIDE = Path(__file__).with_name("inside")
 CONTRACT = TOP / "tests" / "contract"
 WITHIN = 1400.0
 SLOWLY = 6 * 3600.0
-# These share a volume group, which nothing takes down before the boot ends.
-DRIVER = [CONTRACT / "test_storage.py", CONTRACT / "test_storage_sequences.py", INSIDE / "test_space.py"]
-FILES = [*DRIVER[:2], *sorted(INSIDE.glob("test_*.py"))]
+CASES, SEQUENCES = CONTRACT / "test_storage.py", CONTRACT / "test_storage_sequences.py"
+LAB, SCENARIO, INTERLOCKS, SPACE = (INSIDE / f"test_{name}.py" for name in ("lab", "scenario", "interlocks", "space"))
+FILES = (CASES, SEQUENCES, *sorted(INSIDE.glob("test_*.py")))
+SHORT = tuple(file for file in FILES if file not in (CASES, SEQUENCES, SPACE, LAB, SCENARIO, INTERLOCKS))
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What one boot runs: some files' tests, all of them or those of `make test`, perhaps with udev's daemon beside them."""
+
+    files: tuple[Path, ...]
+    slow: bool = False
+    sampled: bool = False
+    udev: bool = False
+
+    def __str__(self) -> str:
+        return " ".join([*(file.stem.removeprefix("test_") for file in self.files), *(["with udev"] if self.udev else [])])
+
+
 # What takes long has a boot of its own in `make test`, the longest first, so that none is left alone at the end. The others
-# share boots: to get to the first test takes eleven seconds.
-LONG = [INSIDE / f"test_{name}.py" for name in ("lab", "scenario", "interlocks")]
-SHORT = [file for file in FILES if file not in (*DRIVER, *LONG)]
-BOOTS = [DRIVER, *([file] for file in LONG[:2]), SHORT[::2], SHORT[1::2], LONG[2:]]
+# share boots: to get to the first test takes eleven seconds. Those of the driver share a volume group, which nothing takes down
+# before the boot ends.
+SAMPLE = [
+    Boot(files, sampled=True)
+    for files in ((CASES, SEQUENCES, SPACE), (LAB,), (SCENARIO,), SHORT[::2], SHORT[1::2], (INTERLOCKS,))
+]
+WHOLE = [*(Boot((file,), slow=True) for file in FILES), *(Boot((file,), udev=True) for file in (CASES, SCENARIO))]
 
 needs_uml = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -38,52 +59,47 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         started = {}
         for item in request.session.items:
             if item.fspath == request.node.fspath and isinstance(item, pytest.Function):
-                slowly = item.get_closest_marker("slow") is not None
-                folder = tmp_path_factory.mktemp("uml")
-                files: list[Path] = item.callspec.params["files"]  # type: ignore[assignment]  # pytest: an object
-                started[item.nodeid] = pool.submit(_boot, files, folder, slowly=slowly)
+                boot: Boot = item.callspec.params["boot"]  # type: ignore[assignment]  # pytest: an object
+                started[item.nodeid] = pool.submit(_run, boot, tmp_path_factory.mktemp("uml"))
         yield started
         for job in started.values():
             job.cancel()
 
 
-def _named(files: list[Path]) -> str:
-    return " ".join(file.stem.removeprefix("test_") for file in files)
-
-
 @needs_uml
-@pytest.mark.parametrize("files", BOOTS, ids=_named)
+@pytest.mark.parametrize("boot", SAMPLE, ids=str)
 def test_inside(
-    files: list[Path], jobs: dict[str, Future[Job]], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    boot: Boot, jobs: dict[str, Future[Job]], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _judge(files, jobs[request.node.nodeid].result(), capsys)
+    _judge(boot, jobs[request.node.nodeid].result(), capsys)
 
 
 @needs_uml
 @pytest.mark.slow
 @pytest.mark.timeout(SLOWLY)
-@pytest.mark.parametrize("files", [[file] for file in FILES], ids=_named)
+@pytest.mark.parametrize("boot", WHOLE, ids=str)
 def test_inside_whole(
-    files: list[Path], jobs: dict[str, Future[Job]], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    boot: Boot, jobs: dict[str, Future[Job]], request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _judge(files, jobs[request.node.nodeid].result(), capsys)
+    _judge(boot, jobs[request.node.nodeid].result(), capsys)
 
 
-def _boot(files: list[Path], folder: Path, *, slowly: bool) -> Job:
-    """Run the tests of some files: all of them, or those of `make test`."""
-    which = "" if slowly else "-m 'not slow'"
-    names = " ".join(f"'{file.relative_to(TOP)}'" for file in files)
+def _run(boot: Boot, folder: Path) -> Job:
+    which = "" if boot.slow else "-m 'not slow'"
+    names = " ".join(f"'{file.relative_to(TOP)}'" for file in boot.files)
     return run_job(
-        f".venv/bin/python -m pytest -p no:cacheprovider -q -rs --durations=5 {which} {names}",
+        # What passed is shown too: it tells how many kills there were.
+        f".venv/bin/python -m pytest -p no:cacheprovider -q -rsP --durations=5 {which} {names}",
         folder,
-        timeout=SLOWLY if slowly else WITHIN,
-        env={"POCKETCLOUD_SEED": os.environ.get("POCKETCLOUD_SEED", "0"), "POCKETCLOUD_SAMPLE": "" if slowly else "1"},
+        timeout=WITHIN if boot.sampled else SLOWLY,
+        udev=boot.udev,
+        env={"POCKETCLOUD_SEED": os.environ.get("POCKETCLOUD_SEED", "0"), "POCKETCLOUD_SAMPLE": "1" if boot.sampled else ""},
     )
 
 
-def _judge(files: list[Path], job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def _judge(boot: Boot, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     said = [line for line in job.log.splitlines() if line.strip()]
-    shown = [line for line in said if line.startswith("SKIPPED")]
+    shown = [line for line in said if line.startswith("SKIPPED") or re.fullmatch(r"\d+ kills", line)]
     with capsys.disabled():
-        print("", f"  in User-Mode Linux: {_named(files)}: {' '.join(said[-1:])}", *shown, sep="\n", end="")
+        print("", f"  in User-Mode Linux: {boot}: {' '.join(said[-1:])}", *shown, sep="\n", end="")
     assert job.code == 0, job.log[-20000:]

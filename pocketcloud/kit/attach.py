@@ -8,6 +8,7 @@ lab/moving.py's matter.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from pocketcloud.host import kits as host
 from pocketcloud.kit import loops
 from pocketcloud.kit.aside import aside
 from pocketcloud.kit.attached import Places, attached_kits, register, unreadable_kits
-from pocketcloud.kit.device import CONTENT_FOLDER, put_down
+from pocketcloud.kit.device import CONTENT_FOLDER, finished_name, put_down
 from pocketcloud.kit.directory import check_reachable
 from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identity, tag
 from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
@@ -26,6 +27,7 @@ from pocketcloud.kit.mounts import mount, mounted_at, number_of
 from pocketcloud.kit.plugged import Plugged, check_tools, kit_on, plugged_kits, the_one
 from pocketcloud.kit.remains import clear, stale_notes
 from pocketcloud.model.kit import Kit, Manifest
+from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.lvm import Lvm, complaint
 from pocketcloud.storage.thin_volumes import CONTENT, STATE
@@ -224,10 +226,9 @@ def _looked_into(found: Plugged, state: Path, run: Runner) -> Manifest:
         with aside(state, run, read_only=True) as folder:
             return read_manifest(folder)
     except NotFound as none:
-        again = loops_hint(found.device)
         raise NotFound(
             f"the kit {found.name} on {found.device} is not finished: its `kit init` was interrupted",
-            hint=f"make it anew: pocketcloud kit init {again}; if there was more on it: {repair}",
+            hint=f"make it anew: {_made_anew(found.device)}; if there was more on it: {repair}",
         ) from none
     except CommandFailed as failed:
         said = (failed.completed.err or failed.completed.out).strip().splitlines()
@@ -237,10 +238,15 @@ def _looked_into(found: Plugged, state: Path, run: Runner) -> Manifest:
         ) from failed
 
 
-def loops_hint(device: Path) -> str:
-    """How people name the device: a loop device by its file."""
+def _made_anew(device: Path) -> str:
+    """What makes a kit that was never finished anew; one in a file by the name it was to get, or where it lies now."""
     file = host.loop_file(device.name)
-    return str(device) if file is None else f"--file {file}"
+    if file is None:
+        return f"pocketcloud kit init {device}"
+    size = f"--size {file.stat().st_size // MIB}MiB"
+    if (meant := finished_name(file)) is not None:
+        return shlex.join(["pocketcloud", "kit", "init", "--file", str(meant)]) + f" {size}"
+    return f"{shlex.join(['rm', str(file)])}; {shlex.join(['pocketcloud', 'kit', 'init', '--file', str(file)])} {size}"
 
 
 def _judge(manifest: Manifest, found: Plugged) -> None:

@@ -51,6 +51,7 @@ _FEATURES = (
     "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,"
     "metadata_csum"
 )
+_UNFINISHED = ".unfinished"
 # Blocks of 4 KiB, which disks with sectors of either size can read.
 _BLOCK = "4096"
 # Tables of inodes are written at once: the kernel doing it later would go on after detach was asked for.
@@ -264,7 +265,7 @@ def init_file(plan: InitPlan, path: Path, places: Places, run: Runner, *, now: s
     """Make the kit in a file. It gets its name when it is whole, so that an unfinished one is visibly none; what an
     interrupted run left of it goes first."""
     path = path.absolute()
-    aside = path.with_name(f".{path.name}.unfinished")
+    aside = _unfinished_name(path)
     discard_file(aside, places, plan.name, run)
     with ExitStack() as undo:
         undo.callback(_tried, discard_file, aside, places, plan.name, run)
@@ -283,6 +284,16 @@ def init_file(plan: InitPlan, path: Path, places: Places, run: Runner, *, now: s
         undo.pop_all()
     sync_folder(path.parent)
     return register(places, mount_point)
+
+
+def _unfinished_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_UNFINISHED}")
+
+
+def finished_name(path: Path) -> Path | None:
+    """What a kit in an unfinished file was to be called; None for a file that is no such."""
+    name = path.name.removeprefix(".").removesuffix(_UNFINISHED)
+    return path.with_name(name) if name and _unfinished_name(path.with_name(name)) == path else None
 
 
 def discard_file(aside: Path, places: Places, name: str, run: Runner) -> None:

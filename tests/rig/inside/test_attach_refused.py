@@ -100,8 +100,16 @@ def test_a_kit_that_was_never_finished(places: Places, tmp_path: Path) -> None:
     half.activate("state")
     run(["mkfs.ext4", "-q", half.state])
     half.deactivate()
-    with pytest.raises(NotFound, match=r"kit half on .* is not finished"):
+    with pytest.raises(NotFound, match=r"kit half on .* is not finished") as refused:
         attached(places, device)
+    assert f"kit init --file {tmp_path}/half.img --size {SIZE // MIB}MiB" in refused.value.hint
+    # As `kit init --file` leaves it when it is killed.
+    unloop(device)
+    (tmp_path / "half.img").rename(tmp_path / ".kit.img.unfinished")
+    device = loop(tmp_path / ".kit.img.unfinished")
+    with pytest.raises(NotFound, match="is not finished") as refused:
+        attached(places, device)
+    assert f": pocketcloud kit init --file {tmp_path}/kit.img --size {SIZE // MIB}MiB;" in refused.value.hint
     unloop(device)
 
 

@@ -25,7 +25,7 @@ from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identi
 from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
 from pocketcloud.kit.mounts import mount, mounted_at, number_of
 from pocketcloud.kit.plugged import Plugged, check_tools, kit_on, plugged_kits, the_one
-from pocketcloud.kit.remains import clear, stale_notes
+from pocketcloud.kit.remains import clear, put_parts_to_rest, stale_notes
 from pocketcloud.model.kit import Kit, Manifest
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes_of
@@ -201,7 +201,14 @@ def _tried_down(lvm: Lvm, vg: str, mount_point: Path, run: Runner) -> None:
 
 def _activated(lvm: Lvm, vg: str, volume: str) -> Path:
     try:
-        lvm.command("lvchange", "-K", "-ay", f"{vg}/{volume}")
+        try:
+            lvm.activate(vg, volume)
+        except CommandFailed:
+            # A command that was killed while it had the pool's metadata checked leaves these active by themselves, and LVM
+            # activates no volume of the pool then.
+            if not put_parts_to_rest(lvm, vg):
+                raise
+            lvm.activate(vg, volume)
     except CommandFailed as failed:
         part = "pool" if volume == CONTENT else "volume group"
         raise Refused(

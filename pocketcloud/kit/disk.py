@@ -280,8 +280,8 @@ def _has_manifest(lvm: Lvm, vg: str, run: Runner) -> bool | None:
     if mounted:
         return (mounted[-1] / FILE).exists()
     row = next(row for row in lvm.volumes(vg) if row.name == STATE)
-    if not row.active:
-        lvm.command("lvchange", "-K", "-ay", f"{vg}/{STATE}")
+    if not row.active or not state.exists():
+        lvm.activate(vg, STATE)
     try:
         if run(["blkid", "--probe", "--output", "value", "--match-tag", "TYPE", state], codes=range(256)).out.strip() != "ext4":
             return False

@@ -217,7 +217,10 @@ def component(lvm: Lvm, vg: str) -> Iterator[Path]:
     """The pool's metadata volume, readable while the pool is inactive."""
     lvm.command("lvchange", "-ay", f"{vg}/{META}")
     try:
-        yield Path("/dev/mapper", node_name(vg, META))
+        device = Path("/dev/mapper", node_name(vg, META))
+        if not device.exists():
+            lvm.command("vgmknodes", vg)
+        yield device
     finally:
         lvm.command("lvchange", "-an", f"{vg}/{META}")
 
@@ -249,7 +252,7 @@ def _state(lvm: Lvm, target: Target, run: Runner) -> State:
     device = Path("/dev", target.vg, STATE)
     if mounted := _mounted(device):
         return _looked_into(mounted, State(_kernel_errors(device), mounted=True))
-    lvm.command("lvchange", "-K", "-ay", f"{target.vg}/{STATE}")
+    lvm.activate(target.vg, STATE)
     try:
         with device.open("rb") as file:
             blank = not any(file.read(1 << 16))

@@ -125,7 +125,7 @@ def _rewritten(lvm: Lvm, vg: str, original: str, name: Name, run: Runner, now: s
     """Give the manifest in the copy's state volume its new id and name; a manifest that an interrupted run had rewritten keeps
     the id it got then."""
     state = Path("/dev", vg, STATE)
-    lvm.command("lvchange", "-K", "-ay", f"{vg}/{STATE}")
+    lvm.activate(vg, STATE)
     try:
         release(state, run)
         _mended(state, run)

@@ -16,6 +16,7 @@ from pocketcloud.host import kits as host
 from pocketcloud.kit.mounts import number_of, unmount_all, users_of
 from pocketcloud.storage.devmapper import Node, nodes
 from pocketcloud.storage.lvm import Lvm, complaint, environment
+from pocketcloud.storage.thin_volumes import POOL
 from pocketcloud.system import CommandFailed, Runner
 
 _BLOCK = Path("/sys/block")
@@ -117,6 +118,17 @@ def _sweep_links(folder: Path) -> None:
             if link.is_symlink() and not link.exists():
                 link.unlink()
         folder.rmdir()
+
+
+def put_parts_to_rest(lvm: Lvm, vg: str) -> bool:
+    """Deactivate the parts of a pool that are active without it; whether any were. Raises CommandFailed."""
+    rows = [row for row in lvm.volumes(vg) if row.active]
+    parts = [f"{vg}/{row.name}" for row in rows if row.name.endswith(_PARTS)]
+    if not parts or any(row.thin or row.name == POOL for row in rows):
+        return False
+    for part in parts:
+        lvm.command("lvchange", "-an", part)
+    return True
 
 
 def put_to_rest(lvm: Lvm, vg: str, *, but: Iterable[str] = ()) -> None:

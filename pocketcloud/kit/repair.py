@@ -159,7 +159,7 @@ def _save_on_state(bench: _Bench) -> bool:
         if mounted := next((mount.path for mount in mounts() if number and mount.number == number), None):
             _write_copies(bench, mounted / SAVED / bench.label)
             return True
-        bench.lvm.command("lvchange", "-K", "-ay", f"{bench.vg}/{STATE}")
+        bench.lvm.activate(bench.vg, STATE)
         with aside(device, bench.run) as folder:
             _write_copies(bench, folder / SAVED / bench.label)
     except (CommandFailed, NoSpace, OSError):
@@ -290,7 +290,7 @@ class _StateVolume:
         self._name = f"{bench.vg}/{STATE}"
 
     def __enter__(self) -> Path:
-        self._bench.lvm.command("lvchange", "-K", "-ay", self._name)
+        self._bench.lvm.activate(self._bench.vg, STATE)
         return Path("/dev", self._bench.vg, STATE)
 
     def __exit__(self, *_: object) -> None:

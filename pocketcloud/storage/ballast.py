@@ -38,7 +38,7 @@ def fill_ballast(vg: str, lvm: Lvm, run: Runner, folder: Path | None = None) -> 
         with _held(folder):
             if not any(row.name == BALLAST for row in lvm.volumes(vg)):
                 return False
-            lvm.command("lvchange", "-K", "-ay", f"{vg}/{BALLAST}")
+            lvm.activate(vg, BALLAST)
             full = _is_full(vg, run)
         at = 0
         while not full:

@@ -132,6 +132,16 @@ class Lvm:
         except HostLacks as error:
             raise HostLacks("lvm2 is not installed", hint="pocketcloud check names the package for this distribution") from error
 
+    def activate(self, vg: str, *names: str) -> None:
+        """Make volumes active, with `/dev/VG/NAME` for each; those that are so already stay so. Raises CommandFailed, HostLacks.
+
+        An LVM command that is killed between the two leaves an active volume without its path, where no udev makes that; and for
+        a volume that is active `lvchange` does nothing.
+        """
+        self.command("lvchange", "-K", "-ay", *(f"{vg}/{name}" for name in names))
+        if not all(Path("/dev", vg, name).exists() for name in names):
+            self.command("vgmknodes", vg)
+
     def script(self, commands: Iterable[Sequence[str | Path]]) -> Completed:
         """Run several commands in one `lvm` process, each whatever became of those before it; their errors are in `err`.
 

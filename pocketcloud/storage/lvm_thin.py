@@ -114,7 +114,7 @@ class ThinPool:
                     tags += [f"{MAKING}={maker}", KEPT]
                 self._lvm.command(*create_words(self._vg, logical, size, *tags))
                 if fill:
-                    self._lvm.command("lvchange", "-K", "-ay", f"{self._vg}/{logical}")
+                    self._lvm.activate(self._vg, logical)
             if fill:
                 self._fill(logical, fill, maker)
         size = whole_extents(size)
@@ -153,9 +153,9 @@ class ThinPool:
             return  # only active ones have a node
         with self._errors(", ".join(names)), self._held() as rows:
             wanted = [self._existing(rows, name) for name in names]
-            sleeping = [f"{self._vg}/{row.name}" for row in wanted if not row.active]
+            sleeping = [row.name for row in wanted if not (row.active and path_of(self._vg, row.name).exists())]
             if sleeping:
-                self._lvm.command("lvchange", "-K", "-ay", *sleeping)
+                self._lvm.activate(self._vg, *sleeping)
 
     def replace(self, name: str, source: str, size: int | None = None) -> Volume:
         """See Storage.replace. The new one is made beside the old, which then makes way; the next verb ends what was cut."""

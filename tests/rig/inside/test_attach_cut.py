@@ -21,7 +21,7 @@ from pocketcloud.storage.thin_volumes import CONTENT
 from pocketcloud.system import run
 from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached, plugged_kit, pull
-from tests.rig.inside.made import Kill, killed, loops, under_every_kill, unloop
+from tests.rig.inside.made import Kill, Made, killed, loop, loops, under_every_kill, unloop
 
 pytestmark = pytest.mark.sampled(12)
 
@@ -95,6 +95,18 @@ def test_detach_cleans_up_after_a_disk_that_was_pulled(places: Places, scsi_disk
     assert not nodes()
     attached(places, scsi_disk())
     detached(places)
+
+
+@pytest.mark.parametrize("volume", ["pool_tmeta", "state"])
+def test_what_an_lvm_command_leaves_that_was_killed(places: Places, kit: Filed, volume: str) -> None:
+    """A part of the pool that is active by itself, as it is while LVM checks it; an active volume that has no path yet."""
+    device = loop(kit.path)
+    made = Made(device, kit.made.vg, kit.made.id)
+    made.lvm.command("lvchange", "-ay", f"{made.vg}/{volume}")
+    Path("/dev", made.vg, volume).unlink(missing_ok=True)
+    check_base(attached(places, kit.path).kit)
+    detached(places)
+    check_at_rest(kit)
 
 
 def check_attach(places: Places, kit: Filed, at: int, kill: Kill) -> bool:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pocketcloud.model.base import Arch
+from pocketcloud.model.sizes import GIB
+from tests.built_base import built_base
 from tests.rig.uml import TOP, Job, missing, run_job
 
 INSIDE = Path(__file__).with_name("inside")
@@ -23,7 +26,8 @@ WITHIN = 1400.0
 SLOWLY = 6 * 3600.0
 CASES, SEQUENCES = CONTRACT / "test_storage.py", CONTRACT / "test_storage_sequences.py"
 LAB, SCENARIO, INTERLOCKS, SPACE = (INSIDE / f"test_{name}.py" for name in ("lab", "scenario", "interlocks", "space"))
-FILES = (CASES, SEQUENCES, *sorted(INSIDE.glob("test_*.py")))
+DEMO = INSIDE / "test_demo.py"
+FILES = (CASES, SEQUENCES, *sorted(file for file in INSIDE.glob("test_*.py") if file != DEMO))
 SHORT = tuple(file for file in FILES if file not in (CASES, SEQUENCES, SPACE, LAB, SCENARIO, INTERLOCKS))
 
 
@@ -58,7 +62,7 @@ def jobs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with ThreadPoolExecutor(2) as pool:
         started = {}
         for item in request.session.items:
-            if item.fspath == request.node.fspath and isinstance(item, pytest.Function):
+            if item.fspath == request.node.fspath and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
                 boot: Boot = item.callspec.params["boot"]  # type: ignore[assignment]  # pytest: an object
                 started[item.nodeid] = pool.submit(_run, boot, tmp_path_factory.mktemp("uml"))
         yield started
@@ -84,12 +88,30 @@ def test_inside_whole(
     _judge(boot, jobs[request.node.nodeid].result(), capsys)
 
 
+@needs_uml
+@pytest.mark.slow
+@pytest.mark.timeout(SLOWLY)
+def test_the_demo_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It takes memory for two Debian guests, a disk for theirs, and their base, which is built out here."""
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(20 * GIB)
+    (tmp_path / "job").mkdir()
+    with built_base("debian-12", Arch.X86_64):
+        job = run_job(_pytest("", [DEMO]), tmp_path / "job", timeout=SLOWLY, disks=[disk], memory="3G")
+    disk.unlink()
+    _judge(Boot((DEMO,), slow=True), job, capsys)
+
+
+def _pytest(which: str, files: Sequence[Path]) -> str:
+    # What passed is shown too: it tells how many kills there were.
+    names = " ".join(f"'{file.relative_to(TOP)}'" for file in files)
+    return f".venv/bin/python -m pytest -p no:cacheprovider -q -rsP --timeout={SLOWLY:.0f} --durations=5 {which} {names}"
+
+
 def _run(boot: Boot, folder: Path) -> Job:
-    which = "" if boot.slow else "-m 'not slow'"
-    names = " ".join(f"'{file.relative_to(TOP)}'" for file in boot.files)
     return run_job(
-        # What passed is shown too: it tells how many kills there were.
-        f".venv/bin/python -m pytest -p no:cacheprovider -q -rsP --durations=5 {which} {names}",
+        _pytest("" if boot.slow else "-m 'not slow'", boot.files),
         folder,
         timeout=WITHIN if boot.sampled else SLOWLY,
         udev=boot.udev,
@@ -99,7 +121,7 @@ def _run(boot: Boot, folder: Path) -> Job:
 
 def _judge(boot: Boot, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     said = [line for line in job.log.splitlines() if line.strip()]
-    shown = [line for line in said if line.startswith("SKIPPED") or re.fullmatch(r"\d+ kills", line)]
+    shown = [line for line in said if line.startswith("SKIPPED") or re.fullmatch(r"\d+ (kills|s: .*)", line)]
     with capsys.disabled():
         print("", f"  in User-Mode Linux: {boot}: {' '.join(said[-1:])}", *shown, sep="\n", end="")
     assert job.code == 0, job.log[-20000:]

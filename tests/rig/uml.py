@@ -109,7 +109,7 @@ def main(words: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="pocketcloud-uml-") as folder:
         udev = words[0] == "--udev"
-        job = run_job(" ".join(words[1:] if udev else words), Path(folder), timeout=1800, udev=udev)
+        job = run_job(" ".join(words[1:] if udev else words), Path(folder), timeout=6 * 3600, udev=udev)
     print(job.log, end="")
     return job.code
 

@@ -55,7 +55,7 @@ def cli(folder: Path, *arguments: object, code: int = 0) -> str:
         "PYTHONPATH": str(TOP),
     }
     argv = [sys.executable, "-m", "pocketcloud", *map(str, arguments)]
-    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False, stdin=subprocess.DEVNULL, timeout=900)
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False, stdin=subprocess.DEVNULL, timeout=5000)
     assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -141,7 +141,7 @@ def _remote(record: Record, text: str) -> tuple[str, str] | None:
 @click.argument("machine")
 def console(kit_name: str | None, lab: str, machine: str) -> None:
     """Open the serial console of MACHINE of LAB; Ctrl-] leaves it."""
-    from pocketcloud.hypervisor import DomainState, open_hypervisor
+    from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.model.names import joined
     from pocketcloud.system import become, which
 
@@ -151,7 +151,7 @@ def console(kit_name: str | None, lab: str, machine: str) -> None:
     name = joined(files.kit.name, record.instance, machine)
     hypervisor = open_hypervisor()
     domain = hypervisor.domain(name)
-    if domain is None or domain.state is DomainState.OFF:
+    if domain is None or not domain.active:
         raise NotReady(
             f"{machine} is off", hint=f"pocketcloud lab up {record.instance}; what it said last: {files.console(machine)}"
         )

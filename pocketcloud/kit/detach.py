@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pocketcloud.errors import NoSpace, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
-from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
+from pocketcloud.hypervisor import Domain, Hypervisor
 from pocketcloud.kit import loops
 from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, registered_names, registered_path
 from pocketcloud.kit.device import CONTENT_FOLDER
@@ -103,7 +103,7 @@ def _dead_of(path: Path | None) -> tuple[Node, ...]:
 
 def running(kit_id: str, hypervisor: Hypervisor) -> tuple[Domain, ...]:
     """The kit's machines that are not off."""
-    return tuple(domain for domain in hypervisor.domains(kit_id) if domain.state is not DomainState.OFF)
+    return tuple(domain for domain in hypervisor.domains(kit_id) if domain.active)
 
 
 def stop(domains: Iterable[Domain], hypervisor: Hypervisor, within: float, say: Callable[[str], None]) -> None:

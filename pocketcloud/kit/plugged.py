@@ -85,7 +85,11 @@ def kit_on(device: Path, run: Runner) -> Plugged:
             kit_group(Lvm([carrying[0]], run), carrying[0])
         except CommandFailed as failed:
             raise Refused(f"LVM cannot read {carrying[0]}: {complaint(failed)}", hint="pocketcloud kit repair") from failed
-    (found,) = kits
+        # It can be read now: that a moment ago it could not was no more than a moment.
+        kits = plugged_kits(run, carrying)
+    if not kits:
+        raise Refused(f"LVM reads {device} now and again only", hint="look at its cable and port, and at dmesg; then run again")
+    found = kits[0]
     if found.group.exported:
         raise Refused(
             f"kit {found.name} on {found.device} was exported with vgexport",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pocketcloud.errors import Busy, NotFound, PocketcloudError
-from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
+from pocketcloud.hypervisor import Domain, Hypervisor
 from pocketcloud.kit.links import Link, LinkState
 from pocketcloud.locks import held
 from pocketcloud.model.kit import Kit
@@ -22,7 +22,6 @@ _TOOL = "virt-sparsify"
 _LACKING = f"install guestfs-tools, which has {_TOOL}, or start them (pocketcloud lab up); then trim again"
 # A guest of libguestfs without KVM needs half a minute to start; a large file system on a slow disk takes its time.
 _WITHIN = 1800.0
-_RESTING = (DomainState.OFF, DomainState.CRASHED)
 
 
 def trim_resting(
@@ -37,7 +36,7 @@ def trim_resting(
 ) -> Link:
     """Trim the disks of those of the kit's machines that are off; `emulated` where KVM is of no use here. `progress` is told
     of each machine, with the part that is done. What cannot be trimmed is told of in the link."""
-    resting = [domain for domain in hypervisor.domains(kit.id) if domain.state in _RESTING]
+    resting = [domain for domain in hypervisor.domains(kit.id) if not domain.active]
     if not resting:
         return Link("stopped machines", LinkState.LEFT_OUT, "there are none")
     if which(_TOOL) is None:
@@ -68,7 +67,7 @@ def _trim(kit: Kit, seen: Domain, hypervisor: Hypervisor, storage: Storage, lock
     with held(locks, f"{kit.id}.{instance}", "pocketcloud kit trim", wait=False):
         # What was seen before may be old: the machine before this one took its time.
         domain = hypervisor.domain(seen.name)
-        if domain is None or domain.state not in _RESTING:
+        if domain is None or domain.active:
             raise Busy("it is not off any more")
         live = {volume.path: volume for volume in storage.volumes() if not volume.sealed and not volume.spare}
         if domain.saved or InstanceFiles(kit, instance).memories():

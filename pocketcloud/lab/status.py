@@ -110,7 +110,7 @@ def lab_lines(kit: Kit, hypervisor: Hypervisor | None) -> tuple[LabLine, ...]:
     names = dict.fromkeys([*instances(kit), *sorted({d.mark.instance for d in domains})])
     lines = []
     for name in names:
-        running = sum(d.mark.instance == name and d.state is not DomainState.OFF for d in domains) if hypervisor else None
+        running = sum(d.mark.instance == name and d.active for d in domains) if hypervisor else None
         record, note = None, "half there: `lab up` completes it, `lab destroy` removes it"
         with suppress(Refused):
             record = read_record(InstanceFiles(kit, name))

@@ -15,7 +15,7 @@ from pocketcloud.apply.world import World
 from pocketcloud.bases import records as base_records
 from pocketcloud.errors import HostLacks
 from pocketcloud.events import Event, Note
-from pocketcloud.hypervisor import DomainState, Hypervisor
+from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
 from pocketcloud.locks import held
@@ -85,7 +85,7 @@ class Workbench:
 
     def ground(self, have: Inventory, instance: str) -> Ground:
         """What the host and the kit can give an instance now."""
-        running = [d.memory for d in self.hypervisor.domains() if d.state is not DomainState.OFF]
+        running = [d.memory for d in self.hypervisor.domains() if d.active]
         taken = (*taken_subnets(self.facts.subnets, self.hypervisor, have), *self._recorded_subnets(instance))
         return Ground(
             kit=self.kit.name,

@@ -74,6 +74,11 @@ class Domain:
     memory: int = 0
     saved: bool = False
 
+    @property
+    def active(self) -> bool:
+        """Whether there is a process behind it: it is neither off nor crashed."""
+        return self.state not in (DomainState.OFF, DomainState.CRASHED)
+
 
 @dataclass(frozen=True, slots=True)
 class LibvirtNetwork:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
-from pocketcloud.model.inventory import Clone, DomainState, Inventory
+from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
@@ -215,7 +215,7 @@ def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Co
     to files while their state is taken."""
     problems: list[str] = []
     profile, overhead = ground.profile, ground.profile.machine_overhead
-    starting = [f for f in fates if (d := have.domains.get(f.name)) is None or d.state is DomainState.OFF]
+    starting = [f for f in fates if (d := have.domains.get(f.name)) is None or not d.active]
     growth = {f.name: _growth(f, have) for f in fates if f not in starting}
     memory = sum(f.record.definition.memory + overhead for f in starting) + sum(growth.values())
     if memory > ground.memory:
@@ -331,6 +331,6 @@ def _open_volumes(draft: Draft, have: Inventory) -> list[str]:
     """The volumes of machines that run and that the plan lets run: after an interrupted reset those may be old ones, which
     go when the machine is started again."""
     ended = {step.machine for step in draft.steps if isinstance(step, (StopMachine, KillMachine, UndefineMachine))}
-    running = [d for name, d in have.domains.items() if d.state is not DomainState.OFF and name not in ended]
+    running = [d for name, d in have.domains.items() if d.active and name not in ended]
     paths = {path for domain in running for path in domain.disks.values()}
     return [name for name, volume in have.volumes.items() if volume.path in paths]

@@ -22,7 +22,7 @@ def plan_down(instance: Name, machines: Sequence[str], have: Inventory, kit: str
     stops = []
     for name in dict.fromkeys(machines) or sorted(have.domains):
         domain = have.domains.get(name)
-        if domain and domain.state is not DomainState.OFF:
+        if domain and domain.active:
             kind = StopMachine if domain.state is DomainState.RUNNING else KillMachine
             step = kind(id=f"stop.{name}", reason="down", machine=name)
             stops.append(draft.add(replace(step, within=within) if isinstance(step, StopMachine) else step))

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Network
@@ -357,6 +358,17 @@ def test_a_kit_is_detached_moved_and_attached(kit: LabKit) -> None:
     assert str(kit.path) not in domain(kit, "a").XMLDesc(0)
     kit.cli("lab", "reset", "tiny", "-y").expect(0)
     assert not (kit.folder / "default").exists()
+
+
+@sampled
+def test_a_machine_that_crashed_is_off(kit: LabKit) -> None:
+    """Its QEMU was killed, as by the kernel when memory gets short."""
+    kit.cli("lab", "up", kit.lab(ONE)).expect(0)
+    os.kill(int(Path(f"/run/libvirt/qemu/{kit.kit.name}.tiny.a.pid").read_text()), signal.SIGKILL)
+    until(lambda: not domain(kit, "a").isActive(), "libvirt has seen it")
+    kit.cli("lab", "status", "tiny").expect(0, "crashed")
+    kit.cli("lab", "console", "tiny", "a").expect(7, "a is off")
+    kit.cli("kit", "detach", kit.kit.name).expect(0, "is detached")
 
 
 def test_a_kit_that_is_attached_twice_and_its_copy(kit: LabKit) -> None:

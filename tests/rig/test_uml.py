@@ -98,7 +98,7 @@ def test_the_demo_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         file.truncate(20 * GIB)
     (tmp_path / "job").mkdir()
     with built_base("debian-12", Arch.X86_64):
-        job = run_job(_pytest("", [DEMO]), tmp_path / "job", timeout=SLOWLY, disks=[disk], memory="3G")
+        job = run_job(_pytest("", [DEMO]), tmp_path / "job", timeout=SLOWLY, disks=[disk], memory="6G")
     disk.unlink()
     _judge(Boot((DEMO,), slow=True), job, capsys)
 

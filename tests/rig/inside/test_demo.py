@@ -50,6 +50,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     run(["mount", DISK, place])
     yield place
+    for command in ("free -m", "dmesg | tail -n 30", "tail -n 20 /var/log/libvirt/qemu/*.log"):
+        print(command, run(["sh", "-c", command], codes=range(256)).out, sep="\n")
     cli(place, "kit", "detach", "usb", "-y", "--force")
     assert nodes() == ()
     run(["umount", place])

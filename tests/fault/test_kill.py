@@ -1,6 +1,6 @@
 """kill -9 and Ctrl-C in the middle of `up`, `reset` and `destroy`: running the same command again converges.
 
-Here is a sample of about a tenth, chosen by POCKETCLOUD_SEED; test_kill_up.py and its siblings try every point.
+Here is a sample, chosen by POCKETCLOUD_SEED; test_kill_up.py and its siblings try every point.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def test_killed_anywhere_the_same_command_converges(bed: Campaign, number: int) 
         bed.case(verb, chosen(bed, chance, verb), delay=delay(chance))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
 def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
     chance = drawn("twice", number)
@@ -52,6 +53,7 @@ def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
         bed.case(verb, chosen(bed, chance, verb), delay=delay(chance), again=again)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
 def test_interrupted_it_says_so_and_converges(bed: Campaign, number: int) -> None:
     chance = drawn("interrupt", number)

@@ -106,6 +106,13 @@ def below(kernel: str, root: Path = _ROOT) -> tuple[str, ...]:
     return ()
 
 
+def above(kernel: str, root: Path = _ROOT) -> tuple[str, ...]:
+    """What stands on a device directly: kernel names."""
+    with contextlib.suppress(OSError):
+        return tuple(sorted(entry.name for entry in (root / "sys/class/block" / kernel / "holders").iterdir()))
+    return ()
+
+
 def is_there(kernel: str, root: Path = _ROOT) -> bool:
     """Whether the device is there; a link to it may outlive it where something stands on it."""
     return (root / "sys/class/block" / kernel).exists()

@@ -17,7 +17,7 @@ from pathlib import Path
 from pocketcloud.errors import NoSpace, NotFound, PocketcloudError, Refused
 from pocketcloud.host import kits as host
 from pocketcloud.kit import loops
-from pocketcloud.kit.aside import aside
+from pocketcloud.kit.aside import aside, release
 from pocketcloud.kit.attached import Places, attached_kits, register, unreadable_kits
 from pocketcloud.kit.device import CONTENT_FOLDER, finished_name, put_down
 from pocketcloud.kit.directory import check_reachable
@@ -228,6 +228,7 @@ def _looked_into(found: Plugged, state: Path, run: Runner) -> Manifest:
         raise
     except (NotFound, Refused, CommandFailed):
         pass  # without its journal, what was written last may be half there
+    release(state, run)  # says who keeps that first look mounted; a check would only say that it is
     _mended(state, found.name, run, thorough=True)
     try:
         with aside(state, run, read_only=True) as folder:
@@ -253,7 +254,8 @@ def _made_anew(device: Path) -> str:
     size = f"--size {file.stat().st_size // MIB}MiB"
     if (meant := finished_name(file)) is not None:
         return shlex.join(["pocketcloud", "kit", "init", "--file", str(meant)]) + f" {size}"
-    return f"{shlex.join(['rm', str(file)])}; {shlex.join(['pocketcloud', 'kit', 'init', '--file', str(file)])} {size}"
+    words = (["pocketcloud", "kit", "erase", "-y", str(file)], ["pocketcloud", "kit", "init", "--file", str(file)])
+    return f"{'; '.join(map(shlex.join, words))} {size}"
 
 
 def _judge(manifest: Manifest, found: Plugged) -> None:

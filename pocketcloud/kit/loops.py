@@ -42,6 +42,10 @@ def take_away(device: Path, file: Path, run: Runner) -> None:
     kernel = device.name
     if kernel not in host.loops_of(file):
         return
+    # Where something stands on it, the kernel would take it away later, under whoever uses it again until then.
+    if users := host.above(kernel):
+        names = ", ".join(host.mapped_name(user) or user for user in users)
+        raise Refused(f"{device}, the loop device of {file}, carries {names}", hint=f"end what uses it: lsblk {device} shows it")
     run(["losetup", "--detach", device])
     # An open loop device is detached when its last user lets go of it, and losetup says nothing.
     for _ in range(_LET_GO):

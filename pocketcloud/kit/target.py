@@ -33,7 +33,7 @@ def opened(what: str | None, places: Places, run: Runner) -> Iterator[Target]:
         try:
             yield _on(kit_on(device, run))
         finally:
-            if not any((Path("/sys/block") / device.name / "holders").iterdir()):
+            if not host.above(device.name):
                 take_away(device, file, run)
     elif path.exists():
         yield _on(kit_on(path, run))

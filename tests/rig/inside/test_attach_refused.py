@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from pocketcloud.kit.attached import Places
 from pocketcloud.kit.device import init_file, plan_file
 from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.storage.devmapper import nodes
-from pocketcloud.system import run
+from pocketcloud.system import Completed, run
 from tests.rig.inside.filed import Filed, attached, detached
 from tests.rig.inside.made import NOW, SIZE, digest, loop, make_kit, unloop
 
@@ -102,7 +104,8 @@ def test_a_kit_that_was_never_finished(places: Places, tmp_path: Path) -> None:
     half.deactivate()
     with pytest.raises(NotFound, match=r"kit half on .* is not finished") as refused:
         attached(places, device)
-    assert f"kit init --file {tmp_path}/half.img --size {SIZE // MIB}MiB" in refused.value.hint
+    erase = f"pocketcloud kit erase -y {tmp_path}/half.img"
+    assert f"{erase}; pocketcloud kit init --file {tmp_path}/half.img --size {SIZE // MIB}MiB" in refused.value.hint
     # As `kit init --file` leaves it when it is killed.
     unloop(device)
     (tmp_path / "half.img").rename(tmp_path / ".kit.img.unfinished")
@@ -122,3 +125,21 @@ def test_a_damaged_state_volume(places: Places, kit: Filed) -> None:
     with unchanged(kit), pytest.raises(Refused, match="damaged, or cannot be checked") as refused:
         attached(places, kit.path)
     assert "kit repair" in refused.value.hint
+
+
+def test_a_state_volume_that_somebody_holds(places: Places, kit: Filed) -> None:
+    holders = list[subprocess.Popen[bytes]]()
+
+    def held(argv: Sequence[str | Path], **options: Any) -> Completed:
+        done = run(argv, **options)
+        if argv[0] == "mount" and not holders:
+            holders.append(subprocess.Popen(["sleep", "600"], cwd=argv[-1]))
+        return done
+
+    with pytest.raises(Refused, match=r"sleep \(\d+\)") as refused:
+        attached(places, kit.path, runner=held)
+    assert "e2fsck" not in str(refused.value)
+    holders[0].kill()
+    holders[0].wait()
+    assert attached(places, kit.path).kit.id == kit.made.id
+    detached(places)

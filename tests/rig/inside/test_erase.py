@@ -100,6 +100,17 @@ def test_its_file_goes_too_if_that_is_meant(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+@pytest.mark.usefixtures("places")
+def test_a_kit_that_was_never_finished_goes_too(tmp_path: Path) -> None:
+    file = tmp_path / "half.img"
+    device = loop(file, BIG)
+    make_kit(device, "half", "pc_halfha", stop_after=5)
+    unloop(device)
+    called("erase", str(file), "--erase-serial", str(file), "-y")
+    assert not file.exists()
+    assert not nodes_of("pc_halfha")
+
+
 @pytest.mark.parametrize("by", ["name", "file"])
 def test_an_attached_kit_is_detached_first(places: Places, tmp_path: Path, by: str) -> None:
     file = tmp_path / "tried.img"

@@ -37,6 +37,7 @@ from pocketcloud.plan.steps import (
     RemoveFiles,
     RemoveNetwork,
     RemoveVolumes,
+    ResumeMachine,
     SetNvram,
     StartMachine,
     Step,
@@ -134,6 +135,7 @@ class Vm:
     disks: tuple[str, ...]
     memory: int
     places: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
 
 
 @dataclass
@@ -175,7 +177,9 @@ class Host:
 
     def _domain(self, name: str, vm: Vm) -> Domain:
         disks = {f"vd{letter}": STORE / disk for letter, disk in zip("abcdefgh", vm.disks, strict=False)}
-        return Domain(f"{KIT}.{INSTANCE}.{name}", self._mark(name), vm.state, disks, agent=False, memory=vm.memory)
+        return Domain(
+            f"{KIT}.{INSTANCE}.{name}", self._mark(name), vm.state, disks, agent=False, reason=vm.reason, memory=vm.memory
+        )
 
     def _mark(self, part: str) -> Mark:
         return Mark(KIT, KIT_ID, INSTANCE, part)
@@ -248,6 +252,9 @@ class Host:
                 self.record = step.record
             case DefineMachine():
                 self._define(name)
+            case ResumeMachine():
+                assert self.domains[name].state is DomainState.PAUSED
+                self.domains[name].state, self.domains[name].reason = DomainState.RUNNING, ""
             case KillMachine() | StopMachine() if name in self.domains:
                 self.domains[name].state = DomainState.OFF
             case UndefineMachine():

@@ -15,6 +15,7 @@ from pocketcloud.errors import NotReady
 from pocketcloud.events import StepProgress
 from pocketcloud.guest import Guest, wait_ssh
 from pocketcloud.hypervisor import DomainState
+from pocketcloud.model.inventory import NO_SPACE
 from pocketcloud.model.lab import Ready
 from pocketcloud.model.sizes import duration_text
 from pocketcloud.readiness import wait_console, wait_tcp, wait_until
@@ -34,6 +35,7 @@ class _Watch:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.reason = ""
+        self.hint = ""
 
 
 @contextmanager
@@ -52,6 +54,10 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
                 if domain is None or domain.state is not DomainState.RUNNING:
                     state = "gone" if domain is None else str(domain.state)
                     watch.reason = f"{machine} is {state}" + (f" ({domain.reason})" if domain and domain.reason else "")
+                    if domain and domain.reason == NO_SPACE:
+                        watch.hint = (
+                            f"make room (pocketcloud kit status shows what holds it); then pocketcloud lab up {world.instance}"
+                        )
                     watch.stop.set()
                     return
 
@@ -62,7 +68,8 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
     except NotReady as error:
         if watch.reason:
             raise NotReady(
-                f"{watch.reason} while it was waited for{_console_end(world, machine)}", hint=_look_hint(world, machine)
+                f"{watch.reason} while it was waited for{_console_end(world, machine)}",
+                hint=watch.hint or _look_hint(world, machine),
             ) from error
         raise type(error)(error.message + _console_end(world, machine), hint=_look_hint(world, machine)) from error
     finally:

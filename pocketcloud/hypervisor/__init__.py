@@ -1,4 +1,4 @@
-"""The hypervisor room: domains and networks. What is asked of libvirt stands here; libvirt.py is the only one that speaks it.
+"""The hypervisor room: domains and networks. What is asked of libvirt stands here; no other room speaks to it.
 
 Only domains and networks that carry our mark in libvirt's metadata are ever changed; one of the same name without it
 raises NotOurs. Absence is a value in queries, NotFound in commands, success in removals.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pocketcloud.errors import HostLacks
+from pocketcloud.hypervisor import complaints
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Domain, DomainState, LibvirtNetwork
@@ -59,6 +61,11 @@ class Hypervisor(Protocol):
 
     def kill(self, name: str) -> None:
         """Power off at once; off or absent is success."""
+        ...
+
+    def resume(self, name: str) -> None:
+        """Let a paused machine go on; one that is not paused, or off, is left so. What it waited for may still be missing:
+        then it is paused again."""
         ...
 
     def save(self, name: str, path: Path) -> None:
@@ -118,6 +125,9 @@ class Hypervisor(Protocol):
 
 def open_hypervisor(uri: str | None = None) -> Hypervisor:
     """Connect to `uri`, else LIBVIRT_DEFAULT_URI, else qemu:///system. Raises HostLacks with the remedy for this host."""
-    from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
+    try:
+        from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
+    except ImportError as missing:  # the C library below the binding can be gone
+        raise HostLacks(f"libvirt's library cannot be loaded: {missing}", hint=complaints.CHECK) from None
 
     return LibvirtHypervisor.connect(uri)

@@ -1,6 +1,7 @@
-"""The hypervisor through libvirt: the only module that speaks to it. What is promised stands in the package's docstring.
+"""The hypervisor through libvirt. What is promised stands in the package's docstring.
 
-XML is written and read in xml.py, complaints are explained in complaints.py. Nothing of ours is kept between calls but the
+XML is written and read in xml.py, what a domain's handle tells and takes is in handles.py, what libvirt raises in raising.py,
+its complaints are explained in complaints.py. Nothing of ours is kept between calls but the
 connection: each verb looks its object up anew and checks the mark in its metadata before it changes anything.
 """
 
@@ -10,24 +11,21 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
-from pocketcloud.errors import HostLacks, NotFound, NotOurs, Refused
-from pocketcloud.hypervisor import Domain, DomainState, HypervisorFacts, LibvirtNetwork, complaints, xml
+import libvirt
+
+from pocketcloud.errors import NotFound, NotOurs, Refused
+from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
+from pocketcloud.hypervisor.handles import AGENT_SECONDS, ask_to_power_off, domain_of, kill, look, remember_frozen, resume
+from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
 from pocketcloud.system import which
 
-try:
-    import libvirt
-except ImportError as missing:  # the C library below the binding can be gone
-    raise HostLacks(f"libvirt's library cannot be loaded: {missing}", hint=complaints.CHECK) from None
-
 DEFAULT_URI = "qemu:///system"
-AGENT_SECONDS = 10
 _TRIM_SECONDS = 600  # an emulated guest's disk may take minutes
 _POLL = 0.2
 _ASK_AGAIN = 10.0
@@ -37,16 +35,6 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 )
-_STATES = {
-    libvirt.VIR_DOMAIN_NOSTATE: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_RUNNING: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_SHUTDOWN: DomainState.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: DomainState.PAUSED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: DomainState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTOFF: DomainState.OFF,
-    libvirt.VIR_DOMAIN_CRASHED: DomainState.CRASHED,
-}
 
 
 class LibvirtHypervisor:
@@ -78,7 +66,7 @@ class LibvirtHypervisor:
     def facts(self) -> HypervisorFacts:
         """See Hypervisor.facts."""
         connection = self._open()
-        with _explained("libvirt's capabilities cannot be read"):
+        with explained("libvirt's capabilities cannot be read"):
             emulated, kvm = xml.guests(connection.getCapabilities())
             versions = connection.getLibVersion(), connection.getVersion()
         return HypervisorFacts(self._uri, xml.version(versions[0]), xml.version(versions[1]), emulated, kvm)
@@ -97,10 +85,10 @@ class LibvirtHypervisor:
         """See Hypervisor.domains."""
         connection = self._open()
         found = []
-        with _explained("the machines cannot be listed"):
+        with explained("the machines cannot be listed"):
             for handle in connection.listAllDomains():
-                with _absence(complaints.NO_DOMAIN):  # it may go while we look
-                    domain = _domain(handle)
+                with absence(complaints.NO_DOMAIN):  # it may go while we look
+                    domain = domain_of(handle)
                     if domain is not None and kit_id in (None, domain.mark.kit_id):
                         found.append(domain)
         return tuple(sorted(found, key=lambda domain: domain.name))
@@ -110,21 +98,21 @@ class LibvirtHypervisor:
         handle = self._find_domain(name)
         if handle is None:
             return None
-        with _explained(f"machine {name} cannot be looked at"), _absence(complaints.NO_DOMAIN):
-            return _domain(handle)
+        with explained(f"machine {name} cannot be looked at"), absence(complaints.NO_DOMAIN):
+            return domain_of(handle)
         return None
 
     def define(self, spec: MachineSpec) -> None:
         """See Hypervisor.define."""
         text = xml.machine_xml(spec)
         self._check_identity(spec)
-        with _explained(f"machine {spec.name} cannot be defined"):
+        with explained(f"machine {spec.name} cannot be defined"):
             self._open().defineXML(text)
 
     def start(self, name: str) -> None:
         """See Hypervisor.start. The log is truncated through `<log append='off'>`, by whoever writes it."""
         handle = self._ours(name)
-        with _explained(f"machine {name} cannot be started"):
+        with explained(f"machine {name} cannot be started"):
             if handle.isActive():
                 return
             if handle.hasManagedSaveImage():
@@ -139,11 +127,11 @@ class LibvirtHypervisor:
         """See Hypervisor.shutdown. The button is pressed again now and then: firmware and boot loaders do not notice it."""
         handle = self._ours(name)
         deadline = time.monotonic() + within
-        with _explained(f"machine {name} cannot be shut down"):
+        with explained(f"machine {name} cannot be shut down"):
             while handle.isActive():
                 if handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                     return False  # it cannot hear
-                _ask_to_power_off(handle)
+                ask_to_power_off(handle)
                 again = min(deadline, time.monotonic() + _ASK_AGAIN)
                 while handle.isActive() and time.monotonic() < again:
                     time.sleep(_POLL)
@@ -156,15 +144,22 @@ class LibvirtHypervisor:
         handle = self._find_domain(name)
         if handle is None:
             return
-        with _explained(f"machine {name} cannot be powered off"), _absence(complaints.NO_DOMAIN):
-            _kill(handle)
+        with explained(f"machine {name} cannot be powered off"), absence(complaints.NO_DOMAIN):
+            kill(handle)
+
+    def resume(self, name: str) -> None:
+        """See Hypervisor.resume."""
+        handle = self._ours(name)
+        with explained(f"machine {name} cannot go on"):
+            if handle.isActive():
+                resume(handle)
 
     def save(self, name: str, path: Path) -> None:
         """See Hypervisor.save. An unfinished file (no space, a crash) is one that libvirt refuses to restore."""
         handle = self._ours(name)
         if not _is_active(handle, name):
             raise Refused(f"machine {name} is off: it has no memory to save", hint="pocketcloud lab up starts it")
-        with _explained(f"the memory of machine {name} cannot be saved to {path}"):
+        with explained(f"the memory of machine {name} cannot be saved to {path}"):
             handle.saveFlags(str(path), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
     def restore(self, spec: MachineSpec, path: Path) -> None:
@@ -179,7 +174,7 @@ class LibvirtHypervisor:
             )
         self.define(spec)
         connection = self._open()
-        with _explained(f"machine {spec.name} cannot be restored from {path}"):
+        with explained(f"machine {spec.name} cannot be restored from {path}"):
             if (handle := connection.lookupByName(spec.name)).hasManagedSaveImage():
                 handle.managedSaveRemove()
             saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
@@ -189,18 +184,18 @@ class LibvirtHypervisor:
         """See Hypervisor.freeze. The agent has AGENT_SECONDS to answer; one that does not is thawed again and not counted.
         The live metadata say that it is frozen, and go with the saved memory: so does the need to thaw."""
         handle = self._ours(name)
-        with _explained(f"the file systems of machine {name} cannot be frozen"):
-            if not _look(handle).agent:
+        with explained(f"the file systems of machine {name} cannot be frozen"):
+            if not look(handle).agent:
                 return False
             handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
-            _remember_frozen(handle, "<frozen/>")
+            remember_frozen(handle, "<frozen/>")
             try:
                 handle.fsFreeze()
             except libvirt.libvirtError as complaint:
                 with contextlib.suppress(libvirt.libvirtError):
                     handle.fsThaw()
-                _remember_frozen(handle, None)
-                if complaint.get_error_code() in _NO_AGENT:
+                remember_frozen(handle, None)
+                if complaint.get_error_code() in NO_AGENT:
                     return False
                 raise
         return True
@@ -212,8 +207,8 @@ class LibvirtHypervisor:
         if handle is None:
             return
         deadline = time.monotonic() + AGENT_SECONDS
-        with _explained(f"the file systems of machine {name} cannot be thawed"), _absence(complaints.NO_DOMAIN):
-            while handle.isActive() and not (now := _look(handle)).agent:
+        with explained(f"the file systems of machine {name} cannot be thawed"), absence(complaints.NO_DOMAIN):
+            while handle.isActive() and not (now := look(handle)).agent:
                 if not now.frozen or time.monotonic() > deadline:
                     return
                 time.sleep(_POLL)
@@ -223,16 +218,16 @@ class LibvirtHypervisor:
             try:
                 handle.fsThaw()
             except libvirt.libvirtError as complaint:
-                if complaint.get_error_code() not in _NO_AGENT:
+                if complaint.get_error_code() not in NO_AGENT:
                     raise
             else:
-                _remember_frozen(handle, None)
+                remember_frozen(handle, None)
 
     def trim(self, name: str) -> bool:
         """See Hypervisor.trim."""
         handle = self._ours(name)
-        with _explained(f"the file systems of machine {name} cannot be trimmed"), _absence(*_NO_AGENT):
-            if _look(handle).agent:
+        with explained(f"the file systems of machine {name} cannot be trimmed"), absence(*NO_AGENT):
+            if look(handle).agent:
                 handle.agentSetResponseTimeout(_TRIM_SECONDS, 0)
                 handle.fSTrim(None, 0, 0)
                 return True
@@ -243,8 +238,8 @@ class LibvirtHypervisor:
         handle = self._find_domain(name)
         if handle is None:
             return
-        with _explained(f"machine {name} cannot be removed"), _absence(complaints.NO_DOMAIN):
-            _kill(handle)
+        with explained(f"machine {name} cannot be removed"), absence(complaints.NO_DOMAIN):
+            kill(handle)
             handle.undefineFlags(_UNDEFINE)
 
     # -- networks
@@ -266,7 +261,7 @@ class LibvirtHypervisor:
         text = xml.network_xml(spec)
         known = self._check_network(spec) is not None
         connection = self._open()
-        with _explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
+        with explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
             if handle.isActive():
                 wanted, live = xml.read_network(text), xml.read_network(handle.XMLDesc(0))
@@ -289,7 +284,7 @@ class LibvirtHypervisor:
         handle = self._find_network(name)
         if handle is None:
             return
-        with _explained(f"network {name} cannot be removed"), _absence(complaints.NO_NETWORK):
+        with explained(f"network {name} cannot be removed"), absence(complaints.NO_NETWORK):
             if handle.isActive():
                 handle.destroy()
             if handle.isPersistent():
@@ -321,9 +316,9 @@ class LibvirtHypervisor:
     def _find_domain(self, name: str) -> Any:
         """The handle of our domain, None if there is none of that name. Raises NotOurs if it lacks our mark."""
         connection = self._open()
-        with _explained(f"machine {name} cannot be looked up"), _absence(complaints.NO_DOMAIN):
+        with explained(f"machine {name} cannot be looked up"), absence(complaints.NO_DOMAIN):
             handle = connection.lookupByName(name)
-            if _look(handle).mark is None:
+            if look(handle).mark is None:
                 raise complaints.not_ours("domain", name)
             return handle
         return None
@@ -338,21 +333,21 @@ class LibvirtHypervisor:
         """Refuse to take over a domain that is not the one `spec` means, by name or by UUID."""
         handle = self._find_domain(spec.name)
         if handle is not None:
-            with _explained(f"machine {spec.name} cannot be looked at"):
-                reading = _look(handle)
+            with explained(f"machine {spec.name} cannot be looked at"):
+                reading = look(handle)
             complaints.check_same("domain", spec.name, (spec.uuid, spec.mark), (reading.uuid, reading.mark))
             return
         connection = self._open()
-        with _explained(f"machine {spec.name} cannot be looked up"), _absence(complaints.NO_DOMAIN):
+        with explained(f"machine {spec.name} cannot be looked up"), absence(complaints.NO_DOMAIN):
             other = connection.lookupByUUIDString(spec.uuid).name()
             raise NotOurs(f"domain {other} has the UUID of {spec.name} ({spec.uuid})", hint=f"virsh dominfo {other}")
 
     def _all_networks(self) -> Iterator[tuple[xml.NetworkReading, bool]]:
         """All networks, whoever's; one that is active comes a second time if its stored definition differs."""
         connection = self._open()
-        with _explained("the networks cannot be listed"):
+        with explained("the networks cannot be listed"):
             for handle in connection.listAllNetworks():
-                with _absence(complaints.NO_NETWORK):
+                with absence(complaints.NO_NETWORK):
                     active = bool(handle.isActive())
                     now = xml.read_network(handle.XMLDesc(0))
                     yield now, active
@@ -363,7 +358,7 @@ class LibvirtHypervisor:
 
     def _find_network(self, name: str) -> Any:
         connection = self._open()
-        with _explained(f"network {name} cannot be looked up"), _absence(complaints.NO_NETWORK):
+        with explained(f"network {name} cannot be looked up"), absence(complaints.NO_NETWORK):
             handle = connection.networkLookupByName(name)
             if xml.read_network(handle.XMLDesc(0)).mark is None:
                 raise complaints.not_ours("network", name)
@@ -373,7 +368,7 @@ class LibvirtHypervisor:
     def _check_network(self, spec: NetworkSpec) -> Any:
         handle = self._find_network(spec.name)
         if handle is not None:
-            with _explained(f"network {spec.name} cannot be looked at"):
+            with explained(f"network {spec.name} cannot be looked at"):
                 reading = xml.read_network(handle.XMLDesc(0))
             complaints.check_same("network", spec.name, (spec.uuid, spec.mark), (reading.uuid, reading.mark))
         return handle
@@ -382,96 +377,9 @@ class LibvirtHypervisor:
 # -- pieces of verbs
 
 
-_NO_AGENT = {
-    getattr(libvirt, name)
-    for name in (
-        "VIR_ERR_AGENT_UNRESPONSIVE",
-        "VIR_ERR_AGENT_UNSYNCED",
-        "VIR_ERR_AGENT_COMMAND_TIMEOUT",  # from libvirt 11.2 on
-        "VIR_ERR_OPERATION_UNSUPPORTED",
-        "VIR_ERR_OPERATION_INVALID",
-    )
-    if hasattr(libvirt, name)
-}
-
-
-@contextlib.contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except libvirt.libvirtError as complaint:
-        code, text = complaint.get_error_code() or 0, complaint.get_error_message() or str(complaint)
-        raise complaints.explain(code, text, doing) from None
-
-
-class _absence:  # noqa: N801 - reads as contextlib's suppress does
-    """Leave the block quietly where libvirt says that the object is not there (any more), in one of these codes."""
-
-    def __init__(self, *codes: int) -> None:
-        self._codes = codes
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> bool:
-        return isinstance(error, libvirt.libvirtError) and error.get_error_code() in self._codes
-
-
-def _domain(handle: Any) -> Domain | None:
-    """What libvirt has, None if it does not carry our mark."""
-    reading = _look(handle)
-    if reading.mark is None:
-        return None
-    number, cause = handle.state()
-    state, reason = _STATES.get(number, DomainState.RUNNING), ""
-    if number == libvirt.VIR_DOMAIN_SHUTOFF and cause == libvirt.VIR_DOMAIN_SHUTOFF_CRASHED:
-        state, reason = DomainState.CRASHED, "QEMU ended by itself"
-    elif number == libvirt.VIR_DOMAIN_PAUSED and cause == libvirt.VIR_DOMAIN_PAUSED_IOERROR:
-        full = libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE in handle.diskErrors().values()
-        reason = "no space" if full else "I/O error"
-    saved = state is DomainState.OFF and bool(handle.hasManagedSaveImage())
-    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory, saved)
-
-
 def _is_active(handle: Any, name: str) -> bool:
-    with _explained(f"machine {name} cannot be looked at"):
+    with explained(f"machine {name} cannot be looked at"):
         return bool(handle.isActive())
-
-
-def _look(handle: Any) -> xml.DomainReading:
-    return xml.read_domain(handle.XMLDesc(0))
-
-
-def _remember_frozen(handle: Any, element: str | None) -> None:
-    kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
-    with _absence(complaints.NO_METADATA):
-        handle.setMetadata(kind, element, "pocketcloud-state", xml.STATE_NAMESPACE, live)
-
-
-def _ask_to_power_off(handle: Any) -> None:
-    """Through the agent where one listens, else by the power button."""
-    ways: list[Callable[[], object]] = [lambda: handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)]
-    if _look(handle).agent:
-        handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
-        ways.insert(0, lambda: handle.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT))
-    for way in ways:
-        try:
-            way()
-        except libvirt.libvirtError:
-            if not handle.isActive():
-                return
-            if way is ways[-1]:
-                raise
-        else:
-            return
-
-
-def _kill(handle: Any) -> None:
-    if handle.isActive():
-        try:
-            handle.destroy()
-        except libvirt.libvirtError:
-            if handle.isActive():  # else it went by itself meanwhile
-                raise
 
 
 def _update_hosts(handle: Any, live: xml.NetworkReading, wanted: xml.NetworkReading) -> None:

@@ -21,6 +21,7 @@ from pocketcloud.plan.steps import (
     RemoveFiles,
     RemoveNetwork,
     RemoveVolumes,
+    ResumeMachine,
     SetNvram,
     StartMachine,
     Step,
@@ -64,6 +65,8 @@ def _lines(step: Step, world: World) -> list[str]:
             return [*ready, f"virsh start --force-boot {domain}"]
         case StopMachine():
             return [f"virsh shutdown {domain}  # and after {step.within:.0f} s: virsh destroy {domain}"]
+        case ResumeMachine():
+            return [f"virsh resume {domain}"]
         case KillMachine():
             return [f"virsh destroy {domain}"]
         case UndefineMachine():

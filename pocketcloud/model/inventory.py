@@ -50,6 +50,10 @@ class Clone:
     marks: Marks = field(default_factory=dict)
 
 
+# The reason of a pause.
+NO_SPACE = "no space"
+
+
 class DomainState(StrEnum):
     """What a domain is doing."""
 
@@ -62,8 +66,9 @@ class DomainState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Domain:
     """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
-    pause that was not asked for (`no space`, `I/O error`), else empty; `agent` whether the guest agent's channel is open.
-    `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from (managed save)."""
+    crash, and a pause from which it can go on (`no space`, `I/O error`, `suspended` by somebody), else empty; `agent` whether
+    the guest agent's channel is open. `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from
+    (managed save)."""
 
     name: str
     mark: Mark
@@ -78,6 +83,11 @@ class Domain:
     def active(self) -> bool:
         """Whether there is a process behind it: it is neither off nor crashed."""
         return self.state not in (DomainState.OFF, DomainState.CRASHED)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is paused, and can go on as if nothing had been."""
+        return self.state is DomainState.PAUSED and bool(self.reason)
 
 
 @dataclass(frozen=True, slots=True)

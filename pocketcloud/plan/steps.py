@@ -102,6 +102,11 @@ class StartMachine(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeMachine(Step):
+    """Let the machine, which is paused, go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopMachine(Step):
     """Ask the machine to power off, and after `within` seconds make it."""
 
@@ -168,6 +173,7 @@ _TITLES: dict[type[Step], str] = {
     SetNvram: "set the UEFI variables of {0.machine}",
     DefineMachine: "define {0.machine}",
     StartMachine: "start {0.machine}",
+    ResumeMachine: "resume {0.machine}",
     StopMachine: "stop {0.machine}",
     KillMachine: "power off {0.machine}",
     UndefineMachine: "undefine {0.machine}",

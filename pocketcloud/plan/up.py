@@ -33,6 +33,7 @@ from pocketcloud.plan.steps import (
     Plan,
     Provision,
     RemoveFiles,
+    ResumeMachine,
     SetNvram,
     StartMachine,
     Step,
@@ -243,7 +244,7 @@ def _runs_as_wanted(fate: Fate, domain: Domain | None, have: Inventory) -> str:
         return fate.reason
     if fate.restart:
         return fate.restart
-    if domain.state is not DomainState.RUNNING:
+    if domain.state is not DomainState.RUNNING and not domain.waits:
         return f"it is {domain.state}{f' ({domain.reason})' if domain.reason else ''}"
     paths = {have.volumes[v].path for v in fate.record.disks.values() if v in have.volumes}
     if not paths <= set(domain.disks.values()):
@@ -341,6 +342,8 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, after: tuple[str, .
             steps.append(SetNvram(id=f"nvram.{name}", reason=reason, machine=name, source=fate.nvram))
         steps.append(DefineMachine(id=f"define.{name}", reason=reason, machine=name))
         steps.append(StartMachine(id=f"start.{name}", reason=reason, machine=name, after=up))
+    elif domain is not None and domain.waits:
+        steps.append(ResumeMachine(id=f"resume.{name}", reason=f"it is paused ({domain.reason})", machine=name))
     first = fate.record.stage is not Stage.PROVISIONED
     if first and fate.record.definition.provision:
         steps.append(Provision(id=f"provision.{name}", reason="it is new", machine=name))

@@ -170,8 +170,19 @@ def test_a_machine_from_its_definition_to_its_removal(bed: Bed) -> None:
     hypervisor.start(web.name)
     assert bed.raw().lookupByName(web.name).ID() == number, "starting a running machine started it anew"
 
+    bed.raw().lookupByName(web.name).suspend()
+    paused = hypervisor.domain(web.name)
+    assert paused is not None
+    assert (paused.state, paused.reason, paused.waits) == (DomainState.PAUSED, "suspended", True)
+    hypervisor.resume(web.name)
+    hypervisor.resume(web.name)
+    assert bed.state(web) is DomainState.RUNNING
+    assert bed.raw().lookupByName(web.name).ID() == number
+
     hypervisor.kill(web.name)
     hypervisor.kill(web.name)
+    hypervisor.resume(web.name)
+    assert bed.state(web) is DomainState.OFF
     hypervisor.start(web.name)
     assert says(web, "hello from web").count("hello") == 1, "the log holds more than this start"
     assert hypervisor.shutdown(web.name, PATIENCE)
@@ -244,6 +255,7 @@ def test_what_is_not_ours_is_left_alone(bed: Bed) -> None:
         lambda: hypervisor.define(web),
         lambda: hypervisor.start(web.name),
         lambda: hypervisor.kill(web.name),
+        lambda: hypervisor.resume(web.name),
         lambda: hypervisor.undefine(web.name),
         lambda: hypervisor.thaw(web.name),
         lambda: hypervisor.restore(web, web.disks[0].path),

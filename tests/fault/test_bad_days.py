@@ -371,6 +371,18 @@ def test_a_machine_that_crashed_is_off(kit: LabKit) -> None:
     kit.cli("kit", "detach", kit.kit.name).expect(0, "is detached")
 
 
+@sampled
+def test_a_machine_that_somebody_suspended_goes_on(kit: LabKit) -> None:
+    kit.cli("lab", "up", kit.lab(ONE)).expect(0)
+    number = domain(kit, "a").ID()
+    domain(kit, "a").suspend()
+    kit.cli("lab", "status", "tiny").expect(0, "paused (suspended)", "lab up tiny")
+    kit.cli("lab", "up", "tiny", "--dry-run").expect(0, "virsh resume")
+    kit.cli("lab", "up", "tiny").expect(0)
+    kit.cli("lab", "status", "tiny").expect(0, "running")
+    assert domain(kit, "a").ID() == number, "it was started anew"
+
+
 def test_a_kit_that_is_attached_twice_and_its_copy(kit: LabKit) -> None:
     kit.cli("kit", "attach", kit.path).expect(0)
     assert json.loads(kit.cli("kit", "list", "-o", "json").expect(0).out)[0]["name"] == kit.kit.name

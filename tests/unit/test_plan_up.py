@@ -24,6 +24,7 @@ from pocketcloud.plan.steps import (
     RemoveFiles,
     RemoveNetwork,
     RemoveVolumes,
+    ResumeMachine,
     SetNvram,
     StartMachine,
     StopMachine,
@@ -296,6 +297,27 @@ def test_253_machines_fit_a_network_and_254_do_not() -> None:
     assert len({m.addresses[Name("n")] for m in full.record.machines.values()}) == 253
     with pytest.raises(Refused, match="254 machines"):
         plan_up(lab(("n",), **{f"m{i}": machine("n") for i in range(254)}), INSTANCE, fresh_host().inventory(), plenty)
+
+
+@pytest.mark.parametrize("reason", ["no space", "I/O error", "suspended"])
+def test_a_machine_that_waits_goes_on(reason: str) -> None:
+    host = up_host()
+    host.write("b", "work")
+    host.domains["b"].state, host.domains["b"].reason = DomainState.PAUSED, reason
+    made = plan(host)
+    assert [step.id for step in made.steps if step.machine == "b"] == ["resume.b", "ready.b"]
+    assert reason in next(step.reason for step in made.steps if step.id == "resume.b")
+    host.apply(made)
+    assert host.content("b")[-1] == "work"
+    check_up(host, LAB)
+
+
+def test_a_machine_that_waits_and_has_to_change_is_started_anew() -> None:
+    host = up_host()
+    host.domains["a"].state, host.domains["a"].reason = DomainState.PAUSED, "suspended"
+    made = plan(host, edited(memory=Size(128 * MIB)), reconfigure=True)
+    assert ids(made, ResumeMachine, KillMachine, StopMachine, StartMachine) == ["stop.a", "start.a"]
+    host.apply(made)
 
 
 # -- an edited file ------------------------------------------------------------------------------------------------------

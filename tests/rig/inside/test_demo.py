@@ -115,9 +115,7 @@ def test_the_demo_lab(folder: Path) -> None:
     assert "I/O error" in states()["web"]
     assert "no space" in lab("status", "demo")
     storage.remove("filler")
-    for name, state in states().items():
-        if "paused" in state:
-            run(["virsh", "resume", f"usb.demo.{name}"])
+    lab("up", "demo")
     lab(
         "exec",
         "demo",

@@ -56,6 +56,7 @@ _UNFINISHED = ".unfinished"
 _BLOCK = "4096"
 # Tables of inodes are written at once: the kernel doing it later would go on after detach was asked for.
 _WHOLE = "lazy_itable_init=0,lazy_journal_init=0"
+_EXT4 = ("mkfs.ext4", "-q", "-b", _BLOCK, "-O", _FEATURES, "-E", _WHOLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +142,13 @@ def draw_up(
 
 
 def _file_systems(vg: str) -> tuple[tuple[str, ...], ...]:
-    shape = ("mkfs.ext4", "-q", "-b", _BLOCK, "-O", _FEATURES, "-E", _WHOLE)
-    return (
-        (*shape, "-L", "pc-state", f"/dev/{vg}/{STATE}"),
-        # Few and large files: tables for a file per 16 KiB would take a hundredth of the pool from the start.
-        (*shape, "-m", "0", "-T", "largefile", "-L", "pc-content", f"/dev/{vg}/{CONTENT}"),
-    )
+    return (*_EXT4, "-L", "pc-state", f"/dev/{vg}/{STATE}"), content_file_system(Path("/dev", vg, CONTENT))
+
+
+def content_file_system(device: Path) -> tuple[str, ...]:
+    """The command that makes the file system of `content` on a device."""
+    # Few and large files: tables for a file per 16 KiB would take a hundredth of the pool from the start.
+    return (*_EXT4, "-m", "0", "-T", "largefile", "-L", "pc-content", str(device))
 
 
 def shown(plan: InitPlan) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pocketcloud.kit.evidence import META, Evidence, State, complete, standing
+from pocketcloud.kit.evidence import META, Evidence, Metadata, State, complete, standing
 from pocketcloud.storage.devmapper import PoolMode
-from pocketcloud.storage.thin_volumes import NAME, POOL, STATE
+from pocketcloud.storage.thin_volumes import CONTENT, NAME, POOL, STATE
 
 
 class Trouble(StrEnum):
@@ -32,6 +32,7 @@ class Trouble(StrEnum):
     NEEDS_CHECK = "pool that wants a check"
     TRANSACTION = "transaction that does not match"
     HELD = "metadata snapshot left over"
+    CONTENT = "lost content volume"
     IN_USE = "trouble while in use"
     NO_SPARE = "no spare metadata"
     MAKERS = "files of dead commands"
@@ -79,7 +80,7 @@ def _findings(seen: Evidence) -> Iterator[Finding]:
             f"end it: pocketcloud kit attach {device} --as NEWNAME",
             curable=False,
         )
-    if not complete(seen.volumes) or (seen.state and _never_finished(seen.state)):
+    if not _was_finished(seen):
         there = ", ".join(row.name for row in seen.volumes) or "none"
         yield Finding(
             Trouble.HALF_MADE,
@@ -92,6 +93,13 @@ def _findings(seen: Evidence) -> Iterator[Finding]:
     if seen.state:
         yield from _of_state(seen, seen.state, kit)
     yield from _of_pool(seen)
+
+
+def _was_finished(seen: Evidence) -> bool:
+    """Whether `kit init` came to its end: it writes the manifest last."""
+    if seen.state and seen.state.tree and not seen.state.fault:
+        return {STATE, POOL} <= {row.name for row in seen.volumes}
+    return complete(seen.volumes) and not (seen.state and _never_finished(seen.state))
 
 
 def _never_finished(state: State) -> bool:
@@ -188,6 +196,32 @@ def _lost_labs(seen: Evidence, state: State) -> Iterator[Finding]:
             )
 
 
+def _of_content(seen: Evidence) -> Iterator[Finding]:
+    """Of the volume `content`, which the pool may know no more after a repair, or which a repair was about to make anew."""
+    there = next((row for row in seen.volumes if row.name == CONTENT), None)
+    metadata = seen.metadata
+    if there is None:
+        evidence = "the group has no volume of that name"
+    elif metadata and metadata.transaction in _accepted(seen) and there.thin_id not in metadata.devices and not seen.pending:
+        evidence = _devices(metadata)
+    else:
+        return
+    what = f"the volume {CONTENT} is gone, without which the kit cannot be attached"
+    if seen.state and seen.state.mounted:
+        yield _while_in_use(seen.target.name, what, evidence)
+        return
+    yield Finding(
+        Trouble.CONTENT,
+        what,
+        evidence,
+        "make it anew, empty: media and caches come again, and machines whose memory was saved there start cold",
+    )
+
+
+def _devices(metadata: Metadata) -> str:
+    return f"thin_dump has the devices {', '.join(map(str, sorted(metadata.devices))) or 'none'}"
+
+
 def _while_in_use(kit: str, what: str, evidence: str) -> Finding:
     return Finding(
         Trouble.IN_USE, f"{what}, and the kit is attached", evidence,
@@ -200,6 +234,8 @@ def _of_pool(seen: Evidence) -> Iterator[Finding]:
         yield from _of_active_pool(seen)
     if seen.metadata is not None:
         yield from _of_metadata(seen)
+    if seen.metadata is None or not seen.metadata.check.code:
+        yield from _of_content(seen)
     if not any(row.name.endswith("_pmspare") for row in seen.volumes):
         yield Finding(
             Trouble.NO_SPARE,
@@ -269,11 +305,11 @@ def _of_metadata(seen: Evidence) -> Iterator[Finding]:
             "write the pool's number into LVM's metadata (vgcfgrestore); the pool is not touched",
             loses=gone,
         )
-    elif gone and not pending_makes:
+    elif lost := [name for name in gone if not pending_makes and name != CONTENT]:
         yield Finding(
             Trouble.LOST_LABS,
-            f"the pool does not know {', '.join(gone)}: their content is gone",
-            f"thin_dump has the devices {', '.join(map(str, sorted(metadata.devices))) or 'none'}",
+            f"the pool does not know {', '.join(lost)}: their content is gone",
+            _devices(metadata),
             "remove what stands on them (lab destroy, base remove) and make it anew",
             curable=False,
         )

@@ -22,6 +22,7 @@ from pocketcloud.files import sync_folder, write_whole
 from pocketcloud.host import kits as host
 from pocketcloud.kit.aside import aside
 from pocketcloud.kit.attached import Places, checked_name
+from pocketcloud.kit.device import content_file_system
 from pocketcloud.kit.diagnosis import Finding, Trouble, findings
 from pocketcloud.kit.evidence import META, Target, component, gather, metadata_text
 from pocketcloud.kit.identity import KIT, kit_group, tag
@@ -31,7 +32,8 @@ from pocketcloud.kit.remains import put_to_rest, take_down, tree
 from pocketcloud.model.kit import KIT_SCHEMA, Manifest
 from pocketcloud.storage.devmapper import node_name, resume_left_suspended
 from pocketcloud.storage.lvm import Lvm, complaint, environment
-from pocketcloud.storage.thin_volumes import POOL, STATE
+from pocketcloud.storage.lvm_layout import content_size
+from pocketcloud.storage.thin_volumes import CONTENT, POOL, STATE
 from pocketcloud.system import CommandFailed, Runner
 
 # Debian's lvm2 leaves that out of its defaults, so that a flag that is set stays for ever.
@@ -39,6 +41,7 @@ _CLEARING: Mapping[str, str] = {"global/thin_check_options": '["-q","--clear-nee
 _MENDED = (0, 1, 2)
 _ANY = range(256)
 SAVED = "repair"
+_NEW_CONTENT = f"{CONTENT}_new"
 # These leave what is on the kit's disk as it is, or only do what mounting it does.
 _HARMLESS = {
     Trouble.DEAD_TREE,
@@ -268,6 +271,19 @@ def _release_snapshot(bench: _Bench) -> None:
             put_to_rest(bench.lvm, bench.vg)
 
 
+def _make_content(bench: _Bench) -> None:
+    """It gets its name when there is a file system on it: a run that was interrupted is begun anew."""
+    rows = {row.name: row for row in bench.lvm.volumes(bench.vg)}
+    size = rows[CONTENT].size if CONTENT in rows else content_size(rows[POOL].size)
+    for name in (_NEW_CONTENT, CONTENT):
+        if name in rows:
+            bench.lvm.command("lvremove", f"{bench.vg}/{name}")
+    bench.lvm.command("lvcreate", "-V", f"{size}b", "--thinpool", POOL, "-n", _NEW_CONTENT, bench.vg)
+    bench.run(content_file_system(Path("/dev", bench.vg, _NEW_CONTENT)))
+    bench.lvm.command("lvrename", bench.vg, _NEW_CONTENT, CONTENT)
+    put_to_rest(bench.lvm, bench.vg)
+
+
 def _remove_maker_files(bench: _Bench) -> None:
     state = gather(bench.target, bench.places, bench.run).state
     makers = state.makers if state else ()
@@ -312,5 +328,6 @@ _CURES: Mapping[Trouble, Callable[[_Bench], None]] = {
     Trouble.NEEDS_CHECK: _clear_flag,
     Trouble.TRANSACTION: _align_transaction,
     Trouble.HELD: _release_snapshot,
+    Trouble.CONTENT: _make_content,
     Trouble.MAKERS: _remove_maker_files,
 }

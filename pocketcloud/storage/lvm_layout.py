@@ -57,7 +57,12 @@ def layout_for(size: int, chunk: int, run: Runner) -> Layout:
     rest = usable - state - whole_extents(usable // _FREE_PARTS)
     metadata = metadata_size(rest, chunk, run)
     pool = (rest - 2 * metadata) // EXTENT * EXTENT
-    return Layout(state, pool, metadata, chunk, content=whole_extents(pool // 2), ballast=ballast_size(pool))
+    return Layout(state, pool, metadata, chunk, content=content_size(pool), ballast=ballast_size(pool))
+
+
+def content_size(pool: int) -> int:
+    """Bytes that `content` may grow to in a pool of `pool` bytes."""
+    return whole_extents(pool // 2)
 
 
 def format_commands(device: Path, vg: str, layout: Layout, tags: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.errors import Refused
 from pocketcloud.kit.aside import aside
+from pocketcloud.kit.attach import attach
 from pocketcloud.kit.attached import Places
+from pocketcloud.kit.detach import detach, leaving
 from pocketcloud.kit.diagnosis import Finding, Trouble
 from pocketcloud.kit.evidence import META, Checked, Target, component, read_metadata
 from pocketcloud.kit.manifest import FILE, read_manifest
@@ -30,7 +33,21 @@ from pocketcloud.storage.lvm import environment
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
 from pocketcloud.system import CommandFailed, run
 from tests.contract.stores import filled
-from tests.rig.inside.made import NOW, SIZE, Made, backing, copied, digest, loop, make_kit, unloop
+from tests.rig.inside.asked import Asked
+from tests.rig.inside.made import (
+    NOW,
+    SIZE,
+    Kill,
+    Made,
+    backing,
+    copied,
+    digest,
+    killed,
+    loop,
+    make_kit,
+    under_every_kill,
+    unloop,
+)
 
 pytestmark = pytest.mark.sampled(12)
 
@@ -217,6 +234,53 @@ def test_what_a_repair_would_lose_is_said_before(kit: Made, places: Places, tmp_
     left = repair(target(kit), places, run, ask=lambda asked: not asked.loses, say=print, now=NOW)
     assert Trouble.METADATA in [f.trouble for f in left]
     assert not saved(places), "nothing is written when nothing is to be done"
+
+
+def test_what_would_lose_volumes_is_asked_for_apart(kit: Made, places: Places, tmp_path: Path) -> None:
+    _damaged(kit, places, tmp_path, losing=True)
+    damaged = _metadata_of(kit)
+    asked = Asked(places, "kit", "repair", kit.device)
+    shown, *_ = asked.until(r"Do that\? \[y/N\]")
+    assert "lost:" in shown
+    asked.answer("")
+    asked.ends(8, "this is left")
+    Asked(places, "kit", "repair", kit.device, "-y").ends(8, "--lose-volumes if that is meant")
+    assert _metadata_of(kit) == damaged
+    # What the pool does not know any more is removed as ever, and the kit goes on.
+    Asked(places, "kit", "repair", kit.device, "-y", "--lose-volumes").ends(8, "lost content volume: done", "lab destroy")
+    assert troubles(kit, places) == [Trouble.LOST_LABS]
+    Asked(places, "kit", "attach", kit.device).ends(0)
+    store = kit.store(tmp_path)
+    store.remove("lab.a.m.root")
+    store.remove("base.x")
+    store.create("base.y", 8 * MIB, filled(3))
+    Asked(places, "kit", "detach").ends(0)
+    assert loop(tmp_path / "kit.img") == kit.device
+    assert troubles(kit, places) == []
+
+
+def check_content_again(kit: Made, places: Places, folder: Path, at: int, kill: Kill) -> bool:
+    before = contents(kit, folder)
+    kit.lvm.command("lvremove", f"{kit.vg}/{CONTENT}")
+    hit = killed(lambda run: repair(target(kit), places, run, ask=lambda _: True, say=print, now=NOW), at, kill)
+    left, _ = cured(kit, places)
+    assert left == []
+    attach(places, str(kit.device), rename=None, now=NOW)
+    detach(places, leaving(places, None), now=NOW)
+    assert loop(folder / "kit.img") == kit.device
+    assert nodes_of(kit.vg) == ()
+    assert contents(kit, folder) == before
+    return hit
+
+
+@pytest.mark.parametrize(("at", "kill"), [(30, Kill.AFTER)])
+def test_content_that_is_gone_is_made_anew(kit: Made, places: Places, tmp_path: Path, at: int, kill: Kill) -> None:
+    check_content_again(kit, places, tmp_path, at, kill)
+
+
+@pytest.mark.slow
+def test_content_is_made_anew_under_every_kill(kit: Made, places: Places, tmp_path: Path) -> None:
+    assert under_every_kill(partial(check_content_again, kit, places, tmp_path)) >= 40
 
 
 def test_needs_check_is_cleared(kit: Made, places: Places, tmp_path: Path) -> None:

@@ -22,11 +22,17 @@ class KvmState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kvm:
-    """KVM as proven: `nanoseconds` an instruction took in the timed loop (0: not run); `evidence` says how it is known."""
+    """KVM as proven: `nanoseconds` an instruction took in the timed loop (0: not run); `evidence` says how it is known.
+
+    `nested_state` is the size in bytes of a nested guest's state, `arm_el2` whether guests may enter EL2, as KVM tells of
+    itself: 0 and False where it does not nest, or was not asked.
+    """
 
     state: KvmState
     evidence: str
     nanoseconds: float = 0.0
+    nested_state: int = 0
+    arm_el2: bool = False
 
 
 @dataclass(frozen=True, slots=True)

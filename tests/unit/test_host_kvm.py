@@ -45,8 +45,10 @@ class Loop:
         return Completed(tuple(map(str, argv)), 0, self.answer, "")
 
 
-def took(seconds: float) -> Loop:
-    return Loop(json.dumps({"seconds": seconds, "instructions": 200_000, "value": 1}))
+def took(seconds: float, **modes: float) -> Loop:
+    """Each mode takes `seconds`, but those that are named."""
+    taken = {"real": seconds, "protected": seconds, "long": seconds, **modes}
+    return Loop(json.dumps({"seconds": taken, "instructions": 200_000, "value": 1, "nested_state": 4224, "arm_el2": 0}))
 
 
 @pytest.fixture
@@ -67,7 +69,8 @@ def test_the_real_loop_computes_right_or_says_why_not() -> None:
         assert read_kvm(Path("/"), run, fresh=True).state is KvmState.BROKEN
         return
     assert answer["value"] == 0x600D
-    assert answer["seconds"] > 0
+    assert set(answer["seconds"]) == ({"EL1"} if os.uname().machine == "aarch64" else {"real", "protected", "long"})
+    assert all(seconds > 0 for seconds in answer["seconds"].values())
     assert answer["instructions"] == 200_000
     judged = read_kvm(Path("/"), run)
     assert judged.state in (KvmState.USABLE, KvmState.SLOW)
@@ -113,14 +116,27 @@ def test_quick_is_usable_and_slow_is_said_with_figures(laptop: Path) -> None:
     usable = read_kvm(laptop, took(0.0004))
     assert (usable.state, usable.evidence) == (
         KvmState.USABLE,
-        "a loop of 200000 instructions took 0.4 ms: 2 ns an instruction",
+        "a loop of 200000 instructions took 0.4 / 0.4 / 0.4 ms in real, protected and long mode: 2 ns an instruction",
     )
+    assert (usable.nested_state, usable.arm_el2) == (4224, False)
     assert usable.nanoseconds == pytest.approx(2.0)
     slow = read_kvm(laptop, took(0.340), fresh=True)
     assert slow.state is KvmState.SLOW
-    assert "took 340 ms: 1.7e+03 ns an instruction" in slow.evidence
+    assert "took 340 / 340 / 340 ms in real, protected and long mode: 1.7e+03 ns an instruction" in slow.evidence
     assert "kvm_intel" in slow.evidence
     assert read_kvm(laptop, took(SLOW_SECONDS), fresh=True).state is KvmState.SLOW
+
+
+@pytest.mark.parametrize("mode", ["protected", "long"])
+def test_one_mode_that_is_emulated_is_enough_to_be_slow(laptop: Path, mode: str) -> None:
+    assert read_kvm(laptop, took(0.0004, **{mode: 0.3})).state is KvmState.SLOW
+
+
+def test_real_mode_alone_may_be_emulated(laptop: Path) -> None:
+    """By KVM, on processors before Intel's "unrestricted guest"."""
+    kvm = read_kvm(laptop, took(0.0004, real=0.1))
+    assert kvm.state is KvmState.USABLE
+    assert "real mode is emulated" in kvm.evidence
 
 
 @pytest.mark.parametrize(
@@ -130,6 +146,8 @@ def test_quick_is_usable_and_slow_is_said_with_figures(laptop: Path) -> None:
         ("", "the timed loop printed no figures"),
         ("[1]", "the timed loop printed no figures"),
         ('{"seconds": "many", "instructions": 1}', "the timed loop printed no figures"),
+        ('{"seconds": {"real": 0.1}, "instructions": 1}', "the timed loop printed no figures"),
+        ('{"seconds": {"long": "?"}, "instructions": 1}', "the timed loop printed no figures"),
         (CommandFailed(Completed(("python",), -9, "", "not done after 20 s")), "the timed loop ended with not done after 20 s"),
     ],
 )

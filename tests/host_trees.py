@@ -109,6 +109,8 @@ def x86_laptop(distribution: str, *, flags: str = "vmx") -> dict[str, str]:
         "sys/class/dmi/id/product_name": "20XXS3HC0G\n",
         "sys/class/dmi/id/product_version": "ThinkPad X1 Carbon Gen 9\n",
         "run/systemd/system/": "",
+        "sys/module/kvm_intel/initstate": "live\n",
+        **{f"sys/module/kvm_intel/parameters/{name}": "Y\n" for name in ("nested", "ept", "enable_shadow_vmcs", "enable_apicv")},
         **_kernel("x86_64", "6.12.48-amd64", 16 << 20, 12 << 20, "0-7"),
     }
 
@@ -117,7 +119,7 @@ def arm_board(model: str, compatible: str, *, memory_mib: int, distribution: str
     """A board with a device tree, whose texts end in a zero byte and whose /proc/cpuinfo names no flags."""
     return {
         "etc/os-release": OS_RELEASE[distribution],
-        "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 48.00\nFeatures\t: fp asimd evtstrm crc32 cpuid\n\nprocessor\t: 1\n",
+        "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 48.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd03\n\nprocessor\t: 1\n",
         "proc/device-tree/model": f"{model}\0",
         "proc/device-tree/compatible": f"{compatible}\0",
         **_kernel("aarch64", "6.12.48-arm64", memory_mib << 10, (memory_mib - 200) << 10, "0-3"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import kvm, memory, space, subnets, tools
+from pocketcloud.check import kvm, memory, nesting, space, subnets, tools
 from pocketcloud.check.judgement import Check, State, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.facts import Facts
@@ -20,6 +20,7 @@ __all__ = ["Check", "State", "failed", "run_checks"]
 _ROOT = Path("/")
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
+    nesting.judge,
     memory.judge,
     space.judge,
     tools.judge,

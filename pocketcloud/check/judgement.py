@@ -11,7 +11,8 @@ from pathlib import Path
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.host.packages import install_command
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
-from pocketcloud.model.facts import Facts, Subnet
+from pocketcloud.model.base import Arch
+from pocketcloud.model.facts import Facts, KvmState, Subnet
 from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
 from pocketcloud.system import Runner
@@ -47,10 +48,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """libvirt's daemon as it answered: its facts and its networks' subnets; `failure` where it did not answer."""
+    """libvirt's daemon as it answered: its facts, its networks' subnets, what processor it gives machines under KVM;
+    `failure` where it did not answer."""
 
     facts: HypervisorFacts | None
     subnets: tuple[Subnet, ...] = ()
+    cpu_features: frozenset[str] = frozenset()
     failure: PocketcloudError | None = None
 
 
@@ -72,7 +75,9 @@ class Surroundings:
         """libvirt's daemon, asked once for all checks."""
         try:
             connection = self.hypervisor()
-            return Daemon(connection.facts(), connection.subnets())
+            asked = self.facts.kvm.state is KvmState.USABLE and self.facts.arch is Arch.X86_64
+            features = connection.cpu_features(Arch.X86_64) if asked else frozenset[str]()
+            return Daemon(connection.facts(), connection.subnets(), features)
         except PocketcloudError as failure:
             return Daemon(None, failure=failure)
 

@@ -13,7 +13,20 @@ from pocketcloud.model.facts import Facts, KvmState
 
 _GROUP = "kvm"
 _WHY = "Without KVM guests run on emulation, ten to thirty times slower, and machines inside machines are out of reach."
+_32_BIT = ("armv6l", "armv7l", "armv8l", "i586", "i686")
 _MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
+# Hypervisors as systemd-detect-virt calls them -> their name, and how they pass virtualisation on (from their manuals).
+_BELOW = {
+    "kvm": ("QEMU/KVM", " (libvirt: <cpu mode='host-passthrough'/>; Proxmox: CPU type host)"),
+    "qemu": ("QEMU/KVM", " (libvirt: <cpu mode='host-passthrough'/>; Proxmox: CPU type host)"),
+    "vmware": ("VMware", ' ("Expose hardware assisted virtualization to the guest OS", vhv.enable)'),
+    "oracle": ("VirtualBox", " (VBoxManage modifyvm NAME --nested-hw-virt on)"),
+    "microsoft": ("Hyper-V", " (Set-VMProcessor -VMName NAME -ExposeVirtualizationExtensions $true)"),
+    "xen": ("Xen", " (nestedhvm=1)"),
+    "google": ("Google Compute Engine", " (--enable-nested-virtualization, on Intel machines)"),
+    "amazon": ("Amazon EC2", " (bare-metal instances, *.metal, need no nesting)"),
+    "apple": ("Apple's virtualisation", " (from M3 and macOS 15 on)"),
+}
 
 
 def judge(here: Surroundings) -> Iterator[Check]:
@@ -30,7 +43,8 @@ def _architecture(here: Surroundings) -> Check:
     model = f" ({facts.model})" if facts.model else ""
     if facts.arch is None or profile is None:
         evidence = f"{facts.machine}{model}: no profile is meant for it; pocketcloud knows {', '.join(Arch)}"
-        return Check("architecture", _GROUP, State.FAIL, evidence, why)
+        remedy = ("Use a 64-bit system: this is a 32-bit one",) if facts.machine in _32_BIT else ("Use another computer",)
+        return Check("architecture", _GROUP, State.FAIL, evidence, why, remedy)
     return Check("architecture", _GROUP, State.OK, f"{facts.machine}{model}: profile {profile.profile}, {profile.title}", why)
 
 
@@ -60,10 +74,13 @@ def _remedy(here: Surroundings, state: KvmState) -> tuple[str, ...]:
 def _beyond_commands(facts: Facts) -> str:
     """What to do about KVM where no command on this host helps."""
     if facts.virtualised:
-        under = "the hypervisor" if facts.virtualised == "unknown" else facts.virtualised
-        return f"This host is itself a guest: switch nested virtualisation on in {under} below it, or use another host"
+        name, how = _BELOW.get(facts.virtualised, (facts.virtualised, ""))
+        below = "a hypervisor that does not tell its name" if name == "unknown" else name
+        return f"This computer is a guest of {below}: have nested virtualisation switched on there{how}, or use another computer"
     if facts.arch is Arch.AARCH64:
         return "Start the board with firmware and a 64-bit kernel that enter Linux at EL2 (mainline U-Boot and kernel do)"
+    if facts.machine.startswith("arm"):
+        return "Use a 64-bit system: a 32-bit kernel has no KVM on this processor"
     return "Switch on virtualisation (Intel VT-x, AMD SVM) in the computer's firmware setup, then power it off and on"
 
 

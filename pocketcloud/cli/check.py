@@ -17,7 +17,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @output_option
 @click.pass_context
 def command(ctx: click.Context, kit_name: str | None, profile_name: str | None, output: str) -> int:
-    """Judge whether this host can carry labs: KVM (by a timed proof), memory, space, tools, subnets.
+    """Judge whether this host can carry labs: KVM (by a timed proof), nesting, memory, space, tools, subnets.
 
     Ends with 3 if something that labs need is missing. Where KVM is not usable labs run on emulation, which is slower.
     """

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pocketcloud.host.files import text
+from pocketcloud.host.hardware import read_machine
 from pocketcloud.model.facts import Kvm, KvmState
 from pocketcloud.system import CommandFailed, Runner
 
@@ -23,6 +24,8 @@ SLOW_SECONDS = 0.025
 KVM on an emulated processor 0.007, a kvm_pvm that emulates every instruction 0.08 to 0.37; the limit is about as far from the
 second as from the third."""
 
+# Machines whose processors have a flag for it, as `uname -m` calls them.
+_FLAGGED = ("x86_64", "i686", "i586")
 _PROBE_TIMEOUT = 20.0
 _VERDICT = "run/pocketcloud/kvm.json"
 
@@ -71,6 +74,8 @@ def _why_absent(root: Path) -> str:
     modules = _modules(root)
     loaded = f"modules: {', '.join(modules)}" if modules else "no kvm module is loaded"
     flag = virtualisation_flag(root)
+    if read_machine(root) not in _FLAGGED:
+        return loaded
     return f"{loaded}; the processor shows {f'the flag {flag}' if flag else 'neither vmx nor svm'}"
 
 

@@ -38,6 +38,11 @@ class Hypervisor(Protocol):
         """What this daemon is and can run."""
         ...
 
+    def cpu_features(self, arch: Arch) -> frozenset[str]:
+        """The features of the processor that `host-model` gives machines under KVM; empty where KVM is not offered.
+        For x86; libvirt knows too little of ARM's processors."""
+        ...
+
     def domains(self, kit_id: str | None = None) -> tuple[Domain, ...]:
         """Our domains, of one kit or of all, by name."""
         ...
@@ -126,8 +131,9 @@ class Hypervisor(Protocol):
 def open_hypervisor(uri: str | None = None) -> Hypervisor:
     """Connect to `uri`, else LIBVIRT_DEFAULT_URI, else qemu:///system. Raises HostLacks with the remedy for this host."""
     try:
-        from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
+        import libvirt  # noqa: F401 - its own complaint would be about a module; ours below would hide faults of our own
     except ImportError as missing:  # the C library below the binding can be gone
         raise HostLacks(f"libvirt's library cannot be loaded: {missing}", hint=complaints.CHECK) from None
+    from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
 
     return LibvirtHypervisor.connect(uri)

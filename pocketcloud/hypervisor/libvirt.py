@@ -21,6 +21,7 @@ from pocketcloud.errors import NotFound, NotOurs, Refused
 from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
 from pocketcloud.hypervisor.handles import AGENT_SECONDS, ask_to_power_off, domain_of, kill, look, remember_frozen, resume
 from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
+from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
 from pocketcloud.system import which
@@ -70,6 +71,18 @@ class LibvirtHypervisor:
             emulated, kvm = xml.guests(connection.getCapabilities())
             versions = connection.getLibVersion(), connection.getVersion()
         return HypervisorFacts(self._uri, xml.version(versions[0]), xml.version(versions[1]), emulated, kvm)
+
+    def cpu_features(self, arch: Arch) -> frozenset[str]:
+        """See Hypervisor.cpu_features."""
+        connection = self._open()
+        if arch not in self.facts().kvm:
+            return frozenset()
+        with explained(f"libvirt's domain capabilities for {arch} cannot be read"):
+            model = xml.host_model(connection.getDomainCapabilities(None, arch, None, "kvm"))
+            expand = libvirt.VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES
+            # A model has features of its own, which the capabilities do not list (AMD's have svm).
+            whole = connection.baselineHypervisorCPU(None, arch, None, "kvm", [model], expand) if model else "<cpu/>"
+        return xml.cpu_features(whole)
 
     def machine_xml(self, spec: MachineSpec) -> str:
         """See Hypervisor.machine_xml."""
@@ -194,7 +207,7 @@ class LibvirtHypervisor:
             except libvirt.libvirtError as complaint:
                 with contextlib.suppress(libvirt.libvirtError):
                     handle.fsThaw()
-                remember_frozen(handle, None)
+                    remember_frozen(handle, None)
                 if complaint.get_error_code() in NO_AGENT:
                     return False
                 raise

@@ -232,6 +232,20 @@ def guests(capabilities: str) -> tuple[tuple[Arch, ...], tuple[Arch, ...]]:
     return tuple(found["qemu"]), tuple(found["kvm"])
 
 
+def host_model(capabilities: str) -> str:
+    """From libvirt's domain capabilities: the processor of the mode `host-model`, as XML; empty where it has none."""
+    found = _tree(capabilities).find("cpu/mode[@name='host-model'][@supported='yes']")
+    if found is None:
+        return ""
+    found.tag = "cpu"
+    return ET.tostring(found, encoding="unicode")
+
+
+def cpu_features(cpu: str) -> frozenset[str]:
+    """The features that a processor has, by XML that names all of them, those of its model too."""
+    return frozenset(part.get("name", "") for part in _tree(cpu).iterfind("feature") if part.get("policy") != "disable")
+
+
 def _tree(text: str) -> ET.Element:
     return ET.fromstring(text)  # noqa: S314 - the text is libvirt's own
 

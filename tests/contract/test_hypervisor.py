@@ -153,6 +153,13 @@ def asked(server: str, name: str) -> str:
     return socket.inet_ntoa(answer[-4:]) if answer[7] else ""
 
 
+def test_the_processor_that_machines_would_get(bed: Bed) -> None:
+    """libvirt takes KVM for usable wherever its device answers, so it names a processor there."""
+    features = bed.hypervisor.cpu_features(Arch.X86_64)
+    assert bool(features) == (Arch.X86_64 in bed.hypervisor.facts().kvm)
+    assert not features or {"apic", "hypervisor"} <= features
+
+
 def test_a_machine_from_its_definition_to_its_removal(bed: Bed) -> None:
     hypervisor, web = bed.hypervisor, bed.machine("web")
     assert hypervisor.domain(web.name) is None

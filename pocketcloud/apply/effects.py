@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pocketcloud.apply.readiness import wait_login, wait_ready
+from pocketcloud.apply.readiness import paused, wait_login, wait_ready
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, NotFound, PocketcloudError
@@ -148,6 +149,23 @@ def _start(world: World, step: StartMachine) -> None:
     world.hypervisor.start(world.domain(step.machine))
 
 
+# A request that failed is made again as soon as the machine goes on.
+_PAUSED_AGAIN_SECONDS = 1.0
+
+
+def _resume(world: World, step: ResumeMachine) -> None:
+    domain = world.domain(step.machine)
+    world.hypervisor.resume(domain)
+    # If what it waited for is still missing, it is paused again within moments.
+    until = time.monotonic() + _PAUSED_AGAIN_SECONDS
+    while time.monotonic() < until and not world.stop.wait(0.1):
+        found = world.hypervisor.domain(domain)
+        if found is not None and found.waits:
+            raise paused(world, step.machine, found.reason)
+    # It may have been stopped while its file systems were being frozen.
+    world.hypervisor.thaw(domain)
+
+
 def _stop(world: World, step: StopMachine) -> None:
     domain = world.domain(step.machine)
     if not world.hypervisor.shutdown(domain, step.within):
@@ -213,7 +231,7 @@ _EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
     WaitReady: _wait_ready,
     TakeSnapshot: _snapshot,
     RemoveFiles: _remove_files,
-    ResumeMachine: lambda world, step: world.hypervisor.resume(world.domain(step.machine)),
+    ResumeMachine: _resume,
     KillMachine: lambda world, step: world.hypervisor.kill(world.domain(step.machine)),
     UndefineMachine: lambda world, step: world.hypervisor.undefine(world.domain(step.machine)),
     RemoveNetwork: lambda world, step: world.hypervisor.remove_network(world.domain(step.network)),

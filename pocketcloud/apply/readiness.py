@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pocketcloud.apply.world import World
-from pocketcloud.errors import NotReady
+from pocketcloud.errors import NoSpace, NotReady
 from pocketcloud.events import StepProgress
 from pocketcloud.guest import Guest, wait_ssh
 from pocketcloud.hypervisor import DomainState
@@ -35,7 +35,7 @@ class _Watch:
     def __init__(self) -> None:
         self.stop = threading.Event()
         self.reason = ""
-        self.hint = ""
+        self.paused = ""
 
 
 @contextmanager
@@ -54,10 +54,7 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
                 if domain is None or domain.state is not DomainState.RUNNING:
                     state = "gone" if domain is None else str(domain.state)
                     watch.reason = f"{machine} is {state}" + (f" ({domain.reason})" if domain and domain.reason else "")
-                    if domain and domain.reason == NO_SPACE:
-                        watch.hint = (
-                            f"make room (pocketcloud kit status shows what holds it); then pocketcloud lab up {world.instance}"
-                        )
+                    watch.paused = domain.reason if domain and domain.waits else ""
                     watch.stop.set()
                     return
 
@@ -66,15 +63,30 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
     try:
         yield watch
     except NotReady as error:
+        if watch.paused:
+            raise paused(world, machine, watch.paused) from error
         if watch.reason:
             raise NotReady(
-                f"{watch.reason} while it was waited for{_console_end(world, machine)}",
-                hint=watch.hint or _look_hint(world, machine),
+                f"{watch.reason} while it was waited for{_console_end(world, machine)}", hint=_look_hint(world, machine)
             ) from error
         raise type(error)(error.message + _console_end(world, machine), hint=_look_hint(world, machine)) from error
     finally:
         over.set()
         thread.join()
+
+
+def paused(world: World, machine: str, reason: str) -> NotReady | NoSpace:
+    """The error for a machine that is paused and does not go on."""
+    up = f"pocketcloud lab up {world.instance}"
+    if reason == NO_SPACE:
+        return NoSpace(
+            f"{machine} is paused: the kit has no space for what it writes",
+            hint=f"make room (pocketcloud kit status shows what holds it), then: {up}",
+        )
+    return NotReady(
+        f"{machine} is paused ({reason}) and does not go on",
+        hint=f"`dmesg` tells of a disk in trouble; to start its machines anew: pocketcloud lab down {world.instance}, then {up}",
+    )
 
 
 def _look_hint(world: World, machine: str) -> str:

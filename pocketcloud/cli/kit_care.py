@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from pocketcloud.cli.options import now, require_root, yes_option
-from pocketcloud.cli.view import ask
 from pocketcloud.errors import PartlyDone, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -132,8 +131,10 @@ def erase(context: click.Context, what: str, erase_serial: str | None, *, discar
 
 
 def _delete(file: Path, *, yes: bool) -> None:
-    ask(f"Delete the file {file}, too?", yes=yes)
-    file.unlink(missing_ok=True)
+    if yes or click.confirm(f"Delete the file {file}, too?", err=True):
+        file.unlink(missing_ok=True)
+    else:
+        click.echo(f"{file} is kept: empty, without a kit.", err=True)
 
 
 def _detach_first(context: click.Context, places: Places, what: str) -> str:

@@ -199,10 +199,15 @@ def _lost_labs(seen: Evidence, state: State) -> Iterator[Finding]:
 def _of_content(seen: Evidence) -> Iterator[Finding]:
     """Of the volume `content`, which the pool may know no more after a repair, or which a repair was about to make anew."""
     there = next((row for row in seen.volumes if row.name == CONTENT), None)
-    metadata = seen.metadata
+    metadata, pool = seen.metadata, seen.pool
+    # Nothing can be made in a pool before such trouble is cured.
+    if metadata and (metadata.check.code or metadata.needs_check or metadata.transaction not in _accepted(seen)):
+        return
+    if pool and (pool.mode is not PoolMode.WRITING or pool.needs_check or pool.transaction not in _accepted(seen)):
+        return
     if there is None:
         evidence = "the group has no volume of that name"
-    elif metadata and metadata.transaction in _accepted(seen) and there.thin_id not in metadata.devices and not seen.pending:
+    elif metadata and there.thin and there.thin_id not in metadata.devices and not seen.pending:
         evidence = _devices(metadata)
     else:
         return
@@ -234,8 +239,7 @@ def _of_pool(seen: Evidence) -> Iterator[Finding]:
         yield from _of_active_pool(seen)
     if seen.metadata is not None:
         yield from _of_metadata(seen)
-    if seen.metadata is None or not seen.metadata.check.code:
-        yield from _of_content(seen)
+    yield from _of_content(seen)
     if not any(row.name.endswith("_pmspare") for row in seen.volumes):
         yield Finding(
             Trouble.NO_SPARE,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.host import kits as host
-from pocketcloud.kit.aside import aside
+from pocketcloud.kit.aside import aside, release
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.identity import BECOMING, kit_group, tag
 from pocketcloud.kit.manifest import FILE, read_manifest
@@ -226,11 +226,13 @@ def component(lvm: Lvm, vg: str) -> Iterator[Path]:
 
 
 def read_pool(lvm: Lvm, vg: str, run: Runner) -> Metadata:
-    """The metadata of the group's pool, which has to be inactive; it is only read."""
+    """The metadata of the group's pool, which has to be inactive; it is only read. Raises CommandFailed if it cannot be read
+    whole although nothing is found to be wrong with it."""
     with component(lvm, vg) as device:
         done = run(["thin_check", device], codes=_ANY, timeout=_CHECK_TIMEOUT)
-        repaired = ["--repair"] if done.code else []
-        dump = run(["thin_dump", "--skip-mappings", *repaired, device], codes=_ANY, timeout=_CHECK_TIMEOUT)
+        # Sound metadata that is not told whole (a read that failed) must not pass for metadata that lacks volumes.
+        repaired, codes = (["--repair"], _ANY) if done.code else ([], (0,))
+        dump = run(["thin_dump", "--skip-mappings", *repaired, device], codes=codes, timeout=_CHECK_TIMEOUT)
         with device.open("rb") as file:
             start = file.read(_SUPERBLOCK.size)
     return read_metadata(Checked(done.code, _one_line(done.err + done.out) if done.code else ""), dump.out, start)
@@ -250,6 +252,8 @@ def read_metadata(check: Checked, dump: str, start: bytes) -> Metadata:
 
 def _state(lvm: Lvm, target: Target, run: Runner) -> State:
     device = Path("/dev", target.vg, STATE)
+    # Else a look that was killed would count as the kit being attached.
+    release(device, run)
     if mounted := _mounted(device):
         return _looked_into(mounted, State(_kernel_errors(device), mounted=True))
     lvm.activate(target.vg, STATE)

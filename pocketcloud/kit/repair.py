@@ -273,6 +273,8 @@ def _release_snapshot(bench: _Bench) -> None:
 
 def _make_content(bench: _Bench) -> None:
     """It gets its name when there is a file system on it: a run that was interrupted is begun anew."""
+    if all(finding.trouble is not Trouble.CONTENT for finding in diagnose(bench.target, bench.places, bench.run)):
+        return  # what is removed for good is looked at once more
     rows = {row.name: row for row in bench.lvm.volumes(bench.vg)}
     size = rows[CONTENT].size if CONTENT in rows else content_size(rows[POOL].size)
     for name in (_NEW_CONTENT, CONTENT):

@@ -69,9 +69,9 @@ def lab_status(bench: Workbench, instance: Name) -> LabStatus:
             )
         )
     notes = tuple(f"{name} runs but is not in the record" for name in have.domains if name not in record.machines)
-    waiting = [str(name) for name, domain in have.domains.items() if domain.waits]
+    waiting = [str(name) for name in record.machines if (domain := have.domains.get(name)) is not None and domain.waits]
     if waiting:
-        notes += (f"{', '.join(waiting)}: paused, nothing is lost; pocketcloud lab up {instance} lets them go on",)
+        notes += (f"{', '.join(waiting)}: paused, and can go on: pocketcloud lab up {instance}",)
     networks = {str(name): str(network.subnet) for name, network in record.networks.items()}
     return LabStatus(str(instance), str(record.lab.lab), _summary(machines), tuple(machines), networks, record.created, notes)
 

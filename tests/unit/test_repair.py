@@ -55,6 +55,7 @@ WELL = Evidence(
     metadata=Metadata(FINE, frozenset({1, 2, 3, 4}), 5),
     state=State(FINE, tree=True, used=True, records=frozenset({"a"})),
 )
+WITHOUT_CONTENT = tuple(row for row in VOLUMES if row.name != "content")
 STATE = WELL.state or State(FINE)
 METADATA = WELL.metadata or Metadata(FINE, frozenset())
 RUNNING = replace(WELL, metadata=None, pool=PoolStatus(PoolMode.WRITING, 5), state=replace(STATE, mounted=True))
@@ -86,6 +87,13 @@ def test_nothing_is_found_where_nothing_is_wrong(seen: Evidence) -> None:
         (replace(WELL, state=replace(STATE, records=frozenset())), [Trouble.LOST_LABS]),
         (replace(WELL, metadata=replace(METADATA, needs_check=True)), [Trouble.NEEDS_CHECK]),
         (replace(WELL, metadata=replace(METADATA, held=True)), [Trouble.HELD]),
+        (replace(WELL, metadata=replace(METADATA, devices=frozenset({2, 3, 4}))), [Trouble.CONTENT]),
+        (replace(WELL, metadata=replace(METADATA, devices=frozenset({3}))), [Trouble.CONTENT, Trouble.LOST_LABS]),
+        (replace(WELL, volumes=WITHOUT_CONTENT), [Trouble.CONTENT]),
+        (replace(WELL, volumes=WITHOUT_CONTENT, metadata=replace(METADATA, transaction=7)), [Trouble.TRANSACTION]),
+        (replace(WELL, volumes=WITHOUT_CONTENT, state=State(FINE, tree=True, fault="it has no kit.json")), [Trouble.HALF_MADE]),
+        (replace(RUNNING, volumes=WITHOUT_CONTENT), [Trouble.IN_USE]),
+        (replace(RUNNING, volumes=WITHOUT_CONTENT, state=STATE), [Trouble.CONTENT]),
         (replace(WELL, metadata=replace(METADATA, transaction=7)), [Trouble.TRANSACTION]),
         (replace(WELL, metadata=replace(METADATA, check=Checked(1, "bad"), transaction=None)), [Trouble.METADATA]),
         (replace(WELL, volumes=tuple(v for v in VOLUMES if "pmspare" not in v.name)), [Trouble.NO_SPARE]),
@@ -120,6 +128,13 @@ def test_what_lvm_puts_right_by_itself_is_no_trouble() -> None:
     behind = replace(METADATA, transaction=4, devices=frozenset({1, 2, 3}))
     assert troubles(replace(WELL, metadata=behind, pending=True)) == []
     assert troubles(replace(WELL, metadata=behind)) == [Trouble.TRANSACTION]
+
+
+def test_a_volume_that_lvm_is_about_to_make_or_that_is_none_is_not_taken_for_lost() -> None:
+    unknown = replace(METADATA, devices=frozenset({2, 3, 4}))
+    assert troubles(replace(WELL, metadata=unknown, pending=True)) == []
+    linear = tuple(replace(row, thin_id=0, segtype="linear") if row.name == "content" else row for row in VOLUMES)
+    assert troubles(replace(WELL, volumes=linear, metadata=unknown)) == []
 
 
 def test_a_held_snapshot_that_is_read_is_left_alone() -> None:

@@ -141,5 +141,8 @@ def test_a_state_volume_that_somebody_holds(places: Places, kit: Filed) -> None:
     assert "e2fsck" not in str(refused.value)
     holders[0].kill()
     holders[0].wait()
-    assert attached(places, kit.path).kit.id == kit.made.id
+    done = attached(places, kit.path)
+    assert done.kit.id == kit.made.id
+    (device,) = done.kit.devices
+    assert (Path("/sys/block") / device.name / "loop/autoclear").read_text() == "0\n", "the kernel would take it away"
     detached(places)

@@ -114,6 +114,8 @@ def test_the_demo_lab(folder: Path) -> None:
     told(f"the kit is full: {states()}")
     assert "I/O error" in states()["web"]
     assert "no space" in lab("status", "demo")
+    cli(folder, "lab", "up", "demo", code=6)  # there is no room yet
+    assert "paused" in states()["web"]
     storage.remove("filler")
     lab("up", "demo")
     lab(

@@ -70,5 +70,8 @@ def test_a_kits_file_is_erased_when_its_name_is_typed_and_deleted_when_that_is_m
     asked.answer(asked.until(TYPE)[-1])
     asked.until(r"Delete the file .* \[y/N\]")
     asked.answer("")
-    asked.ends(5)
+    asked.ends(0, "is kept")
     assert file.exists()
+    assert file.stat().st_blocks * 512 < MIB, "it is erased"
+    asked = Asked(places, "kit", "init", "--file", file, "--size", "2GiB")
+    asked.ends(5, "exists")

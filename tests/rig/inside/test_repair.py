@@ -6,13 +6,15 @@ from __future__ import annotations
 import fcntl
 import gzip
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +33,7 @@ from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes, nodes_of, pool_status
 from pocketcloud.storage.lvm import environment
 from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
-from pocketcloud.system import CommandFailed, run
+from pocketcloud.system import CommandFailed, Completed, run
 from tests.contract.stores import filled
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.made import (
@@ -259,10 +261,16 @@ def test_what_would_lose_volumes_is_asked_for_apart(kit: Made, places: Places, t
     assert troubles(kit, places) == []
 
 
-def check_content_again(kit: Made, places: Places, folder: Path, at: int, kill: Kill) -> bool:
-    before = contents(kit, folder)
-    kit.lvm.command("lvremove", f"{kit.vg}/{CONTENT}")
-    hit = killed(lambda run: repair(target(kit), places, run, ask=lambda _: True, say=print, now=NOW), at, kill)
+def _forgotten(kit: Made, places: Places) -> None:
+    """Have the pool not know `content` any more, as after a repair of its metadata."""
+    (thin_id,) = (row.thin_id for row in kit.lvm.volumes(kit.vg) if row.name == CONTENT)
+    kit.activate(POOL)
+    run(["dmsetup", "message", f"{kit.vg}-pool-tpool", "0", f"delete {thin_id}"], env=environment())
+    kit.deactivate()
+    assert troubles(kit, places) == [Trouble.CONTENT]
+
+
+def _whole_again(kit: Made, places: Places, folder: Path, before: dict[str, str]) -> None:
     left, _ = cured(kit, places)
     assert left == []
     attach(places, str(kit.device), rename=None, now=NOW)
@@ -270,12 +278,45 @@ def check_content_again(kit: Made, places: Places, folder: Path, at: int, kill: 
     assert loop(folder / "kit.img") == kit.device
     assert nodes_of(kit.vg) == ()
     assert contents(kit, folder) == before
+
+
+@pytest.mark.parametrize("verb", ["lvremove", "lvcreate", "mkfs.ext4", "lvrename"])
+def test_content_that_is_gone_is_made_anew(kit: Made, places: Places, tmp_path: Path, verb: str) -> None:
+    """Also by a second run, if the first is killed when it has just done that."""
+    before = contents(kit, tmp_path)
+    _forgotten(kit, places)
+    child = os.fork()
+    if child == 0:
+
+        def fatal(argv: Sequence[str | Path], **options: Any) -> Completed:
+            done = run(argv, **options)
+            if verb in map(str, argv):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        try:
+            repair(target(kit), places, fatal, ask=lambda _: True, say=print, now=NOW)
+        finally:
+            os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "it came to its end"
+    _whole_again(kit, places, tmp_path, before)
+
+
+def check_content_again(kit: Made, places: Places, folder: Path, at: int, kill: Kill) -> bool:
+    before = contents(kit, folder)
+    _forgotten(kit, places)
+    hit = killed(lambda run: repair(target(kit), places, run, ask=lambda _: True, say=print, now=NOW), at, kill)
+    _whole_again(kit, places, folder, before)
     return hit
 
 
-@pytest.mark.parametrize(("at", "kill"), [(30, Kill.AFTER)])
-def test_content_that_is_gone_is_made_anew(kit: Made, places: Places, tmp_path: Path, at: int, kill: Kill) -> None:
-    check_content_again(kit, places, tmp_path, at, kill)
+def test_metadata_that_is_not_told_whole_is_not_taken_for_less(kit: Made, places: Places) -> None:
+    def mute(argv: Sequence[str | Path], **options: Any) -> Completed:
+        return run(["false"] if argv[0] == "thin_dump" else argv, **options)
+
+    with pytest.raises(CommandFailed):
+        diagnose(target(kit), places, mute)
+    assert [row.name for row in kit.lvm.volumes(kit.vg) if row.active] == []
 
 
 @pytest.mark.slow

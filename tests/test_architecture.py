@@ -24,7 +24,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("apply", "observe"),
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),
-    ("profiles", "records", "seed"),
+    ("profiles", "records", "seed", "verdict"),
     ("documents", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets"),
     ("events", "files", "render", "resources", "system"),
     ("model", "errors"),

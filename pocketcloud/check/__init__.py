@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import kvm, memory, nesting, space, subnets, tools
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check import disks, kvm, memory, nesting, space, subnets, tools
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
+from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts
+from pocketcloud.model.judgement import State
 from pocketcloud.model.profile import Profile
 from pocketcloud.system import Runner, which
 
@@ -21,6 +23,7 @@ _ROOT = Path("/")
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
     nesting.judge,
+    disks.judge,
     memory.judge,
     space.judge,
     tools.judge,
@@ -37,13 +40,16 @@ def run_checks(
     profile: Profile | None = None,
     root: Path = _ROOT,
     find: Callable[[str], Path | None] = which,
+    devices: tuple[Path, ...] = (),
+    measure: Callable[[BlockDevice], Measured | None] | None = None,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
     `kit_path` is the kit's folder, which need not exist yet; `hypervisor` connects to libvirt (called once; its errors become
-    judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`.
+    judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`. `devices` are the
+    disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
     """
-    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile)
+    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure)
     return tuple(check for judge in _GROUPS for check in judge(here))
 
 

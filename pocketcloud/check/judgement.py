@@ -5,28 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 
 from pocketcloud.errors import HostLacks, PocketcloudError
+from pocketcloud.host.disks import read_block_devices
 from pocketcloud.host.packages import install_command
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
+from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
 from pocketcloud.model.facts import Facts, KvmState, Subnet
+from pocketcloud.model.judgement import State
 from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
 from pocketcloud.system import Runner
-
-
-class State(StrEnum):
-    """How a check ended. `warn`: labs run, but slower or not all of them; `fail`: they do not; `unknown`: it could not be
-    found out, because something else failed."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-    UNKNOWN = "unknown"
-    NOT_APPLICABLE = "not-applicable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +51,8 @@ class Daemon:
 @dataclass(frozen=True)
 class Surroundings:
     """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
-    was named by hand (None: chosen from the facts)."""
+    was named by hand (None: chosen from the facts). `devices` are the disks asked for (none: all), `measure` reads a
+    disk for some seconds (None: nothing is measured; its errors become judgements)."""
 
     facts: Facts
     kit_path: Path
@@ -69,6 +61,13 @@ class Surroundings:
     root: Path
     find: Callable[[str], Path | None]
     named: Profile | None = field(default=None)
+    devices: tuple[Path, ...] = ()
+    measure: Callable[[BlockDevice], Measured | None] | None = None
+
+    @functools.cached_property
+    def disks(self) -> BlockDevices:
+        """The host's block devices, read once for all checks. Raises HostLacks, CommandFailed (see read_block_devices)."""
+        return read_block_devices(self.root, self.run)
 
     @functools.cached_property
     def daemon(self) -> Daemon:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.accounts import may_use, qemu_account
 from pocketcloud.host.kvm import virtualisation_flag
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Facts, KvmState
+from pocketcloud.model.judgement import State
 
 _GROUP = "kvm"
 _WHY = "Without KVM guests run on emulation, ten to thirty times slower, and machines inside machines are out of reach."

@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.cores import Core, read_cores
 from pocketcloud.host.nesting import KvmModule, read_arm_mode, read_module
 from pocketcloud.host.packages import Family, family
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import KvmState
+from pocketcloud.model.judgement import State
 
 _GROUP = "nesting"
 _WHY = "Labs of hypervisors (OpenStack, oVirt, labs within labs) need a KVM inside their machines; without it these only emulate."

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.accounts import qemu_account
+from pocketcloud.model.judgement import State
 from pocketcloud.model.sizes import GIB, size_text
 
 _GROUP = "space"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.model.judgement import State
 from pocketcloud.subnets import PREFIX, holders, room, supernet
 
 _GROUP = "subnets"

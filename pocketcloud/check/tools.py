@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.check.judgement import Check, State, Surroundings
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.host.packages import Family, capabilities, family
 from pocketcloud.model.base import Arch
+from pocketcloud.model.judgement import State
 
 _GROUP = "tools"
 _FIRMWARE_FOLDERS = ("etc/qemu/firmware", "usr/share/qemu/firmware")

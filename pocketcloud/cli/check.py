@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from pocketcloud.cli.options import kit_option, output_option
 from pocketcloud.cli.view import print_json
 from pocketcloud.errors import NotFound, UsageError
 
+if TYPE_CHECKING:
+    from pocketcloud.model.disk import BlockDevice, Measured
+
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+# Seconds that a disk is read for when nobody asked for it by name.
+_BRIEFLY = 2.0
+
+
+def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
+    from pocketcloud.host.disk_speed import measure
+
+    click.echo(f"Measuring how quickly {disk.path} can be read, for {seconds:.0f} s (nothing is written).", err=True)
+    return measure(disk.path, seconds)
 
 
 @click.command("check")
 @kit_option
 @click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Judge for this profile.")
+@click.option("--device", "devices", multiple=True, type=click.Path(path_type=Path), help="Judge this disk only, and measure it.")
+@click.option("--measure/--no-measure", default=True, help="Whether disks are measured: up to four, two seconds each.")
 @output_option
 @click.pass_context
-def command(ctx: click.Context, kit_name: str | None, profile_name: str | None, output: str) -> int:
-    """Judge whether this host can carry labs: KVM (by a timed proof), nesting, memory, space, tools, subnets.
+def command(
+    ctx: click.Context,
+    kit_name: str | None,
+    profile_name: str | None,
+    devices: tuple[Path, ...],
+    measure: bool,
+    output: str,
+) -> int:
+    """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
 
     Ends with 3 if something that labs need is missing. Where KVM is not usable labs run on emulation, which is slower.
     """
@@ -25,6 +52,7 @@ def command(ctx: click.Context, kit_name: str | None, profile_name: str | None, 
     from pocketcloud.check import failed, run_checks
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
+    from pocketcloud.host.disk_speed import SECONDS
     from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.kit.attached import Places
     from pocketcloud.system import run
@@ -37,7 +65,15 @@ def command(ctx: click.Context, kit_name: str | None, profile_name: str | None, 
         path = Places.from_environment().default
     facts = read_facts(fresh=True)
     profile = profiles.find(profile_name) if profile_name else None
-    checks = run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
+    checks = run_checks(
+        facts,
+        kit_path=path,
+        run=run,
+        hypervisor=open_hypervisor,
+        profile=profile,
+        devices=devices,
+        measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
+    )
     code = 3 if failed(checks) else 0
     if output == "json":
         print_json(checks)

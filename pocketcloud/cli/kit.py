@@ -121,14 +121,14 @@ def _init_device(
     from pocketcloud.host.disk_speed import measure
     from pocketcloud.kit.device import check_host
     from pocketcloud.kit.disk import choose, confirm, init_disk, plan_disk
-    from pocketcloud.kit.verdict import verdict
     from pocketcloud.system import run
+    from pocketcloud.verdict import verdict
 
     check_host(run)
     with _one_at_a_time(places):
         chosen = choose(places, device, run)
         click.echo(f"Measuring how quickly {chosen.target.path} can be read (nothing is written).", err=True)
-        known = verdict(chosen.target, measure(chosen.target.path))
+        known = [remark.text for remark in verdict(chosen.target, measure(chosen.target.path))]
         chunk = _chunk(host.medium(chosen.target.name), profile_name)
         plan = plan_disk(chosen, name, chunk, places, run, known)
         _print_init(plan, dry_run=dry_run)

@@ -1,7 +1,7 @@
 """How quickly a disk is read, found by reading it: past the page cache, for some seconds, and never a byte written.
 
 What a disk says of itself is not to be had through many USB bridges (they call an SSD rotating), and hdparm's figure is that
-of its first sectors. What the figures mean is kit/verdict.py.
+of its first sectors. What the figures mean is verdict.py.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pocketcloud.errors import HostLacks
 from pocketcloud.host.disk_sources import BlockNode, DiskSources, gather
 from pocketcloud.model.disk import NAMELESS, UNREADABLE, BlockDevice, BlockDevices
 from pocketcloud.system import Runner, run
@@ -246,7 +247,13 @@ def _unescaped(word: str) -> str:
 
 def _rows(report: str) -> Iterator[Mapping[str, Any]]:
     """All rows of lsblk's tree; a device that stands on several comes several times, each with another parent."""
-    front = list(json.loads(report or "{}").get("blockdevices") or ())
+    try:
+        front = list(json.loads(report or "{}").get("blockdevices") or ())
+    except (ValueError, AttributeError):
+        raise HostLacks(
+            f"lsblk gives no list of disks, but: {report[:60].strip()!r}",
+            hint="lsblk --version; util-linux 2.27 or newer is needed",
+        ) from None
     while front:
         row = front.pop()
         front += row.get("children") or ()

@@ -15,6 +15,7 @@ from pocketcloud.errors import HostLacks
 from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
+from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts, Kvm, KvmState, Subnet
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.profiles import find as find_profile
@@ -26,6 +27,53 @@ TOOLS = (
     "mke2fs", "mkfs.vfat", "mcopy", "libvirtd",
 )  # fmt: skip
 USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)
+
+
+# What lsblk says of the disks below.
+LSBLK = {
+    "blockdevices": [
+        {"name": "sda", "kname": "sda", "path": "/dev/sda", "type": "disk", "tran": "sata", "model": "Inside", "serial": "S1"},
+        {"name": "sdb", "kname": "sdb", "path": "/dev/sdb", "type": "disk", "tran": "usb", "model": "Pocket", "serial": "S2"},
+    ]
+}
+QUICK = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
+LIMPING = Measured(sequential=30e6, random_reads=700, p50=0.0014, p99=0.02, failed=3)
+USB = "sys/devices/pci0000:00/0000:00:14.0/usb2/2-1"
+
+
+def disk(place: str, *, rotational: int = 0) -> dict[str, str]:
+    """A disk of 256 GiB in sysfs."""
+    queue = {
+        "rotational": str(rotational),
+        "logical_block_size": "512",
+        "physical_block_size": "512",
+        "discard_max_bytes": str(4 * GIB),
+        "write_cache": "write back",
+    }
+    return {f"{place}/size": str(256 * GIB // 512), f"{place}/dev": "8:0", **{f"{place}/queue/{k}": v for k, v in queue.items()}}
+
+
+def plug(root: Path) -> None:
+    """A SATA disk, and a USB 3 disk in a USB 2 port, behind a bridge that says it rotates."""
+    inside = "sys/devices/pci0000:00/0000:00:17.0/ata1/host0/block/sda"
+    outside = f"{USB}/2-1:1.0/host6/block/sdb"
+    plant(
+        root,
+        {
+            **disk(inside),
+            **disk(outside, rotational=1),
+            f"{USB}/idVendor": "152d",
+            f"{USB}/idProduct": "0578",
+            f"{USB}/speed": "480",
+            f"{USB}/version": " 2.10",
+            f"{USB}/2-1:1.0/bInterfaceNumber": "00",
+        },
+    )
+    (root / "sys/bus/uas").mkdir(parents=True)
+    (root / USB / "2-1:1.0/driver").symlink_to(root / "sys/bus/uas")
+    (root / "sys/class/block").mkdir(parents=True)
+    for name, place in (("sda", inside), ("sdb", outside)):
+        (root / "sys/class/block" / name).symlink_to(root / place)
 
 
 def says_its_name(
@@ -40,6 +88,8 @@ def says_its_name(
 ) -> Completed:
     """A Runner under which every tool says its version; `ip -j` has no addresses to tell."""
     words = tuple(map(str, argv))
+    if words[0] in ("lsblk", "wipefs"):
+        return Completed(words, 0, json.dumps(LSBLK if words[0] == "lsblk" else {}), "")
     return Completed(words, 0, "[]" if words[0] == "ip" else f"{Path(words[0]).name} 1.2.3\nmore\n", "")
 
 
@@ -83,6 +133,9 @@ class Computer:
             },
         )
         (root / "dev/kvm").chmod(0o666)
+        plug(root)
+        self.measured: dict[str, Measured | HostLacks | None] = {"sda": QUICK, "sdb": QUICK}
+        self.devices: tuple[Path, ...] = ()
         self.facts: Facts = dataclasses.replace(read_facts(root, run=says_its_name), kvm=USABLE)
         self.tools = set(TOOLS)
         self.libvirt: Libvirt | HostLacks = Libvirt()
@@ -92,6 +145,12 @@ class Computer:
             raise self.libvirt
         return self.libvirt  # type: ignore[return-value]  # a stand-in: the part of the protocol that checks use
 
+    def measure(self, device: BlockDevice) -> Measured | None:
+        found = self.measured[device.name]
+        if isinstance(found, HostLacks):
+            raise found
+        return found
+
     def checks(self) -> dict[str, Check]:
         found = run_checks(
             self.facts,
@@ -100,6 +159,8 @@ class Computer:
             hypervisor=self.connect,
             root=self.root,
             find=lambda tool: Path("/usr/bin") / tool if tool in self.tools else None,
+            devices=self.devices,
+            measure=self.measure,
         )
         by_id = {check.id: check for check in found}
         assert len(by_id) == len(found), "ids are unique"
@@ -116,6 +177,7 @@ def laptop(tmp_path: Path) -> Computer:
 
 def test_a_computer_in_order_has_nothing_to_remedy(laptop: Computer) -> None:
     # The space is this machine's own.
+    laptop.devices = (Path("/dev/sda"),)
     checks = {name: check for name, check in laptop.checks().items() if check.group != "space"}
     assert {name: check.state for name, check in checks.items() if check.state is not State.OK} == {}
     assert not failed(checks.values())
@@ -287,6 +349,59 @@ def test_memory_is_judged_against_the_demo_and_the_smallest_machine(laptop: Comp
     assert laptop.checks()["memory"].state is State.UNKNOWN
 
 
+def test_each_disk_is_judged_by_topic(laptop: Computer) -> None:
+    checks = {name: check for name, check in laptop.checks().items() if check.group == "storage"}
+    odd = {name: check.state for name, check in checks.items() if check.state is not State.OK}
+    assert odd == {"usb:sdb": State.WARN}
+    assert {"medium:sda", "speed:sda", "trim:sda", "write-cache:sda", "medium:sdb", "speed:sdb"} <= set(checks)
+    assert checks["medium:sdb"].evidence.startswith("/dev/sdb (Pocket, 256 GiB, usb): SSD: yes (by the time of its reads")
+    assert "480 Mbit/s, driver uas, 152d:0578" in checks["usb:sdb"].evidence
+    assert checks["usb:sdb"].remedy[0].startswith("Plug it into a USB 3 port")
+    laptop.devices = (Path("/dev/sdb"),)
+    assert {name.partition(":")[2] for name, check in laptop.checks().items() if check.group == "storage"} == {"sdb"}
+
+
+def test_a_disk_that_fails_stops_labs_only_where_it_was_asked_for(laptop: Computer) -> None:
+    laptop.measured["sdb"] = LIMPING
+    assert laptop.checks()["speed:sdb"].state is State.WARN
+    assert not failed(laptop.checks().values())
+    laptop.devices = (Path("/dev/sdb"),)
+    assert laptop.checks()["speed:sdb"].state is State.FAIL
+    assert failed(laptop.checks().values())
+
+
+def test_what_is_not_measured_says_why(laptop: Computer) -> None:
+    laptop.measured["sdb"] = HostLacks("/dev/sdb may not be read by this user", hint="do it as root")
+    checks = laptop.checks()
+    assert checks["speed:sdb"].state is State.UNKNOWN
+    assert "may not be read by this user" in checks["speed:sdb"].evidence
+    assert checks["medium:sdb"].state is State.UNKNOWN
+    assert checks["medium:sda"].state is State.OK, "it says of itself that it is one"
+    laptop.devices = (Path("/dev/sdz"),)
+    assert laptop.checks()["disks"].evidence == "/dev/sdz: no such disk"
+
+
+def test_no_more_than_four_disks_are_measured_unasked(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**LSBLK["blockdevices"][0], "name": f"sd{a}", "kname": f"sd{a}", "path": f"/dev/sd{a}"} for a in "abcdef"]
+    monkeypatch.setitem(LSBLK, "blockdevices", rows)
+    for letter in "cdef":
+        place = f"sys/devices/pci0000:00/0000:00:17.0/ata1/host0/block/sd{letter}"
+        plant(laptop.root, disk(place))
+        (laptop.root / "sys/class/block" / f"sd{letter}").symlink_to(laptop.root / place)
+    laptop.measured |= dict.fromkeys(("sdc", "sdd"), QUICK)
+    checks = laptop.checks()
+    assert checks["speed:sdd"].state is State.OK
+    assert checks["speed:sde"].state is State.UNKNOWN
+    assert "--device /dev/sde" in checks["speed:sde"].evidence
+
+
+def test_disks_that_cannot_be_listed_are_no_traceback(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.LSBLK", "Segmentation fault")
+    check = laptop.checks()["disks"]
+    assert check.state is State.UNKNOWN
+    assert "lsblk gives no list of disks" in check.evidence
+
+
 def test_an_architecture_without_a_profile_fails(laptop: Computer) -> None:
     laptop.change(arch=None, machine="riscv64")
     checks = laptop.checks()
@@ -339,7 +454,7 @@ def test_a_folder_that_others_may_not_pass_is_named_with_its_remedy(laptop: Comp
 
 def test_a_pine64_is_in_order_too(tmp_path: Path) -> None:
     checks = Computer(tmp_path, pine64()).checks()
-    odd = {check.id: check.state for check in checks.values() if check.group != "space" and check.state is not State.OK}
+    odd = {c.id: c.state for c in checks.values() if c.group not in ("space", "storage") and c.state is not State.OK}
     assert odd == dict.fromkeys(("nesting", "nesting-speed", "nesting-libvirt"), State.NOT_APPLICABLE)
     assert "profile pine64" in checks["architecture"].evidence
 

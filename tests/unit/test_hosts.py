@@ -45,6 +45,8 @@ class Recorded:
         words = tuple(map(str, argv))
         if any(word.endswith("kvm_probe.py") for word in words):
             return Completed(words, 0, json.dumps({"instructions": 200_000, "value": 0x600D, **self._told["kvm"]}), "")
+        if words[0] in ("lsblk", "wipefs"):
+            return Completed(words, 0, "{}", "")
         return Completed(words, 0, "[]" if words[0] == "ip" else f"{Path(words[0]).name} 9.9.9\n", "")
 
 

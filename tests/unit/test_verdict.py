@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pocketcloud.errors import Refused
 from pocketcloud.host.disk_speed import measure, percentile
-from pocketcloud.kit.verdict import NONSENSE_IO, is_ssd, verdict
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.verdict import NONSENSE_IO, is_ssd, verdict
 
 FAST = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
 ARM = Measured(sequential=120e6, random_reads=110, p50=0.009, p99=0.021)
@@ -33,7 +33,11 @@ NVME = replace(
 
 
 def said(target: BlockDevice, measured: Measured | None) -> str:
-    return "\n".join(verdict(target, measured))
+    return "\n".join(texts(target, measured))
+
+
+def texts(target: BlockDevice, measured: Measured | None) -> tuple[str, ...]:
+    return tuple(remark.text for remark in verdict(target, measured))
 
 
 @pytest.mark.parametrize(
@@ -57,19 +61,19 @@ def test_an_ssd_is_known_by_its_word_or_by_its_reads(
     target: BlockDevice, measured: Measured | None, expected: bool | None
 ) -> None:
     assert is_ssd(target, measured) is expected
-    first = verdict(target, measured)[0]
+    first = texts(target, measured)[0]
     assert first.startswith({True: "SSD: yes", False: "SSD: no", None: "SSD: not known"}[expected])
 
 
 def test_a_good_disk_gets_short_praise() -> None:
-    assert verdict(USB, FAST) == (
+    assert texts(USB, FAST) == (
         "SSD: yes (by the time of its reads; it calls itself rotating, as many USB bridges do)",
         "speed: 412 MB/s in sequence, 9800 random reads of 4 KiB per second (half of them within 0.10 ms, 99 % within 0.40 ms)",
         "USB: 10000 Mbit/s, driver uas, 04e8:4001",
         "TRIM: yes",
         "write cache: flushed when it matters",
     )
-    assert verdict(NVME, None) == (
+    assert texts(NVME, None) == (
         "SSD: yes (it says so itself)", "speed: not measured", "TRIM: yes", "write cache: flushed when it matters",
     )  # fmt: skip
 

@@ -22,9 +22,9 @@ from pocketcloud.errors import Refused, UsageError
 from pocketcloud.host.disk_speed import measure
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.interlocks import check_target, claimed, confirmation, contents, objections
-from pocketcloud.kit.verdict import verdict
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.model.sizes import GIB, MIB
+from pocketcloud.verdict import verdict
 
 SIZE = 4 * GIB
 QUIET = {"DM_DISABLE_UDEV": "1", "LVM_SUPPRESS_FD_WARNINGS": "1"}
@@ -356,6 +356,6 @@ def test_no_byte_of_any_disk_changes(beginning: BlockDevices) -> None:
         measured = measure(target.path, seconds=0.5)
         assert measured is not None
         assert measured.random_reads > 0
-        assert verdict(target, measured)[0].startswith("SSD: ")
+        assert verdict(target, measured)[0].text.startswith("SSD: ")
     assert {path: digest(path) for path in (DECOY, FREE)} == before
     assert named(read_block_devices(), DECOY).signatures == ("ext4",)

@@ -50,7 +50,18 @@ def run_checks(
     disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
     """
     here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure)
-    return tuple(check for judge in _GROUPS for check in judge(here))
+    return tuple(check for judge in _GROUPS for check in _finished(judge, here))
+
+
+def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings) -> Iterator[Check]:
+    """What a group finds; a fault in it is told, and leaves the other groups' answers."""
+    try:
+        yield from judge(here)
+    except Exception as error:  # noqa: BLE001 - hosts hold what nobody thought of, and one answer less is better than none
+        group = judge.__module__.rpartition(".")[2]
+        evidence = f"these checks ended with {type(error).__name__}: {error}"
+        why = "What they would have said is not known; this is a fault of pocketcloud worth reporting."
+        yield Check(f"{group}-unfinished", group, State.UNKNOWN, evidence, why)
 
 
 def failed(checks: Iterable[Check]) -> bool:

@@ -39,13 +39,20 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """libvirt's daemon as it answered: its facts, its networks' subnets, what processor it gives machines under KVM;
-    `failure` where it did not answer."""
+    """libvirt's daemon as it answered: its facts, its networks' subnets, the features of the processor that it gives
+    machines under KVM (None: not known); `failure` where it did not answer."""
 
     facts: HypervisorFacts | None
     subnets: tuple[Subnet, ...] = ()
-    cpu_features: frozenset[str] = frozenset()
+    cpu_features: frozenset[str] | None = None
     failure: PocketcloudError | None = None
+
+
+def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
+    try:
+        return connection.cpu_features(Arch.X86_64)
+    except PocketcloudError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,7 @@ class Surroundings:
         try:
             connection = self.hypervisor()
             asked = self.facts.kvm.state is KvmState.USABLE and self.facts.arch is Arch.X86_64
-            features = connection.cpu_features(Arch.X86_64) if asked else frozenset[str]()
-            return Daemon(connection.facts(), connection.subnets(), features)
+            return Daemon(connection.facts(), connection.subnets(), _cpu_features(connection) if asked else None)
         except PocketcloudError as failure:
             return Daemon(None, failure=failure)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.accounts import may_use, qemu_account
+from pocketcloud.host.files import line
 from pocketcloud.host.kvm import virtualisation_flag
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Facts, KvmState
@@ -14,6 +15,8 @@ from pocketcloud.model.judgement import State
 
 _GROUP = "kvm"
 _WHY = "Without KVM guests run on emulation, ten to thirty times slower, and machines inside machines are out of reach."
+# Kernel modules of other hypervisors.
+_OTHERS = {"vboxdrv": "VirtualBox", "vmmon": "VMware Workstation"}
 _32_BIT = ("armv6l", "armv7l", "armv8l", "i586", "i686")
 _MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 # Hypervisors as systemd-detect-virt calls them -> their name, and how they pass virtualisation on (from their manuals).
@@ -31,11 +34,12 @@ _BELOW = {
 
 
 def judge(here: Surroundings) -> Iterator[Check]:
-    """The architecture with its profile, KVM, whether QEMU's user may open it, and libvirt's view of it."""
+    """The architecture with its profile, KVM, whether QEMU's user may open it, libvirt's view of it, other hypervisors."""
     yield _architecture(here)
     yield _kvm(here)
     yield _opened(here)
     yield _offered(here)
+    yield _alone(here)
 
 
 def _architecture(here: Surroundings) -> Check:
@@ -120,3 +124,17 @@ def _offered(here: Surroundings) -> Check:
     # The daemon looks for /dev/kvm when it starts, and keeps its answer as long as the emulator does not change.
     restart = "systemctl restart libvirtd" if here.facts.systemd else "Restart libvirtd"
     return Check("kvm-libvirt", _GROUP, State.FAIL, evidence, why, (restart,))
+
+
+def _alone(here: Surroundings) -> Check:
+    """Since Linux 6.12 KVM takes the processor's virtualisation when its module is loaded, unless told otherwise; before, when
+    the first machine starts (kernel-parameters.txt, kvm.enable_virt_at_load)."""
+    why = "The processor's virtualisation belongs to one hypervisor at a time: machines of the other do not start, or crash."
+    modules = {name: told for name, told in _OTHERS.items() if (here.root / "sys/module" / name).is_dir()}
+    if not modules:
+        return Check("other-hypervisors", _GROUP, State.OK, f"none of {', '.join(_OTHERS)} is loaded", why)
+    names = ", ".join(f"{told} ({name})" for name, told in modules.items())
+    at_load = line(here.root, "sys/module/kvm/parameters/enable_virt_at_load")
+    takes = {"Y": "; KVM holds the processor from its loading on", "N": "; KVM takes the processor with the first machine"}
+    remedy = (f"Stop the machines of {' and '.join(modules.values())} while labs run", f"modprobe -r {' '.join(modules)}")
+    return Check("other-hypervisors", _GROUP, State.WARN, f"{names} is loaded{takes.get(at_load, '')}", why, remedy)

@@ -128,8 +128,8 @@ def _offered(here: Surroundings, nesting: State) -> Check:
     module, features = read_module(here.root), here.daemon.cpu_features
     if nesting is not State.OK or module is None:
         return Check("nesting-libvirt", _GROUP, State.NOT_APPLICABLE, "nothing nests here, or not on x86", why)
-    if here.daemon.facts is None:
-        return Check("nesting-libvirt", _GROUP, State.UNKNOWN, "libvirt cannot be asked", why)
+    if features is None:
+        return Check("nesting-libvirt", _GROUP, State.UNKNOWN, "libvirt could not be asked for its domain capabilities", why)
     flag = _FLAGS[module.name]
     if flag in features:
         return Check("nesting-libvirt", _GROUP, State.OK, f"its domain capabilities give machines the flag {flag}", why)

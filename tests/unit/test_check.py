@@ -402,6 +402,15 @@ def test_disks_that_cannot_be_listed_are_no_traceback(laptop: Computer, monkeypa
     assert "lsblk gives no list of disks" in check.evidence
 
 
+def test_a_fault_in_one_group_leaves_the_others(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = laptop.checks()
+    monkeypatch.setattr("pocketcloud.check.memory.memory_for_labs", lambda *_: 1 // 0)
+    after = laptop.checks()
+    assert after["memory-unfinished"].state is State.UNKNOWN
+    assert "ZeroDivisionError" in after["memory-unfinished"].evidence
+    assert set(before) - {"memory"} == set(after) - {"memory-unfinished"}
+
+
 def test_an_architecture_without_a_profile_fails(laptop: Computer) -> None:
     laptop.change(arch=None, machine="riscv64")
     checks = laptop.checks()

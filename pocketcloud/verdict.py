@@ -14,8 +14,9 @@ from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.judgement import State
 from pocketcloud.model.sizes import KIB, MIB, size_text
 
-# Of a random read of 4 KiB, in seconds, at the median: flash needs less than the one, a moving arm more than the other.
-_FLASH, _ARM = 0.001, 0.004
+# Of a random read of 4 KiB, in seconds, at the median: flash needs less than the one, by USB 2 too; a moving arm more than the
+# other, as half a turn alone takes 2 ms at 15 000 turns a minute and 4.2 ms at 7200, and the way there as long again.
+_FLASH, _ARM = 0.0025, 0.004
 # Below these, twenty machines that start at once make people wait.
 _SLOW_SEQUENCE, _SLOW_RANDOM = 100 * 1000 * 1000, 2000
 # Mbit/s of USB 3's slowest mode; and the version from which on a device could do it (a USB 3 device on a USB 2 port says 2.10).

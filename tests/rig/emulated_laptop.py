@@ -92,7 +92,7 @@ def run_job(script: str, disks: Mapping[str, Path], *, timeout: float, env: Mapp
 
 def _argv(folder: Path, disks: Mapping[str, Path]) -> list[str]:
     qemu = [
-        "-cpu", "max", "-device", "qemu-xhci,id=xhci", "-device", "usb-ehci,id=ehci",
+        "-cpu", "max,+svm", "-device", "qemu-xhci,id=xhci", "-device", "usb-ehci,id=ehci",
         "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
         "-chardev", f"socket,id=rig,path={folder}/port,server=on,wait=off",
         "-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=rig,name={PORT}",

@@ -20,7 +20,7 @@ from pocketcloud.verdict import NONSENSE_IO, is_ssd, verdict
 
 FAST = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
 ARM = Measured(sequential=120e6, random_reads=110, p50=0.009, p99=0.021)
-BETWEEN = Measured(sequential=35e6, random_reads=450, p50=0.002, p99=0.006)
+BETWEEN = Measured(sequential=35e6, random_reads=300, p50=0.003, p99=0.006)
 
 USB = BlockDevice(
     "sdb", Path("/dev/sdb"), "disk", 931 * GIB,

@@ -24,7 +24,8 @@ from tests.host_trees import OS_RELEASE, arm_board, pine64, plant, x86_laptop
 
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
-    "mke2fs", "mkfs.vfat", "mcopy", "libvirtd",
+    "mke2fs", "mkfs.vfat", "mcopy", "libvirtd", "lvm", "lvmconfig", "modprobe",
+    "thin_check", "thin_dump", "thin_ls", "thin_repair",
 )  # fmt: skip
 USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)
 
@@ -36,6 +37,7 @@ LSBLK = {
         {"name": "sdb", "kname": "sdb", "path": "/dev/sdb", "type": "disk", "tran": "usb", "model": "Pocket", "serial": "S2"},
     ]
 }
+LVM_VERSION = "  LVM version:     2.03.16(2) (2022-05-18)\n  Library version: 1.02.185 (2022-05-18)\n"
 QUICK = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
 LIMPING = Measured(sequential=30e6, random_reads=700, p50=0.0014, p99=0.02, failed=3)
 USB = "sys/devices/pci0000:00/0000:00:14.0/usb2/2-1"
@@ -90,6 +92,10 @@ def says_its_name(
     words = tuple(map(str, argv))
     if words[0] in ("lsblk", "wipefs"):
         return Completed(words, 0, json.dumps(LSBLK if words[0] == "lsblk" else {}), "")
+    if words[0] == "lvm":
+        return Completed(words, 0, LVM_VERSION, "")
+    if words[0] == "lvmconfig":
+        return Completed(words, 0, "issue_discards=0\nthin_pool_autoextend_threshold=100\nscan_lvs=0\nuse_devicesfile=1\n", "")
     return Completed(words, 0, "[]" if words[0] == "ip" else f"{Path(words[0]).name} 1.2.3\nmore\n", "")
 
 
@@ -409,6 +415,24 @@ def test_a_fault_in_one_group_leaves_the_others(laptop: Computer, monkeypatch: p
     assert after["memory-unfinished"].state is State.UNKNOWN
     assert "ZeroDivisionError" in after["memory-unfinished"].evidence
     assert set(before) - {"memory"} == set(after) - {"memory-unfinished"}
+
+
+def test_kits_on_disks_need_lvm_and_labs_do_without(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = laptop.checks()
+    assert checks["lvm2"].evidence == "lvm2 2.03.16"
+    assert "the devices file is 1" in checks["lvm-settings"].evidence
+    monkeypatch.setattr(f"{__name__}.LVM_VERSION", "  LVM version:     2.03.11(2) (2021-01-08)\n")
+    assert laptop.checks()["lvm2"].state is State.WARN
+    assert "2.03.12 is the oldest" in laptop.checks()["lvm2"].evidence
+    monkeypatch.setattr(f"{__name__}.LVM_VERSION", "Killed\n")
+    assert laptop.checks()["lvm2"].state is State.UNKNOWN
+    laptop.tools -= {"lvm", "lvmconfig", "thin_check", "modprobe"}
+    checks = laptop.checks()
+    assert checks["lvm2"].remedy == ("apt-get install -y lvm2",)
+    assert checks["thin-tools"].remedy == ("apt-get install -y thin-provisioning-tools",)
+    assert checks["dm-thin"].state is State.UNKNOWN
+    assert checks["lvm-settings"].state is State.NOT_APPLICABLE
+    assert not failed(checks.values())
 
 
 def test_an_architecture_without_a_profile_fails(laptop: Computer) -> None:

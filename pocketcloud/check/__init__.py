@@ -14,10 +14,12 @@ from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts
 from pocketcloud.model.judgement import State
-from pocketcloud.model.profile import Profile
+from pocketcloud.model.profile import Acceleration, Profile
+from pocketcloud.model.sizes import GIB, MIB
+from pocketcloud.profiles import memory_for_labs, memory_needed
 from pocketcloud.system import Runner, which
 
-__all__ = ["Check", "State", "failed", "run_checks"]
+__all__ = ["Check", "State", "failed", "run_checks", "summary"]
 
 _ROOT = Path("/")
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
@@ -65,6 +67,24 @@ def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundin
         yield Check(f"{group}-unfinished", group, State.UNKNOWN, evidence, why)
 
 
-def failed(checks: Iterable[Check]) -> bool:
-    """Whether labs cannot run here: the command then ends with exit code 3."""
-    return any(check.state is State.FAIL for check in checks)
+def summary(checks: Iterable[Check], facts: Facts, profile: Profile | None) -> str:
+    """The whole in a sentence or two: what this computer can carry, or how much stands in the way."""
+    found = tuple(checks)
+    bad = [check.id for check in found if check.state is State.FAIL]
+    warned = sum(check.state is State.WARN for check in found)
+    if bad or profile is None:
+        return f"{len(bad)} of {len(found)} checks failed ({', '.join(bad)}): labs cannot run here yet."
+    states = {check.id: check.state for check in found}
+    free = memory_for_labs(facts, profile, 0)
+    small, large = (free // memory_needed(profile, (size,)) for size in (512 * MIB, 2 * GIB))
+    speed = "on KVM" if profile.acceleration is Acceleration.KVM else "on emulation, ten to thirty times slower than with KVM"
+    inside = "with" if states.get("nesting") is State.OK else "without"
+    return (
+        f"{facts.model or 'This computer'} can run labs {speed}, {inside} KVM inside their machines: up to {small} machines of"
+        f" 512 MiB, or {large} of 2 GiB (profile {profile.profile}); {warned or 'no'} warning{'s' * (warned != 1)}."
+    )
+
+
+def failed(checks: Iterable[Check], *, strict: bool = False) -> bool:
+    """Whether labs cannot run here, or with `strict` not as well as they could: the command then ends with exit code 3."""
+    return any(check.state is State.FAIL or (strict and check.state is State.WARN) for check in checks)

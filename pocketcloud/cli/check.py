@@ -10,7 +10,7 @@ import click
 
 from pocketcloud.cli.options import kit_option, output_option
 from pocketcloud.cli.view import print_json
-from pocketcloud.errors import NotFound, UsageError
+from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.model.disk import BlockDevice, Measured
@@ -34,6 +34,7 @@ def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
 @click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Judge for this profile.")
 @click.option("--device", "devices", multiple=True, type=click.Path(path_type=Path), help="Judge this disk only, and measure it.")
 @click.option("--measure/--no-measure", default=True, help="Whether disks are measured: up to four, two seconds each.")
+@click.option("--strict", is_flag=True, help="End with 3 for warnings, too.")
 @output_option
 @click.pass_context
 def command(
@@ -42,6 +43,7 @@ def command(
     profile_name: str | None,
     devices: tuple[Path, ...],
     measure: bool,
+    strict: bool,
     output: str,
 ) -> int:
     """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
@@ -49,7 +51,7 @@ def command(
     Ends with 3 if something that labs need is missing. Where KVM is not usable labs run on emulation, which is slower.
     """
     from pocketcloud import profiles
-    from pocketcloud.check import failed, run_checks
+    from pocketcloud.check import failed, run_checks, summary
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -74,7 +76,7 @@ def command(
         devices=devices,
         measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
     )
-    code = 3 if failed(checks) else 0
+    code = 3 if failed(checks, strict=strict) else 0
     if output == "json":
         print_json(checks)
         ctx.exit(code)
@@ -88,11 +90,9 @@ def command(
             click.echo(f"        why:    {check.why}")
             for line in check.remedy:
                 click.echo(f"        remedy: {line}")
-    bad = sum(check.state == "fail" for check in checks)
-    warned = sum(check.state == "warn" for check in checks)
-    chosen = profile or profiles.choose(facts)
-    verdict = f"{bad} of {len(checks)} checks failed: labs cannot run here yet." if bad else "Labs can run here"
-    if not bad:
-        verdict += f", with profile {chosen.profile} ({chosen.title})" + (f"; {warned} warnings." if warned else ".")
-    click.echo(verdict)
+    try:
+        chosen = profile or profiles.choose(facts)
+    except HostLacks:
+        chosen = None
+    click.echo(summary(checks, facts, chosen))
     ctx.exit(code)

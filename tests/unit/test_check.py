@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketcloud.check import Check, State, failed, run_checks
+from pocketcloud.check import Check, State, failed, run_checks, summary
 from pocketcloud.errors import HostLacks
 from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
@@ -415,6 +415,22 @@ def test_a_fault_in_one_group_leaves_the_others(laptop: Computer, monkeypatch: p
     assert after["memory-unfinished"].state is State.UNKNOWN
     assert "ZeroDivisionError" in after["memory-unfinished"].evidence
     assert set(before) - {"memory"} == set(after) - {"memory-unfinished"}
+
+
+def test_the_whole_is_said_in_a_sentence(laptop: Computer) -> None:
+    checks = tuple(laptop.checks().values())
+    profile = find_profile("x86-laptop")
+    assert summary(checks, laptop.facts, profile) == (
+        "LENOVO ThinkPad X1 Carbon Gen 9 can run labs on KVM, with KVM inside their machines: up to 16 machines of 512 MiB, or 4"
+        " of 2 GiB (profile x86-laptop); 1 warning."
+    )
+    assert not failed(checks)
+    assert failed(checks, strict=True), "the disk in the USB 2 port"
+    laptop.change(kvm=Kvm(KvmState.SLOW, "1700 ns an instruction"))
+    said = summary(laptop.checks().values(), laptop.facts, find_profile("emulated"))
+    assert "on emulation, ten to thirty times slower than with KVM, without KVM inside" in said
+    laptop.tools -= {"qemu-img"}
+    assert summary(laptop.checks().values(), laptop.facts, profile).endswith("(qemu-img): labs cannot run here yet.")
 
 
 def test_kits_on_disks_need_lvm_and_labs_do_without(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def laptop(tmp_path: Path) -> Computer:
 def test_a_computer_in_order_has_nothing_to_remedy(laptop: Computer) -> None:
     # The space is this machine's own.
     laptop.devices = (Path("/dev/sda"),)
-    checks = {name: check for name, check in laptop.checks().items() if check.group != "space"}
+    checks = {name: check for name, check in laptop.checks().items() if check.group not in ("space", "power")}
     assert {name: check.state for name, check in checks.items() if check.state is not State.OK} == {}
     assert not failed(checks.values())
     for check in checks.values():
@@ -433,6 +433,51 @@ def test_the_whole_is_said_in_a_sentence(laptop: Computer) -> None:
     assert summary(laptop.checks().values(), laptop.facts, profile).endswith("(qemu-img): labs cannot run here yet.")
 
 
+@pytest.mark.parametrize(
+    ("files", "state", "evidence"),
+    [
+        ({}, State.WARN, "closing the lid: suspend, on mains: suspend"),
+        ({"etc/systemd/logind.conf": "[Login]\n#HandleLidSwitch=ignore\n"}, State.WARN, "closing the lid: suspend"),
+        ({"etc/systemd/logind.conf": "[Login]\nHandleLidSwitch=ignore\n"}, State.OK, "closing the lid: ignore, on mains: ignore"),
+        ({"usr/lib/systemd/logind.conf.d/a.conf": "[Login]\nHandleLidSwitch = lock\n"}, State.OK, "closing the lid: lock"),
+        (
+            {
+                "usr/lib/systemd/logind.conf.d/a.conf": "HandleLidSwitch=ignore\n",
+                "etc/systemd/logind.conf.d/a.conf": "HandleLidSwitch=hibernate\n",
+                "etc/systemd/logind.conf": "HandleLidSwitch=lock\n",
+            },
+            State.WARN,
+            "closing the lid: hibernate",
+        ),
+        ({"etc/systemd/logind.conf": "HandleLidSwitchExternalPower=ignore\n"}, State.WARN, "suspend, on mains: ignore"),
+    ],
+)
+def test_a_lid_that_takes_the_lab_to_sleep(laptop: Computer, files: Mapping[str, str], state: State, evidence: str) -> None:
+    plant(laptop.root, {"sys/class/power_supply/BAT0/type": "Battery", **files})
+    check = laptop.checks()["lid"]
+    assert check.state is state
+    assert evidence in check.evidence
+    assert bool(check.remedy) == (state is State.WARN)
+
+
+def test_what_is_said_of_the_lid_cures_it(laptop: Computer) -> None:
+    plant(laptop.root, {"sys/class/power_supply/BAT0/type": "Battery"})
+    first, second, _ = laptop.checks()["lid"].remedy
+    for command in (first, second):
+        run(["sh", "-ec", command.replace("/etc", f"{laptop.root}/etc")])
+    assert laptop.checks()["lid"].state is State.OK
+
+
+def test_a_battery_counts_only_if_it_is_the_computers(laptop: Computer) -> None:
+    supplies = "sys/class/power_supply"
+    plant(laptop.root, {f"{supplies}/mouse/type": "Battery", f"{supplies}/mouse/scope": "Device"})
+    assert laptop.checks()["battery"].state is State.NOT_APPLICABLE
+    plant(laptop.root, {f"{supplies}/BAT0/type": "Battery", f"{supplies}/AC/type": "Mains", f"{supplies}/AC/online": "0"})
+    assert laptop.checks()["battery"].state is State.WARN
+    plant(laptop.root, {f"{supplies}/AC/online": "1"})
+    assert laptop.checks()["battery"].state is State.OK
+
+
 def test_kits_on_disks_need_lvm_and_labs_do_without(laptop: Computer, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = laptop.checks()
     assert checks["lvm2"].evidence == "lvm2 2.03.16"
@@ -503,7 +548,7 @@ def test_a_folder_that_others_may_not_pass_is_named_with_its_remedy(laptop: Comp
 
 def test_a_pine64_is_in_order_too(tmp_path: Path) -> None:
     checks = Computer(tmp_path, pine64()).checks()
-    odd = {c.id: c.state for c in checks.values() if c.group not in ("space", "storage") and c.state is not State.OK}
+    odd = {c.id: c.state for c in checks.values() if c.group not in ("space", "storage", "power") and c.state is not State.OK}
     assert odd == dict.fromkeys(("nesting", "nesting-speed", "nesting-libvirt"), State.NOT_APPLICABLE)
     assert "profile pine64" in checks["architecture"].evidence
 

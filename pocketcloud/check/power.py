@@ -1,0 +1,89 @@
+"""What puts a computer to sleep in the middle of a lab: its lid, its battery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.host.files import line, text
+from pocketcloud.model.judgement import State
+
+_GROUP = "power"
+_SUPPLIES = "sys/class/power_supply"
+# Where logind looks, the first that has a file of a name hides the others of that name (logind.conf(5)).
+_FOLDERS = (
+    "etc/systemd/logind.conf.d",
+    "run/systemd/logind.conf.d",
+    "usr/local/lib/systemd/logind.conf.d",
+    "usr/lib/systemd/logind.conf.d",
+)
+_MAIN = ("etc/systemd/logind.conf", "usr/lib/systemd/logind.conf")
+_DEFAULT = "suspend"
+_REMEDY = (
+    "mkdir -p /etc/systemd/logind.conf.d",
+    r"printf '[Login]\nHandleLidSwitch=ignore\nHandleLidSwitchExternalPower=ignore\n'"
+    " > /etc/systemd/logind.conf.d/pocketcloud.conf",
+    "systemctl kill -s HUP systemd-logind",
+)
+
+
+def judge(here: Surroundings) -> Iterator[Check]:
+    """Whether closing the lid stops a lab, and whether the computer runs on its battery."""
+    batteries, mains = _supplies(here.root)
+    yield _lid(here, laptop=bool(batteries))
+    yield _battery(batteries, mains)
+
+
+def _supplies(root: Path) -> tuple[list[str], list[bool]]:
+    """The batteries that the computer runs on (not those of mice), and for each other supply whether it gives power."""
+    batteries, mains = [], []
+    folder = root / _SUPPLIES
+    for name in sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else ():
+        kind = line(root, f"{_SUPPLIES}/{name}/type")
+        if kind == "Battery" and line(root, f"{_SUPPLIES}/{name}/scope") != "Device":
+            batteries.append(name)
+        elif kind in ("Mains", "USB"):
+            mains.append(line(root, f"{_SUPPLIES}/{name}/online") == "1")
+    return batteries, mains
+
+
+def _lid(here: Surroundings, *, laptop: bool) -> Check:
+    why = "Asleep, a computer takes its lab along, and a USB disk that loses its power counts as pulled."
+    if not laptop or not here.facts.systemd:
+        evidence = "no laptop: it has no battery" if not laptop else "no systemd here, which would act on the lid"
+        return Check("lid", _GROUP, State.NOT_APPLICABLE, evidence, why)
+    settings = _logind(here.root)
+    lid = settings.get("HandleLidSwitch", _DEFAULT)
+    powered = settings.get("HandleLidSwitchExternalPower", lid)
+    if {lid, powered} <= {"ignore", "lock"}:
+        return Check("lid", _GROUP, State.OK, f"closing the lid: {lid}, on mains: {powered} (logind)", why)
+    return Check("lid", _GROUP, State.WARN, f"closing the lid: {lid}, on mains: {powered} (logind)", why, _REMEDY)
+
+
+def _logind(root: Path) -> dict[str, str]:
+    """logind's settings: its main file, then the others by name, wherever they lie; the last word counts."""
+    files: dict[str, str] = {}
+    for folder in _FOLDERS:
+        place = root / folder
+        for name in sorted(entry.name for entry in place.glob("*.conf")) if place.is_dir() else ():
+            files.setdefault(name, f"{folder}/{name}")
+    main = next((name for name in _MAIN if (root / name).is_file()), "")
+    found: dict[str, str] = {}
+    for file in [main, *(files[name] for name in sorted(files))]:
+        for row in text(root, file).splitlines() if file else ():
+            name, separator, value = row.strip().partition("=")
+            if separator and not name.startswith(("#", ";")):
+                found[name.strip()] = value.strip()
+    return found
+
+
+def _battery(batteries: list[str], mains: list[bool]) -> Check:
+    why = "On its battery a computer is slower, and a demo has an end."
+    if not batteries:
+        return Check("battery", _GROUP, State.NOT_APPLICABLE, "it has no battery", why)
+    if mains and not any(mains):
+        return Check("battery", _GROUP, State.WARN, f"it runs on {', '.join(batteries)}", why, ("Plug it in",))
+    return Check(
+        "battery", _GROUP, State.OK, "it is plugged in" if any(mains) else "nothing tells that it is not plugged in", why
+    )

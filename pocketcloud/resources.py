@@ -1,4 +1,4 @@
-"""Finds the files we ship: bases/, kickstarts/, labs/, profiles/, packages.tsv, in a checkout and in a wheel."""
+"""Finds the files we ship: bases/, kickstarts/, labs/, profiles/, packages.tsv, usb-bridges.tsv, in a checkout and in a wheel."""
 
 from __future__ import annotations
 

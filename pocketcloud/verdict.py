@@ -6,13 +6,15 @@ be chosen is kit/interlocks.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.judgement import State
 from pocketcloud.model.sizes import KIB, MIB, size_text
+from pocketcloud.resources import shipped
 
 # Of a random read of 4 KiB, in seconds, at the median: flash needs less than the one, by USB 2 too; a moving arm more than the
 # other, as half a turn alone takes 2 ms at 15 000 turns a minute and 4.2 ms at 7200, and the way there as long again.
@@ -137,9 +139,39 @@ def _usb(target: BlockDevice) -> Iterator[Remark]:
     if target.usb_driver == "usb-storage":
         text = "usb-storage does one command at a time: an enclosure with UAS is several times quicker with many machines"
         yield Remark(Topic.USB, State.WARN, text, ("Use an enclosure that speaks UAS",))
+    yield from _bridge(target)
     if target.usb_autosuspend:
         text = "USB may suspend it when idle (power/control is auto); some enclosures then drop off"
         yield Remark(Topic.USB, State.WARN, text, ("If it drops off: usbcore.autosuspend=-1 on the kernel's command line",))
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge that is known for trouble: `handled` where Linux does without what is broken; `source` says who tells so."""
+
+    name: str
+    handled: bool
+    trouble: str
+    source: str
+
+
+@functools.cache
+def known_bridges() -> Mapping[str, Bridge]:
+    """Those of the table that we ship, usb-bridges.tsv, by their id (`152d:0578`)."""
+    lines = shipped("usb-bridges.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
+    return {identity: Bridge(name, linux == "handled", trouble, source) for identity, name, linux, trouble, source in rows[1:]}
+
+
+def _bridge(target: BlockDevice) -> Iterator[Remark]:
+    if (known := known_bridges().get(target.usb_id)) is None:
+        return
+    text = f"its bridge, {known.name}, is known for trouble: {known.trouble}"
+    if known.handled:
+        yield Remark(Topic.USB, State.OK, f"{text} (Linux knows)")
+    else:
+        quirk = f"If it drops off: usb-storage.quirks={target.usb_id}:u on the kernel's command line (slower, and steady)"
+        yield Remark(Topic.USB, State.WARN, text, (quirk,))
 
 
 def _version(text: str) -> float:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pocketcloud.check.fixes import Action, Command, lines
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.host.disks import read_block_devices
-from pocketcloud.host.packages import install_command
+from pocketcloud.host.packages import install_words
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
@@ -26,7 +27,8 @@ class Check:
 
     `id` is a stable name (`kvm`), unique over all groups; `evidence` says what was read or run and what it said; `why` says
     in one sentence why it matters; `remedy` holds command lines for this distribution, to be run as root, or a sentence
-    starting with a capital where no command does it; empty where nothing is to be done.
+    starting with a capital where no command does it; empty where nothing is to be done. `fix` is what `check --fix` would do,
+    empty where it cannot.
     """
 
     id: str
@@ -35,6 +37,13 @@ class Check:
     evidence: str
     why: str
     remedy: tuple[str, ...] = ()
+    fix: tuple[Action, ...] = ()
+
+    @property
+    def told(self) -> dict[str, object]:
+        """The check as JSON has it."""
+        words = {name: getattr(self, name) for name in ("id", "group", "state", "evidence", "why", "remedy")}
+        return {**words, "fixable": bool(self.fix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +103,13 @@ class Surroundings:
         except HostLacks:
             return None
 
+    def installing(self, *capabilities: str) -> tuple[Action, ...]:
+        """What installs that which brings these capabilities (rows of packages.tsv); empty where no package names are known."""
+        words = install_words(self.facts.distribution, self.facts.machine, capabilities)
+        return (Command(words),) if words else ()
+
     def install(self, *capabilities: str) -> tuple[str, ...]:
-        """The remedy that installs what brings these capabilities (rows of packages.tsv) on this distribution."""
-        line = install_command(self.facts.distribution, self.facts.machine, capabilities)
+        """The remedy that installs what brings these capabilities on this distribution."""
+        known = lines(self.installing(*capabilities))
         name = self.facts.distribution.name
-        return (line,) if line else (f"Install what brings {', '.join(capabilities)} (no package names are known for {name})",)
+        return known or (f"Install what brings {', '.join(capabilities)} (no package names are known for {name})",)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
+from pocketcloud.check.fixes import Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.accounts import may_use, qemu_account
 from pocketcloud.host.files import line
@@ -18,6 +20,7 @@ _WHY = "Without KVM guests run on emulation, ten to thirty times slower, and mac
 # Kernel modules of other hypervisors.
 _OTHERS = {"vboxdrv": "VirtualBox", "vmmon": "VMware Workstation"}
 _32_BIT = ("armv6l", "armv7l", "armv8l", "i586", "i686")
+_LOADED = Path("/etc/modules-load.d/pocketcloud-kvm.conf")
 _MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 # Hypervisors as systemd-detect-virt calls them -> their name, and how they pass virtualisation on (from their manuals).
 _BELOW = {
@@ -58,6 +61,10 @@ def _kvm(here: Surroundings) -> Check:
     if kvm.state is KvmState.USABLE:
         return Check("kvm", _GROUP, State.OK, kvm.evidence, _WHY)
     evidence = f"{kvm.state}, so labs run on emulation: {kvm.evidence}"
+    module = _MODULES.get(virtualisation_flag(here.root), "")
+    if kvm.state is KvmState.ABSENT and module:
+        fix = (Command(("modprobe", module)), NewFile(_LOADED, (module,), "KVM is there after each start"))
+        return Check("kvm", _GROUP, State.WARN, evidence, _WHY, lines(fix), fix)
     return Check("kvm", _GROUP, State.WARN, evidence, _WHY, _remedy(here, kvm.state))
 
 
@@ -66,8 +73,6 @@ def _remedy(here: Surroundings, state: KvmState) -> tuple[str, ...]:
     match state:
         case KvmState.DENIED:
             return ("usermod -aG kvm USER", "Log in again after that, or run pocketcloud as root")
-        case KvmState.ABSENT if module := _MODULES.get(virtualisation_flag(here.root)):
-            return (f"modprobe {module}", f"echo {module} > /etc/modules-load.d/kvm.conf")
         case KvmState.ABSENT | KvmState.SLOW:
             return (_beyond_commands(facts),)
         case KvmState.BROKEN:
@@ -107,8 +112,9 @@ def _opened(here: Surroundings) -> Check:
     if may_use(account, found):
         return Check("kvm-access", _GROUP, State.OK, f"{mode}: {account.name} may open it", why)
     state = State.FAIL if here.facts.kvm.state is KvmState.USABLE else State.WARN
-    remedy = ("chgrp kvm /dev/kvm", "chmod 0660 /dev/kvm", f"usermod -aG kvm {account.name}")
-    return Check("kvm-access", _GROUP, state, f"{mode}: {account.name} may not open it", why, remedy)
+    words = ("chgrp", "kvm", "/dev/kvm"), ("chmod", "0660", "/dev/kvm"), ("usermod", "-aG", "kvm", account.name)
+    fix = tuple(Command(each) for each in words)
+    return Check("kvm-access", _GROUP, state, f"{mode}: {account.name} may not open it", why, lines(fix), fix)
 
 
 def _offered(here: Surroundings) -> Check:

@@ -43,7 +43,7 @@ def _said(here: Surroundings, *words: str) -> str:
 
 def _lvm(here: Surroundings) -> Check:
     if here.find("lvm") is None:
-        return Check("lvm2", _GROUP, State.WARN, "lvm is not installed", _WHY, here.install("lvm"))
+        return Check("lvm2", _GROUP, State.WARN, "lvm is not installed", _WHY, here.install("lvm"), here.installing("lvm"))
     found = re.search(r"LVM version:\s*(\d+)\.(\d+)\.(\d+)", _said(here, "lvm", "version"))
     if found is None:
         return Check("lvm2", _GROUP, State.UNKNOWN, "`lvm version` tells no version", _WHY, ("lvm version",))
@@ -60,7 +60,8 @@ def _thin_tools(here: Surroundings) -> Check:
     lacking = [tool for tool in ("thin_check", "thin_dump", "thin_ls", "thin_repair") if here.find(tool) is None]
     if lacking:
         evidence = f"not installed: {', '.join(lacking)}"
-        return Check("thin-tools", _GROUP, State.WARN, evidence, why, here.install("thin-tools"))
+        fix = here.installing("thin-tools")
+        return Check("thin-tools", _GROUP, State.WARN, evidence, why, here.install("thin-tools"), fix)
     lines = _said(here, "thin_check", "-V").split()
     return Check("thin-tools", _GROUP, State.OK, f"thin-provisioning-tools {lines[0] if lines else '(no version told)'}", why)
 

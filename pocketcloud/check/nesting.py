@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from pocketcloud.check.fixes import Action, Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.cores import Core, read_cores
 from pocketcloud.host.nesting import KvmModule, read_arm_mode, read_module
@@ -20,7 +22,7 @@ _INSTEAD = "machines of one level run on KVM, machines inside them on emulation,
 _FLAGS = {"kvm_intel": "vmx", "kvm_amd": "svm"}
 # The first Linux that lets guests enter EL2 (merge 7f3225fe8bc2, May 2025).
 _ARM_KERNEL = (6, 16)
-_FILE = "/etc/modprobe.d/pocketcloud-nesting.conf"
+_FILE = Path("/etc/modprobe.d/pocketcloud-nesting.conf")
 
 
 def judge(here: Surroundings) -> Iterator[Check]:
@@ -50,14 +52,21 @@ def _on_x86(here: Surroundings) -> Check:
     evidence = f"/sys/module/{module.name}/parameters/nested is {'on' if module.nested else 'off'}"
     if module.nested:
         return Check("nesting", _GROUP, State.OK, evidence + _below(here), _WHY)
-    return Check("nesting", _GROUP, State.WARN, evidence, _WHY, _switch_on(module))
-
-
-def _switch_on(module: KvmModule) -> tuple[str, ...]:
     if module.built_in:
-        return (f"Add {module.name}.nested=1 to the kernel's command line and start the computer again: KVM is built in",)
-    lines = [f"echo 'options {module.name} nested=1' > {_FILE}", f"modprobe -r {module.name} && modprobe {module.name}"]
-    return (*(["Stop all virtual machines first: the module is in use"] if module.users else []), *lines)
+        remedy = f"Add {module.name}.nested=1 to the kernel's command line and start the computer again: KVM is built in"
+        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, (remedy,))
+    fix = _switch_on(module)
+    if module.users:
+        first = "Stop all virtual machines first: the module is in use"
+        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, (first, *lines(fix)))
+    return Check("nesting", _GROUP, State.WARN, evidence, _WHY, lines(fix), fix)
+
+
+def _switch_on(module: KvmModule) -> tuple[Action, ...]:
+    reload = (Command(("modprobe", "-r", module.name)), Command(("modprobe", module.name)))
+    why = "machines inside of machines get KVM"
+    undo = f"modprobe -r {module.name} && modprobe {module.name}"
+    return (NewFile(_FILE, (f"options {module.name} nested=1",), why, undo), *reload)
 
 
 def _below(here: Surroundings) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from pocketcloud.check.fixes import Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.files import line, text
 from pocketcloud.model.judgement import State
@@ -20,11 +21,15 @@ _FOLDERS = (
 )
 _MAIN = ("etc/systemd/logind.conf", "usr/lib/systemd/logind.conf")
 _DEFAULT = "suspend"
-_REMEDY = (
-    "mkdir -p /etc/systemd/logind.conf.d",
-    r"printf '[Login]\nHandleLidSwitch=ignore\nHandleLidSwitchExternalPower=ignore\n'"
-    " > /etc/systemd/logind.conf.d/pocketcloud.conf",
-    "systemctl kill -s HUP systemd-logind",
+_FIX = (
+    NewFile(
+        Path("/etc/systemd/logind.conf.d/pocketcloud.conf"),
+        ("[Login]", "HandleLidSwitch=ignore", "HandleLidSwitchExternalPower=ignore"),
+        "closing the lid does not put running labs to sleep",
+        "systemctl kill -s HUP systemd-logind",
+        folder=True,
+    ),
+    Command(("systemctl", "kill", "-s", "HUP", "systemd-logind")),
 )
 
 
@@ -58,7 +63,7 @@ def _lid(here: Surroundings, *, laptop: bool) -> Check:
     powered = settings.get("HandleLidSwitchExternalPower", lid)
     if {lid, powered} <= {"ignore", "lock"}:
         return Check("lid", _GROUP, State.OK, f"closing the lid: {lid}, on mains: {powered} (logind)", why)
-    return Check("lid", _GROUP, State.WARN, f"closing the lid: {lid}, on mains: {powered} (logind)", why, _REMEDY)
+    return Check("lid", _GROUP, State.WARN, f"closing the lid: {lid}, on mains: {powered} (logind)", why, lines(_FIX), _FIX)
 
 
 def _logind(root: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketcloud.check.fixes import Action, Command, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.host.packages import Family, capabilities, family
@@ -66,7 +67,8 @@ def _present(here: Surroundings, tool: Tool) -> Check:
     path = next((found for command in tool.commands if (found := here.find(command))), None)
     if path is None:
         evidence = f"{' or '.join(tool.commands)} is not installed"
-        return Check(name, _GROUP, tool.absent, evidence, _why(tool.capability), here.install(tool.capability))
+        fix = here.installing(tool.capability)
+        return Check(name, _GROUP, tool.absent, evidence, _why(tool.capability), here.install(tool.capability), fix)
     return Check(name, _GROUP, State.OK, _said(here, path, tool.version), _why(tool.capability))
 
 
@@ -98,18 +100,22 @@ def _libvirt(here: Surroundings) -> Check:
     evidence = failure.message if failure else "no answer"
     if not any(here.find(daemon) for daemon in ("libvirtd", "virtqemud")):
         evidence = f"neither libvirtd nor virtqemud is installed ({evidence})"
-        return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, (*here.install("libvirt"), *_start(here)))
+        installing = here.installing("libvirt")
+        fix = (*installing, *_start(here)) if installing else ()
+        remedy = (*here.install("libvirt"), *lines(_start(here)))
+        return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, remedy, fix)
     hint = (f"{failure.hint[0].upper()}{failure.hint[1:]}",) if failure and failure.hint else ()
-    return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, (*_start(here), *hint))
+    return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, (*lines(_start(here)), *hint), _start(here))
 
 
-def _start(here: Surroundings) -> tuple[str, ...]:
+def _start(here: Surroundings) -> tuple[Action, ...]:
     """The commands that start libvirt's daemon. Fedora and EL split it into one per task; Debian and Ubuntu have one."""
     modular = family(here.facts.distribution) in (Family.FEDORA, Family.EL)
     if here.facts.systemd:
         units = ("virtqemud.socket", "virtnetworkd.socket", "virtlogd.socket") if modular else ("libvirtd",)
-        return (f"systemctl enable --now {' '.join(units)}",)
-    return ("virtlogd -d", *(("virtnetworkd -d", "virtqemud -d") if modular else ("libvirtd -d",)))
+        return (Command(("systemctl", "enable", "--now", *units)),)
+    daemons = ("virtlogd", *(("virtnetworkd", "virtqemud") if modular else ("libvirtd",)))
+    return tuple(Command((daemon, "-d")) for daemon in daemons)
 
 
 # -- QEMU and its firmware --------------------------------------------------------------------------------------------
@@ -125,7 +131,8 @@ def _emulator(here: Surroundings) -> Check:
     if path is None and (kvm := here.root / "usr/libexec/qemu-kvm").is_file():
         path = kvm
     if path is None:
-        return Check("qemu", _GROUP, State.FAIL, f"{name} is not installed", _why("qemu"), here.install("qemu"))
+        fix = here.installing("qemu")
+        return Check("qemu", _GROUP, State.FAIL, f"{name} is not installed", _why("qemu"), here.install("qemu"), fix)
     return Check("qemu", _GROUP, State.OK, _said(here, path, "--version"), _why("qemu"))
 
 
@@ -138,7 +145,7 @@ def _firmware(here: Surroundings) -> Check:
     if not found:
         folders = " or ".join(f"/{folder}" for folder in _FIRMWARE_FOLDERS)
         evidence = f"no UEFI firmware for {arch} is described in {folders} and there"
-        return Check("firmware", _GROUP, State.FAIL, evidence, why, here.install("firmware"))
+        return Check("firmware", _GROUP, State.FAIL, evidence, why, here.install("firmware"), here.installing("firmware"))
     names = ", ".join(file.stem for file in found)
     return Check("firmware", _GROUP, State.OK, f"UEFI firmware for {arch}: {names}", why)
 

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import kit_option, output_option
-from pocketcloud.cli.view import print_json
+from pocketcloud.cli.options import kit_option, output_option, require_root, yes_option
+from pocketcloud.cli.view import ask, print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
+from pocketcloud.model.judgement import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pocketcloud.check import Check
     from pocketcloud.model.disk import BlockDevice, Measured
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
@@ -34,6 +38,9 @@ def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
 @click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Judge for this profile.")
 @click.option("--device", "devices", multiple=True, type=click.Path(path_type=Path), help="Judge this disk only, and measure it.")
 @click.option("--measure/--no-measure", default=True, help="Whether disks are measured: up to four, two seconds each.")
+@click.option("--fix", is_flag=True, help="Do what can be done about what was found, each after a question.")
+@click.option("--dry-run", is_flag=True, help="With --fix: only say what would be done.")
+@yes_option
 @click.option("--strict", is_flag=True, help="End with 3 for warnings, too.")
 @output_option
 @click.pass_context
@@ -44,6 +51,9 @@ def command(
     devices: tuple[Path, ...],
     measure: bool,
     strict: bool,
+    fix: bool,
+    dry_run: bool,
+    yes: bool,
     output: str,
 ) -> int:
     """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
@@ -76,10 +86,27 @@ def command(
         devices=devices,
         measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
     )
+    if fix:
+
+        def again() -> tuple[Check, ...]:
+            facts = read_facts(fresh=True)
+            return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
+
+        ctx.exit(_fix(checks, again, dry_run=dry_run, yes=yes))
     code = 3 if failed(checks, strict=strict) else 0
     if output == "json":
-        print_json(checks)
+        print_json([check.told for check in checks])
         ctx.exit(code)
+    _print(checks)
+    try:
+        chosen = profile or profiles.choose(facts)
+    except HostLacks:
+        chosen = None
+    click.echo(summary(checks, facts, chosen))
+    ctx.exit(code)
+
+
+def _print(checks: Sequence[Check]) -> None:
     group = ""
     for check in checks:
         if check.group != group:
@@ -90,9 +117,40 @@ def command(
             click.echo(f"        why:    {check.why}")
             for line in check.remedy:
                 click.echo(f"        remedy: {line}")
-    try:
-        chosen = profile or profiles.choose(facts)
-    except HostLacks:
-        chosen = None
-    click.echo(summary(checks, facts, chosen))
-    ctx.exit(code)
+        if check.fix:
+            click.echo("        pocketcloud check --fix does that")
+
+
+def _fix(checks: Sequence[Check], again: Callable[[], tuple[Check, ...]], *, dry_run: bool, yes: bool) -> int:
+    """Do what can be done about each check that found something, and run it again; the exit code."""
+    from pocketcloud.check.fixes import carry_out
+    from pocketcloud.errors import PocketcloudError, Refused
+    from pocketcloud.system import run
+
+    wanted = [check for check in checks if check.fix and check.state is not State.OK]
+    if not wanted:
+        click.echo("There is nothing that --fix could do.")
+        return 0
+    if not dry_run:
+        require_root("change this computer's settings")
+    left = 0
+    for check in wanted:
+        click.echo(f"{check.id}: {check.evidence}")
+        for action in check.fix:
+            click.echo(f"    {action.line}")
+        if dry_run:
+            continue
+        try:
+            ask("Do that?", yes=yes)
+            carry_out(check.fix, run, Path("/"))
+            now = next((found for found in again() if found.id == check.id), None)
+            state = now.state if now else State.UNKNOWN
+            click.echo(f"    now {state}" + (f": {now.evidence}" if now else ""))
+            left += state is not State.OK
+        except Refused as refused:
+            click.echo(f"    not done: {refused.message}", err=True)
+            left += 1
+        except PocketcloudError as error:
+            click.echo(f"    failed: {error.message}", err=True)
+            left += 1
+    return 8 if left else 0

@@ -81,8 +81,13 @@ def packages(distribution: Distribution, machine: str, names: Iterable[str]) -> 
 def install_command(distribution: Distribution, machine: str, names: Iterable[str]) -> str:
     """The command line that installs them, for root; empty where there is nothing to install or the distribution is not one
     whose package names we know."""
+    return shlex.join(install_words(distribution, machine, names))
+
+
+def install_words(distribution: Distribution, machine: str, names: Iterable[str]) -> tuple[str, ...]:
+    """The words of `install_command`."""
     wanted = packages(distribution, machine, names)
     if not wanted:
-        return ""
+        return ()
     apt = family(distribution) in (Family.DEBIAN, Family.UBUNTU)
-    return shlex.join(["apt-get" if apt else "dnf", "install", "-y", *wanted])
+    return ("apt-get" if apt else "dnf", "install", "-y", *wanted)

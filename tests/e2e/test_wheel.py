@@ -82,7 +82,7 @@ def test_the_wheel_carries_all_that_is_shipped(wheel: Path) -> None:
     templates = {path.relative_to(TOP).as_posix() for path in (TOP / "pocketcloud").rglob("*.j2")}
     assert templates, "there is no template beside the code"
     assert templates <= inside
-    assert "pocketcloud/data/packages.tsv" in inside
+    assert {"pocketcloud/data/packages.tsv", "pocketcloud/data/usb-bridges.tsv"} <= set(inside)
     assert "pocketcloud/py.typed" in inside
     assert not [name for name in inside if name.startswith(("tests/", "scripts/", "bench/"))]
     assert any(name.endswith("/licenses/LICENSE") for name in inside)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.check import Check, State, failed, run_checks, summary
-from pocketcloud.errors import HostLacks
+from pocketcloud.check.fixes import carry_out
+from pocketcloud.errors import HostLacks, Refused
 from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
@@ -264,11 +265,14 @@ def test_without_kvm_labs_run_on_emulation_which_is_a_warning_with_the_reason(la
     assert not failed(check for check in checks.values() if check.group != "space")
 
 
+LOADED = "echo {} > /etc/modules-load.d/pocketcloud-kvm.conf"
+
+
 @pytest.mark.parametrize(
     ("flags", "virtualised", "expected"),
     [
-        ("vmx", "", ("modprobe kvm_intel", "echo kvm_intel > /etc/modules-load.d/kvm.conf")),
-        ("svm", "", ("modprobe kvm_amd", "echo kvm_amd > /etc/modules-load.d/kvm.conf")),
+        ("vmx", "", ("modprobe kvm_intel", LOADED.format("kvm_intel"))),
+        ("svm", "", ("modprobe kvm_amd", LOADED.format("kvm_amd"))),
         ("", "", "firmware setup"),
         ("hypervisor", "vmware", "guest of VMware: have nested virtualisation switched on"),
         ("hypervisor", "unknown", "guest of a hypervisor that does not tell its name"),
@@ -462,10 +466,26 @@ def test_a_lid_that_takes_the_lab_to_sleep(laptop: Computer, files: Mapping[str,
 
 def test_what_is_said_of_the_lid_cures_it(laptop: Computer) -> None:
     plant(laptop.root, {"sys/class/power_supply/BAT0/type": "Battery"})
-    first, second, _ = laptop.checks()["lid"].remedy
-    for command in (first, second):
-        run(["sh", "-ec", command.replace("/etc", f"{laptop.root}/etc")])
+    check = laptop.checks()["lid"]
+    run(["sh", "-ec", check.remedy[0].replace("/etc", f"{laptop.root}/etc")])
     assert laptop.checks()["lid"].state is State.OK
+    made = laptop.root / "etc/systemd/logind.conf.d/pocketcloud.conf"
+    made.unlink()
+    done: list[tuple[str, ...]] = []
+
+    def recorded(argv: Sequence[str | Path], **_: object) -> Completed:
+        done.append(tuple(map(str, argv)))
+        return Completed(tuple(map(str, argv)), 0, "", "")
+
+    carry_out(check.fix, recorded, laptop.root)
+    assert laptop.checks()["lid"].state is State.OK
+    assert done == [("systemctl", "kill", "-s", "HUP", "systemd-logind")]
+    assert "rm /etc/systemd/logind.conf.d/pocketcloud.conf && systemctl kill" in made.read_text()
+    carry_out(check.fix, recorded, laptop.root)
+    made.write_text("[Login]\n")
+    with pytest.raises(Refused, match="was not written by pocketcloud"):
+        carry_out(check.fix, recorded, laptop.root)
+    assert made.read_text() == "[Login]\n"
 
 
 def test_a_battery_counts_only_if_it_is_the_computers(laptop: Computer) -> None:

@@ -102,4 +102,5 @@ def test_a_computer_is_judged_as_expected(name: str, tmp_path: Path) -> None:
 
 def _told(check: Check, root: Path) -> dict[str, object]:
     evidence = check.evidence.replace(f"{root}", "")
-    return {"id": check.id, "state": check.state, "evidence": evidence, "remedy": check.remedy}
+    told: dict[str, object] = {"id": check.id, "state": check.state, "evidence": evidence, "remedy": check.remedy}
+    return {**told, "fixable": True} if check.fix else told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from pocketcloud.errors import Refused
 from pocketcloud.host.disk_speed import measure, percentile
 from pocketcloud.model.disk import BlockDevice, Measured
+from pocketcloud.model.judgement import State
 from pocketcloud.model.sizes import GIB, KIB, MIB
-from pocketcloud.verdict import NONSENSE_IO, is_ssd, verdict
+from pocketcloud.verdict import NONSENSE_IO, Topic, is_ssd, known_bridges, verdict
 
 FAST = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
 ARM = Measured(sequential=120e6, random_reads=110, p50=0.009, p99=0.021)
@@ -99,6 +101,25 @@ def test_a_good_disk_gets_short_praise() -> None:
 def test_each_thing_that_is_wrong_is_said_and_only_then(change: dict[str, object], expected: str) -> None:
     assert expected in said(replace(USB, **change), FAST)  # type: ignore[arg-type]  # named as the fields
     assert expected not in said(USB, FAST)
+
+
+def test_bridges_that_are_known_for_trouble_are_named() -> None:
+    watched = verdict(replace(USB, usb_id="152d:0578"), FAST)
+    (remark,) = (remark for remark in watched if "known for trouble" in remark.text)
+    assert (remark.topic, remark.state) == (Topic.USB, State.WARN)
+    assert "JMicron JMS578" in remark.text
+    assert "usb-storage.quirks=152d:0578:u" in remark.remedy[0]
+    (handled,) = (remark for remark in verdict(replace(USB, usb_id="357d:7788"), FAST) if "known for trouble" in remark.text)
+    assert (handled.state, handled.remedy) == (State.OK, ())
+    assert "known for trouble" not in said(USB, FAST)
+
+
+def test_the_table_of_bridges_is_whole() -> None:
+    bridges = known_bridges()
+    assert list(bridges) == sorted(bridges), "in the order of their ids"
+    for identity, bridge in bridges.items():
+        assert re.fullmatch("[0-9a-f]{4}:[0-9a-f]{4}", identity)
+        assert all((bridge.name, bridge.trouble, bridge.source))
 
 
 def test_slow_and_failing_disks_are_told() -> None:

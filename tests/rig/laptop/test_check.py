@@ -34,13 +34,15 @@ def sh(line: str) -> None:
     subprocess.run(["sh", "-ec", line], check=True)
 
 
-def test_nested_virtualisation_is_found_off_and_switched_on_by_what_is_said() -> None:
+def test_nested_virtualisation_is_found_off_and_switched_on() -> None:
     sh("modprobe -r kvm_amd; modprobe kvm_amd nested=0")
     found = checks("--no-measure")
     assert found["kvm"]["state"] == "ok", found["kvm"]
     assert found["nesting"]["state"] == "warn"
-    for line in found["nesting"]["remedy"]:
-        sh(line)
+    fixed = subprocess.run(
+        [sys.executable, "-m", "pocketcloud", "check", "--no-measure", "--fix", "-y"], stdin=subprocess.DEVNULL
+    )
+    assert fixed.returncode in (0, 8), "other things may be left"
     assert NESTED.read_text().strip() == "1"
     found = checks("--no-measure")
     assert found["nesting"]["state"] == "ok"

@@ -25,7 +25,7 @@ from pocketcloud.model.record import Record
 from pocketcloud.records import read_record
 from tests.labkit import GREETING, LabKit, Ran, lab_kit, raw_libvirt, until
 
-sampled = pytest.mark.sampled(3)
+sampled = pytest.mark.sampled(4)
 
 READY = "ready: {console: hello, within: 90s}"
 ONE = f"""\

@@ -44,7 +44,7 @@ def test_killed_anywhere_the_same_command_converges(bed: Campaign, number: int) 
         bed.case(verb, chosen(bed, chance, verb), delay=delay(chance))
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
 def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
     chance = drawn("twice", number)
@@ -53,7 +53,7 @@ def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
         bed.case(verb, chosen(bed, chance, verb), delay=delay(chance), again=again)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
 def test_interrupted_it_says_so_and_converges(bed: Campaign, number: int) -> None:
     chance = drawn("interrupt", number)
@@ -86,7 +86,7 @@ def mutant(folder: Path, *edits: tuple[str, str, str]) -> Path:
     return folder
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(
         tmp_path,
@@ -102,7 +102,7 @@ def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign
         bed.code = TOP
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_leftovers_that_are_never_swept_are_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, ground, tuple(ready))", ""))
     bed.code = code

@@ -23,7 +23,7 @@ from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached, plugged_kit, pull
 from tests.rig.inside.made import Kill, Made, killed, loop, loops, under_every_kill, unloop
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 SOME_KILLS = [(5, Kill.BEFORE), (9, Kill.AFTER), (7, Kill.CHILD), (11, Kill.BOTH)]
 BASE = "base.x"

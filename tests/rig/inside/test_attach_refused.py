@@ -19,7 +19,7 @@ from pocketcloud.system import Completed, run
 from tests.rig.inside.filed import Filed, attached, detached
 from tests.rig.inside.made import NOW, SIZE, digest, loop, make_kit, unloop
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 
 @contextmanager

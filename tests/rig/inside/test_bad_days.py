@@ -23,7 +23,7 @@ from pocketcloud.system import Completed, Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached, plugged_kit, pull
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 BASE = "base.x"
 

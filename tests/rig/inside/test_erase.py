@@ -24,7 +24,7 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
 from tests.rig.inside.made import NOW, Kill, Made, backing, copied, digest, killed, loop, make_kit, unloop
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 BIG = 3 * GIB
 DISK, DECOY = Path("/dev/ram0"), Path("/dev/ram1")

@@ -23,7 +23,7 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, SIZE, Kill, Made, backing, copied, digest, killed, loop, make_kit, under_every_kill, unloop
 
-pytestmark = pytest.mark.sampled(3)
+pytestmark = pytest.mark.sampled(6)
 
 LATER = "2026-12-01T00:00:00+00:00"
 

@@ -117,7 +117,7 @@ def test_a_mounted_disk(bench: Bench) -> None:
     not_claimed("/dev/ram3", "is in use", devices)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_a_disk_mounted_in_another_namespace(bench: Bench) -> None:
     bench.do("mkfs.ext4 -q /dev/ram3", "wipefs -qa /dev/ram3")
     script = f"mount /dev/ram3 {bench.folder} && echo mounted && read line"
@@ -130,7 +130,7 @@ def test_a_disk_mounted_in_another_namespace(bench: Bench) -> None:
         other.communicate(b"done\n")
 
 
-@pytest.mark.parametrize("label", ["gpt", pytest.param("dos", marks=pytest.mark.sampled(4))])
+@pytest.mark.parametrize("label", ["gpt", pytest.param("dos", marks=pytest.mark.sampled(8))])
 def test_partitions_and_their_disk(bench: Bench, label: str) -> None:
     # The third is an extended one of dos, which has 1 KiB of its own, with one inside.
     more = ",,5\n,500M\n" if label == "dos" else ""
@@ -209,7 +209,7 @@ def test_a_plain_mapping_that_leaves_no_signature(bench: Bench) -> None:
     not_claimed("/dev/ram3", "is in use", devices)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_a_loop_device_made_of_a_disk(bench: Bench) -> None:
     """The kernel itself would let it be claimed."""
     loop = sh("losetup --find --show /dev/ram3")
@@ -218,7 +218,7 @@ def test_a_loop_device_made_of_a_disk(bench: Bench) -> None:
     not_claimed("/dev/ram3", "ram3 is in use by loop", devices)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_loop_devices_of_files(bench: Bench) -> None:
     image, other = bench.folder / "kit.img", bench.folder / "other.img"
     for path in (image, other):
@@ -269,7 +269,7 @@ def test_two_signatures_on_one_disk(bench: Bench) -> None:
     refuse("/dev/ram3", "volume group")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_another_process_writes_to_it(bench: Bench) -> None:
     """As QEMU does with a disk that it was given whole: it claims nothing."""
     del bench
@@ -286,7 +286,7 @@ def test_another_process_writes_to_it(bench: Bench) -> None:
 # -- the free disk
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_serials_of_scsi_disks_are_read_and_wanted(bench: Bench) -> None:
     devices = read_block_devices()
     disks = [device for device in devices if device.name.startswith("sd")]
@@ -314,7 +314,7 @@ def test_an_encrypted_disk_without_a_header_wants_its_serial(bench: Bench) -> No
     check_target(devices, target, erase_serial=confirmation(devices, target), ask_serial=None)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_a_claim_keeps_others_out_and_lets_go(beginning: BlockDevices) -> None:
     target = named(beginning, FREE)
     with claimed(target, read_block_devices) as handle:
@@ -327,7 +327,7 @@ def test_a_claim_keeps_others_out_and_lets_go(beginning: BlockDevices) -> None:
     os.close(os.open(FREE, os.O_RDWR | os.O_EXCL))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 def test_another_disk_of_that_name_is_not_taken_for_it(beginning: BlockDevices) -> None:
     """The kernel tells disks apart by their sequence, whatever they are called."""
     target, decoy = named(beginning, FREE), named(beginning, DECOY)

@@ -23,7 +23,7 @@ from tests.contract.stores import filled
 from tests.rig.inside.filed import Filed, attached, detached, filed
 from tests.rig.inside.made import NOW, digest
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 MACHINE_ID = Path("/etc/machine-id")
 

@@ -25,7 +25,7 @@ from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, Kill, Made, killed, loop, under_every_kill, unloop
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 SIZE = 2 * GIB
 CHUNK = 64 * KIB

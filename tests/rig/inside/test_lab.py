@@ -82,8 +82,7 @@ def test_a_lab_lives_on_thin_volumes(tmp_path: Path) -> None:
     assert "discard='unmap'" in xml
     spares = {found.name for found in storage.volumes() if found.spare}
     assert len(spares) == 2
-    for words in (["erase", "usb", "-y"], ["erase", file, "--erase-serial", file]):
-        cli(tmp_path, "kit", *words, code=5)
+    cli(tmp_path, "kit", "erase", "usb", "--erase-serial", file, code=5)  # while its machines run
 
     cli(tmp_path, "lab", "reset", "tiny", "-y")
     live = {found.name for found in storage.volumes() if not found.spare}

@@ -13,7 +13,7 @@ from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.made import digest, loop, make_kit, unloop
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 DISK = Path("/dev/ram0")
 TYPE = r"To go on, type its ([\w' ]+), (\S+):"

@@ -51,7 +51,7 @@ from tests.rig.inside.made import (
     unloop,
 )
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 MARKS = {"lab": "a", "machine": "m", "disk": "root"}
 

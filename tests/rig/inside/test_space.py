@@ -38,7 +38,7 @@ from pocketcloud.storage.watermarks import ballast_size, percent
 from pocketcloud.system import run
 from tests.contract.stores import ThinBench, Watched, filled, make_pool, names
 
-pytestmark = pytest.mark.sampled(12)
+pytestmark = pytest.mark.sampled(20)
 
 VG = ThinBench.VG
 LVM = Lvm([ThinBench.DEVICE])

@@ -1,8 +1,12 @@
-"""Bases built for tests, kept between runs in the checkout's `.cache` as a kit of their own: keyed by their inputs, as ever."""
+"""Bases built for tests, kept between runs in the checkout's `.cache` as a kit of their own: keyed by their inputs, as ever.
+
+`python -m tests.built_base NAME ARCH` builds one for those who will want it later.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +30,21 @@ def kit_in(folder: Path) -> Kit:
 
 
 @contextmanager
-def built_base(name: str, arch: Arch, folder: Path = CACHE) -> Iterator[tuple[Storage, Volume, list[tuple[str, float]]]]:
-    """The base, its volume and what its build reported (nothing, if it was there already). Held against another test run."""
+def built_base(name: str, arch: Arch, folder: Path = CACHE) -> Iterator[tuple[Storage, Volume]]:
+    """The base's store and volume, built if it is not there yet. Held against another process of tests."""
     kit = kit_in(folder)
     storage = open_storage(kit)
-    said: list[tuple[str, float]] = []
+    said: list[float] = []
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         definition = definitions.find(name)
-        made = builder.build(kit, storage, definition, arch, on_progress=lambda text, part: said.append((text, part)))
-        yield storage, next(volume for volume in storage.volumes() if volume.name == made.base.volume), said
+        made = builder.build(kit, storage, definition, arch, on_progress=lambda _, part: said.append(part))
+        assert said == sorted(said), "progress went back"
+        assert bool(said) == made.fresh
+        assert not said or said[-1] == 1.0
+        yield storage, next(volume for volume in storage.volumes() if volume.name == made.base.volume)
+
+
+if __name__ == "__main__":
+    with built_base(sys.argv[1], Arch(sys.argv[2])):
+        pass

@@ -365,7 +365,7 @@ def test_many_at_once_through_one_connection(bed: Bed) -> None:
     def raise_up(spec: MachineSpec) -> str:
         bed.hypervisor.define(spec)
         bed.hypervisor.start(spec.name)
-        return says(spec, "hello")
+        return says(spec, f"hello from {spec.mark.part}")
 
     with ThreadPoolExecutor(len(specs)) as pool:
         greetings = list(pool.map(raise_up, specs))

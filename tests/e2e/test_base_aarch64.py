@@ -43,7 +43,7 @@ def foreign_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base(request: pytest.FixtureRequest) -> Iterator[Volume]:
     request.getfixturevalue("foreign_programs")
-    with built_base("debian-12", Arch.AARCH64) as (_, volume, _said):
+    with built_base("debian-12", Arch.AARCH64) as (_, volume):
         yield volume
 
 

@@ -16,7 +16,7 @@ from tests.fault.campaign import SEED, Campaign, campaign, delay, drawn
 from tests.labkit import TOP
 
 VERBS = ("up", "reset", "destroy")
-ROUNDS = 2
+SEEDED = pytest.mark.parametrize("number", [0], ids=lambda number: f"seed-{SEED}-{number}")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def chosen(bed: Campaign, chance: random.Random, verb: str) -> int:
     return 1 + chance.randrange(len(bed.recorded(verb)))
 
 
-@pytest.mark.parametrize("number", range(ROUNDS), ids=lambda number: f"seed-{SEED}-{number}")
+@SEEDED
 def test_killed_anywhere_the_same_command_converges(bed: Campaign, number: int) -> None:
     chance = drawn("once", number)
     for verb in VERBS:
@@ -45,7 +45,7 @@ def test_killed_anywhere_the_same_command_converges(bed: Campaign, number: int) 
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
+@SEEDED
 def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
     chance = drawn("twice", number)
     for verb in VERBS:
@@ -54,7 +54,7 @@ def test_killed_twice_in_a_row_it_converges(bed: Campaign, number: int) -> None:
 
 
 @pytest.mark.sampled(4)
-@pytest.mark.parametrize("number", range(1), ids=lambda number: f"seed-{SEED}-{number}")
+@SEEDED
 def test_interrupted_it_says_so_and_converges(bed: Campaign, number: int) -> None:
     chance = drawn("interrupt", number)
     for verb in VERBS:

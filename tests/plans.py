@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pocketcloud.model.inventory import Clone, DomainState, Inventory
 from pocketcloud.model.lab import Lab
@@ -28,7 +29,10 @@ from pocketcloud.plan.steps import (
     WriteSeed,
 )
 from pocketcloud.plan.up import plan_up
-from tests.simulation import INSTANCE, Host, ground
+from tests.simulation import INSTANCE, Host, base, ground, lab, machine
+
+LAB = lab(("front",), a=machine("front", provision="touch x", disks=["data"]), b=machine("front"))
+"""Two machines on one network, one of them with a disk more and something to provision."""
 
 
 def ids(plan: Plan, *kinds: type[Step]) -> list[str]:
@@ -108,10 +112,10 @@ def check_up(host: Host, lab: Lab) -> None:
     assert set(record.machines) == set(lab.machines) == set(have.domains)
     assert record.clean is not None
     assert set(record.clean.machines) == set(lab.machines)
-    for name, machine in record.machines.items():
+    for name, made in record.machines.items():
         _check_machine(host, have, name, lab)
-        assert machine.definition == lab.machines[name]
-        assert set(machine.addresses) == set(machine.definition.networks)
+        assert made.definition == lab.machines[name]
+        assert set(made.addresses) == set(made.definition.networks)
     for network, known in record.networks.items():
         addresses = [machine.addresses[network] for machine in record.machines.values() if network in machine.addresses]
         assert len(addresses) == len(set(addresses))
@@ -153,3 +157,29 @@ def raise_lab(lab: Lab, host: Host, **options: bool) -> Plan:
 def texts(lines: Sequence[str]) -> str:
     """Notes as one text to look into."""
     return "\n".join(lines)
+
+
+def fresh_host() -> Host:
+    """A host that has the bases, and no lab."""
+    return Host.with_bases(base("tiny"), base("other"))
+
+
+def up_host(wanted: Lab = LAB) -> Host:
+    """A host on which that lab is up."""
+    host = fresh_host()
+    raise_lab(wanted, host)
+    check_up(host, wanted)
+    return host
+
+
+def planned(host: Host, wanted: Lab = LAB, *taken: str, reconfigure: bool = False, prune: bool = False) -> Plan:
+    """The checked plan of `up` there."""
+    have = host.inventory()
+    made = plan_up(wanted, INSTANCE, have, ground(*taken), reconfigure=reconfigure, prune=prune)
+    check_plan(made, have)
+    return made
+
+
+def edited(**changes: object) -> Lab:
+    """LAB with its machine `a` changed."""
+    return replace(LAB, machines={**LAB.machines, Name("a"): replace(LAB.machines[Name("a")], **changes)})  # type: ignore[arg-type] # field names of Machine

@@ -6,6 +6,7 @@ Only what is no snapshot, and whose memory is not saved anywhere, is touched: a 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -79,15 +80,16 @@ def _trim(kit: Kit, seen: Domain, hypervisor: Hypervisor, storage: Storage, lock
         for volume in volumes:
             run(
                 [_TOOL, "--quiet", "--in-place", "--format", volume.format, volume.path],
-                env=_environment(kit, emulated=emulated),
+                env=_environment(emulated=emulated),
                 timeout=_WITHIN,
             )
 
 
-def _environment(kit: Kit, *, emulated: bool) -> dict[str, str]:
-    """libguestfs(3): QEMU started by itself, as its libvirt backend may not open a kit's volumes; what it caches is the kit's."""
-    cache = kit.path / "media"
-    settings = {"LIBGUESTFS_BACKEND": "direct", "LIBGUESTFS_CACHEDIR": str(cache), "LIBGUESTFS_TMPDIR": str(cache)}
+def _environment(*, emulated: bool) -> dict[str, str]:
+    """libguestfs(3): QEMU started by itself, as its libvirt backend may not open a kit's volumes. What it caches (some 700 MiB,
+    made of the host's own packages) stays on the host, in its own place or the user's: a kit that is full has no room for it."""
+    own = {name: os.environ[name] for name in ("LIBGUESTFS_CACHEDIR", "LIBGUESTFS_TMPDIR") if name in os.environ}
+    settings = {"LIBGUESTFS_BACKEND": "direct", **own}
     return settings | ({"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"} if emulated else {})
 
 

@@ -13,14 +13,13 @@ from enum import StrEnum
 
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.judgement import State
+from pocketcloud.model.profile import DiskSpeed, Medium
 from pocketcloud.model.sizes import KIB, MIB, size_text
 from pocketcloud.resources import shipped
 
 # Of a random read of 4 KiB, in seconds, at the median: flash needs less than the one, by USB 2 too; a moving arm more than the
 # other, as half a turn alone takes 2 ms at 15 000 turns a minute and 4.2 ms at 7200, and the way there as long again.
 _FLASH, _ARM = 0.0025, 0.004
-# Below these, twenty machines that start at once make people wait.
-_SLOW_SEQUENCE, _SLOW_RANDOM = 100 * 1000 * 1000, 2000
 # Mbit/s of USB 3's slowest mode; and the version from which on a device could do it (a USB 3 device on a USB 2 port says 2.10).
 _USB3, _USB3_VERSION = 5000, 2.1
 _LARGEST_CHUNK = MIB
@@ -64,9 +63,13 @@ class Remark:
     remedy: tuple[str, ...] = ()
 
 
-def verdict(target: BlockDevice, measured: Measured | None) -> tuple[Remark, ...]:
-    """The remarks, the most important first. Without `measured` it is said that nothing was measured."""
-    about = (_medium(target, measured), _speed(measured), _usb(target), _trim(target), _cache(target), _layout(target))
+def verdict(
+    target: BlockDevice, measured: Measured | None, least: Mapping[Medium, DiskSpeed] | None = None
+) -> tuple[Remark, ...]:
+    """The remarks, the most important first. Without `measured` it is said that nothing was measured. `least` is what the
+    profile asks of a kit's disk (`Profile.disk_speed`); left out, its speed is not judged."""
+    asked = least.get(Medium.USB if target.transport == "usb" else Medium.INTERNAL) if least else None
+    about = (_medium(target, measured), _speed(measured, asked), _usb(target), _trim(target), _cache(target), _layout(target))
     return tuple(remark for remarks in about for remark in remarks)
 
 
@@ -105,7 +108,7 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
             yield Remark(Topic.MEDIUM, State.UNKNOWN, text, ("Have its reads measured: that tells",) if measured is None else ())
 
 
-def _speed(measured: Measured | None) -> Iterator[Remark]:
+def _speed(measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remark]:
     if measured is None:
         yield Remark(Topic.SPEED, State.UNKNOWN, "speed: not measured", ("pocketcloud check --device DISK, as root",))
         return
@@ -115,9 +118,10 @@ def _speed(measured: Measured | None) -> Iterator[Remark]:
             f"second (half of them within {_ms(measured.p50)}, 99 % within {_ms(measured.p99)})"
         )
         yield Remark(Topic.SPEED, State.OK, text)
-        if measured.sequential < _SLOW_SEQUENCE or measured.random_reads < _SLOW_RANDOM:
+        if least and (measured.sequential < least.sequential * 1e6 or measured.random_reads < least.random_reads):
+            wanted = f"{least.sequential} MB/s and {least.random_reads} reads a second"
             remedy = ("Fewer machines at a time, or a quicker disk",)
-            yield Remark(Topic.SPEED, State.WARN, "slow for several machines at a time", remedy)
+            yield Remark(Topic.SPEED, State.WARN, f"slow for several machines at a time, which take {wanted}", remedy)
     if measured.failed:
         text = f"ATTENTION: {measured.failed} reads failed: the disk or its cable is failing; do not keep work on it"
         yield Remark(Topic.SPEED, State.FAIL, text, ("Try another cable and another port; copy what is on it",))

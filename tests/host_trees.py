@@ -120,6 +120,8 @@ def arm_board(model: str, compatible: str, *, memory_mib: int, distribution: str
     return {
         "etc/os-release": OS_RELEASE[distribution],
         "proc/cpuinfo": "processor\t: 0\nBogoMIPS\t: 48.00\nCPU implementer\t: 0x41\nCPU part\t: 0xd03\n\nprocessor\t: 1\n",
+        "proc/interrupts": "           CPU0\n 11:       1000     GICv2  30 Level     arch_timer\n",
+        "proc/self/smaps": "KernelPageSize:        4 kB\n",
         "proc/device-tree/model": f"{model}\0",
         "proc/device-tree/compatible": f"{compatible}\0",
         **_kernel("aarch64", "6.12.48-arm64", memory_mib << 10, (memory_mib - 200) << 10, "0-3"),

@@ -64,6 +64,7 @@ PROFILE = Profile(
     machine_overhead=Size(100 * MIB),
     max_vcpus=4,
     media={Medium.DIR: DiskTuning("none", "threads")},
+    disk_speed={},
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import disks, kvm, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import arm, disks, kvm, lvm, memory, nesting, power, space, subnets, tools
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
@@ -24,6 +24,7 @@ __all__ = ["Check", "State", "failed", "run_checks", "summary"]
 _ROOT = Path("/")
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
+    arm.judge,
     nesting.judge,
     disks.judge,
     memory.judge,

@@ -34,9 +34,10 @@ def judge(here: Surroundings) -> Iterator[Check]:
         asked = ", ".join(map(str, here.devices))
         evidence = f"{asked}: no such disk" if asked else "no disk is to be seen here"
         yield Check("disks", _GROUP, State.UNKNOWN, evidence, why, ("lsblk",))
+    least = here.profile.disk_speed if here.profile else None
     for number, disk in enumerate(disks):
         measured, why_not = _measured(here, disk, number)
-        yield from _of_disk(disk, verdict(disk, measured), why_not, asked=bool(here.devices))
+        yield from _of_disk(disk, verdict(disk, measured, least), why_not, asked=bool(here.devices))
 
 
 def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str]:

@@ -9,15 +9,14 @@ from pathlib import Path
 
 from pocketcloud.check.fixes import Action, Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
-from pocketcloud.host.cores import Core, read_cores
 from pocketcloud.host.nesting import KvmModule, read_arm_mode, read_module
 from pocketcloud.host.packages import Family, family
 from pocketcloud.model.base import Arch
-from pocketcloud.model.facts import KvmState
+from pocketcloud.model.facts import Core, KvmState
 from pocketcloud.model.judgement import State
 
 _GROUP = "nesting"
-_WHY = "Labs of hypervisors (OpenStack, oVirt, labs within labs) need a KVM inside their machines; without it these only emulate."
+WHY = "Labs of hypervisors (OpenStack, oVirt, labs within labs) need a KVM inside their machines; without it these only emulate."
 _INSTEAD = "machines of one level run on KVM, machines inside them on emulation, ten to thirty times slower"
 _FLAGS = {"kvm_intel": "vmx", "kvm_amd": "svm"}
 # The first Linux that lets guests enter EL2 (merge 7f3225fe8bc2, May 2025).
@@ -37,7 +36,7 @@ def _nesting(here: Surroundings) -> Check:
     kvm, arch = here.facts.kvm, here.facts.arch
     if kvm.state is not KvmState.USABLE or arch is None:
         evidence = "KVM is not usable here, so there is none to be passed on; machines inside machines are emulated twice over"
-        return Check("nesting", _GROUP, State.NOT_APPLICABLE, evidence, _WHY)
+        return Check("nesting", _GROUP, State.NOT_APPLICABLE, evidence, WHY)
     return _on_arm(here) if arch is Arch.AARCH64 else _on_x86(here)
 
 
@@ -48,18 +47,18 @@ def _on_x86(here: Surroundings) -> Check:
     module = read_module(here.root)
     if module is None or module.nested is None:
         read = f"{module.name}: its parameter `nested` cannot be read" if module else "neither kvm_intel nor kvm_amd is loaded"
-        return Check("nesting", _GROUP, State.UNKNOWN, read, _WHY)
+        return Check("nesting", _GROUP, State.UNKNOWN, read, WHY)
     evidence = f"/sys/module/{module.name}/parameters/nested is {'on' if module.nested else 'off'}"
     if module.nested:
-        return Check("nesting", _GROUP, State.OK, evidence + _below(here), _WHY)
+        return Check("nesting", _GROUP, State.OK, evidence + _below(here), WHY)
     if module.built_in:
         remedy = f"Add {module.name}.nested=1 to the kernel's command line and start the computer again: KVM is built in"
-        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, (remedy,))
+        return Check("nesting", _GROUP, State.WARN, evidence, WHY, (remedy,))
     fix = _switch_on(module)
     if module.users:
         first = "Stop all virtual machines first: the module is in use"
-        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, (first, *lines(fix)))
-    return Check("nesting", _GROUP, State.WARN, evidence, _WHY, lines(fix), fix)
+        return Check("nesting", _GROUP, State.WARN, evidence, WHY, (first, *lines(fix)))
+    return Check("nesting", _GROUP, State.WARN, evidence, WHY, lines(fix), fix)
 
 
 def _switch_on(module: KvmModule) -> tuple[Action, ...]:
@@ -77,23 +76,23 @@ def _below(here: Surroundings) -> str:
 
 
 def _on_arm(here: Surroundings) -> Check:
-    cores, kernel = read_cores(here.root), here.facts.kernel
+    cores, kernel = here.facts.cores, here.facts.kernel
     if here.facts.kvm.arm_el2:
-        return Check("nesting", _GROUP, State.OK, f"KVM lets guests enter EL2 (KVM_CAP_ARM_EL2){_below(here)}", _WHY)
+        return Check("nesting", _GROUP, State.OK, f"KVM lets guests enter EL2 (KVM_CAP_ARM_EL2){_below(here)}", WHY)
     never = [core for core in cores if core.nests is False]
     if never:
         evidence = f"{_named(never)}: machines inside machines take FEAT_NV2, from Armv8.4 on. What works here: {_INSTEAD}"
-        return Check("nesting", _GROUP, State.NOT_APPLICABLE, evidence, _WHY)
+        return Check("nesting", _GROUP, State.NOT_APPLICABLE, evidence, WHY)
     told = _named(cores) or "cores of an unknown kind"
     mode = read_arm_mode(here.root)
     evidence = f"KVM does not let guests enter EL2; {told}, Linux {kernel}, kvm-arm.mode={mode or 'not set'}"
     if _number(kernel) < _ARM_KERNEL:
         oldest = ".".join(map(str, _ARM_KERNEL))
-        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, (f"Use Linux {oldest} or newer", *_arm_mode(here)))
+        return Check("nesting", _GROUP, State.WARN, evidence, WHY, (f"Use Linux {oldest} or newer", *_arm_mode(here)))
     if mode != "nested":
-        return Check("nesting", _GROUP, State.WARN, evidence, _WHY, _arm_mode(here))
+        return Check("nesting", _GROUP, State.WARN, evidence, WHY, _arm_mode(here))
     lacks = f"{evidence}: the processor, or the hypervisor below this computer, lacks FEAT_NV2. What works here: {_INSTEAD}"
-    return Check("nesting", _GROUP, State.NOT_APPLICABLE, lacks, _WHY)
+    return Check("nesting", _GROUP, State.NOT_APPLICABLE, lacks, WHY)
 
 
 def _named(cores: tuple[Core, ...] | list[Core]) -> str:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pocketcloud.kit.device import InitPlan
     from pocketcloud.kit.plugged import Plugged
     from pocketcloud.model.kit import Kit
-    from pocketcloud.model.profile import Medium
+    from pocketcloud.model.profile import Profile
 
 
 @click.group("kit")
@@ -102,7 +102,7 @@ def _init_file(places: Places, file: Path, size: str, name: str | None, profile_
         raise UsageError(f"--size: {error}", hint="as: --size 60GiB") from None
     check_host(run)
     with _one_at_a_time(places):
-        plan = plan_file(places, file, wanted, name, _chunk(Medium.LOOP, profile_name), run)
+        plan = plan_file(places, file, wanted, name, _profile(profile_name).media[Medium.LOOP].chunk, run)
         _print_init(plan, dry_run=dry_run)
         return None if dry_run else init_file(plan, file, places, run, now=now())
 
@@ -128,8 +128,9 @@ def _init_device(
     with _one_at_a_time(places):
         chosen = choose(places, device, run)
         click.echo(f"Measuring how quickly {chosen.target.path} can be read (nothing is written).", err=True)
-        known = [remark.text for remark in verdict(chosen.target, measure(chosen.target.path))]
-        chunk = _chunk(host.medium(chosen.target.name), profile_name)
+        profile = _profile(profile_name)
+        known = [remark.text for remark in verdict(chosen.target, measure(chosen.target.path), profile.disk_speed)]
+        chunk = profile.media[host.medium(chosen.target.name)].chunk
         plan = plan_disk(chosen, name, chunk, places, run, known)
         _print_init(plan, dry_run=dry_run)
         if dry_run:
@@ -152,13 +153,12 @@ def _print_init(plan: InitPlan, *, dry_run: bool) -> None:
         click.echo(f"    {line}")
 
 
-def _chunk(medium: Medium, profile_name: str | None) -> int:
-    """The chunk of a pool on that medium, as the profile decides."""
+def _profile(name: str | None) -> Profile:
+    """The profile of that name, else the one for this host."""
     from pocketcloud import profiles
     from pocketcloud.host import read_facts
 
-    profile = profiles.find(profile_name) if profile_name else profiles.choose(read_facts())
-    return profile.media[medium].chunk
+    return profiles.find(name) if name else profiles.choose(read_facts())
 
 
 def _one_at_a_time(places: Places) -> AbstractContextManager[None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pocketcloud.host.cores import read_cores
 from pocketcloud.host.hardware import (
     has_device_tree,
     read_arch,
+    read_compatible,
     read_cpus,
     read_hypervisor,
     read_kernel,
@@ -44,4 +46,6 @@ def read_facts(root: Path = _ROOT, *, run: Runner = run, fresh: bool = False) ->
         virtualised=read_hypervisor(root),
         systemd=(root / "run/systemd/system").is_dir(),
         subnets=read_subnets(root, run),
+        compatible=read_compatible(root),
+        cores=read_cores(root),
     )

@@ -2,15 +2,17 @@
 
 Outside facts: the numbers are those of Linux's arch/arm64/include/asm/cputype.h. Machines inside machines take FEAT_NV2, which
 came with Armv8.4: cores of Armv8.0 to 8.2 never have it (Arm's reference manuals of the cores); Neoverse V1 has it and runs
-them (cloud-hypervisor issue 8717), what is not known is not claimed.
+them (cloud-hypervisor issue 8717), what is not known is not claimed. How quick the kinds are is the kernel's word
+(drivers/base/arch_topology.c: `cpu_capacity`, from the device tree's capacity-dmips-mhz and the clock).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-from pocketcloud.host.files import text
+from pocketcloud.host.files import line, text
+from pocketcloud.model.facts import Core
 
 _ARM, _AMPERE, _APPLE = 0x41, 0xC0, 0x61
 # Implementer and part -> the name, the architecture's version, whether it has FEAT_NV2 (None: not known).
@@ -47,17 +49,6 @@ _CORES: dict[tuple[int, int], tuple[str, str, bool | None]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Core:
-    """A kind of core: its name (`core 0x41:0xd99` where it is not known), the architecture's version (8.2; may be empty),
-    whether it can run machines inside machines (None: not known), and the numbers of the processors that are such."""
-
-    name: str
-    version: str
-    nests: bool | None
-    cpus: tuple[int, ...]
-
-
 def read_cores(root: Path) -> tuple[Core, ...]:
     """The kinds of cores that /proc/cpuinfo shows, in the order of their first processor; empty on x86."""
     found: dict[tuple[int, int], list[int]] = {}
@@ -70,12 +61,23 @@ def read_cores(root: Path) -> tuple[Core, ...]:
             implementer = _hexadecimal(value)
         elif name == "CPU part" and (part := _hexadecimal(value)) >= 0 and implementer >= 0:
             found.setdefault((implementer, part), []).append(number)
-    return tuple(_core(key, tuple(cpus)) for key, cpus in found.items())
+    return tuple(_core(key, tuple(cpus), root) for key, cpus in found.items())
 
 
-def _core(key: tuple[int, int], cpus: tuple[int, ...]) -> Core:
+def named_cores(counts: Mapping[str, int]) -> tuple[Core, ...]:
+    """The cores of a computer that is not at hand: so many of each name, numbered in that order."""
+    known = {name: (version, nests) for name, version, nests in _CORES.values()}
+    cores, first = [], 0
+    for name, count in counts.items():
+        cores.append(Core(name, *known.get(name, ("", None)), tuple(range(first, first + count))))
+        first += count
+    return tuple(cores)
+
+
+def _core(key: tuple[int, int], cpus: tuple[int, ...], root: Path) -> Core:
     name, version, nests = _CORES.get(key, (f"core {key[0]:#x}:{key[1]:#x}", "", None))
-    return Core(name, version, nests, cpus)
+    told = [line(root, f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity") for cpu in cpus]
+    return Core(name, version, nests, cpus, sum(int(each) for each in told if each.isdecimal()))
 
 
 def _hexadecimal(value: str) -> int:

@@ -53,6 +53,12 @@ def has_device_tree(root: Path) -> bool:
     return bool(line(root, f"{_DEVICE_TREE}/compatible"))
 
 
+def read_compatible(root: Path) -> tuple[str, ...]:
+    """What the device tree says the computer is compatible with, its own name first, then its family's, last the chip's; empty
+    without one."""
+    return tuple(part for part in text(root, f"{_DEVICE_TREE}/compatible").strip().split("\0") if part)
+
+
 def read_model(root: Path) -> str:
     """The computer's name: the device tree's model, else the maker and product of the DMI, else empty."""
     if model := line(root, f"{_DEVICE_TREE}/model"):

@@ -55,13 +55,27 @@ class Subnet:
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """A kind of ARM core: its name (`core 0x41:0xd99` where it is not known), the architecture's version (8.2; may be empty),
+    whether it can run machines inside machines (None: not known), the numbers of the processors that are such, and what
+    these can do together, in the kernel's units (`cpu_capacity`: 1024 is this computer's quickest one; 0: not told)."""
+
+    name: str
+    version: str
+    nests: bool | None
+    cpus: tuple[int, ...]
+    capacity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """The host. Memory in bytes: `memory` in all, `memory_available` what could be had now without swapping (MemAvailable).
 
     `arch` is None on an architecture that pocketcloud does not know, `machine` is `uname -m`; `model` is the device tree's
     or the DMI's name of the computer; `device_tree` whether it has a device tree; `virtualised` names the hypervisor the
     host itself runs under (empty: none seen); `subnets` are the IPv4 networks routed, addressed or otherwise taken here,
-    without those of libvirt.
+    without those of libvirt; `compatible` what the device tree says the computer is compatible with, its own name first;
+    `cores` the kinds of ARM cores.
     """
 
     arch: Arch | None
@@ -77,3 +91,5 @@ class Facts:
     virtualised: str
     systemd: bool
     subnets: tuple[Subnet, ...]
+    compatible: tuple[str, ...] = ()
+    cores: tuple[Core, ...] = ()

@@ -50,15 +50,54 @@ class DiskTuning:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSpeed:
+    """The least that a kit's disk should do: `sequential` in MB/s (a million bytes), `random_reads` of 4 KiB per second, one at
+    a time."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    sequential: int
+    random_reads: int
+
+    def __post_init__(self) -> None:
+        if self.sequential <= 0 or self.random_reads <= 0:
+            raise ValueError("expected numbers above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What every board of a kind has, because its maker decided it: the sizes of `memory` it is sold with, ascending; how many
+    `cores` of each name, the slow ones first; the version of its interrupt controller (`gic`); `usb`, the speed of its
+    quickest port in Mbit/s; and `system`, the memory that firmware, kernel and a system without a desktop take."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    memory: tuple[Size, ...]
+    cores: Mapping[str, int]
+    gic: int
+    usb: int
+    system: Size
+
+    def __post_init__(self) -> None:
+        if not self.memory or list(self.memory) != sorted(set(self.memory)):
+            raise ValueError("memory: expected sizes in ascending order")
+        if not self.cores or min(self.cores.values()) < 1:
+            raise ValueError("cores: expected a number of cores for each name")
+        if self.gic not in (2, 3):
+            raise ValueError(f"gic: expected 2 or 3, got {self.gic}")
+
+
+@dataclass(frozen=True, slots=True)
 class Selector:
-    """For which hosts a profile is meant; what is left out does not matter. `model` is looked for in the device tree's model."""
+    """For which hosts a profile is meant; what is left out does not matter. Of `compatible` one must be among what the device
+    tree calls the host compatible with; `*` stands for anything."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     arch: tuple[Arch, ...] = ()
     acceleration: Acceleration | None = None
     device_tree: bool | None = None
-    model: str = ""
+    compatible: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +106,8 @@ class Profile:
 
     `machine` is QEMU's machine type per architecture; `cpu_mode` libvirt's CPU mode; `host_memory` stays with the host,
     whatever labs ask for; `machine_overhead` is what QEMU needs for each machine beside its memory; `max_vcpus` bounds one
-    machine. Of the profiles whose selector matches, the one with the highest `precedence` is chosen.
+    machine; `disk_speed` is the least that a kit's disk should do. Of the profiles whose selector matches, the one with the
+    highest `precedence` is chosen. `board` is left out where hosts of the kind have little in common.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -83,3 +123,28 @@ class Profile:
     machine_overhead: Size
     max_vcpus: int
     media: Mapping[Medium, DiskTuning]
+    disk_speed: Mapping[Medium, DiskSpeed]
+    board: Board | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFile:
+    """A profile as its file says it: what it leaves out is that of the profile it `extends`; of `media` and `disk_speed` each
+    medium by itself."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    profile: Name
+    title: str
+    precedence: int
+    selects: Selector
+    extends: Name | None = None
+    acceleration: Acceleration | None = None
+    machine: Mapping[Arch, str] | None = None
+    cpu_mode: str | None = None
+    host_memory: Size | None = None
+    machine_overhead: Size | None = None
+    max_vcpus: int | None = None
+    media: Mapping[Medium, DiskTuning] | None = None
+    disk_speed: Mapping[Medium, DiskSpeed] | None = None
+    board: Board | None = None

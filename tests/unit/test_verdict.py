@@ -17,7 +17,9 @@ from pocketcloud.errors import Refused
 from pocketcloud.host.disk_speed import measure, percentile
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.judgement import State
+from pocketcloud.model.profile import DiskSpeed, Medium
 from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.profiles import find
 from pocketcloud.verdict import NONSENSE_IO, Topic, is_ssd, known_bridges, verdict
 
 FAST = Measured(sequential=412e6, random_reads=9800, p50=0.0001, p99=0.0004)
@@ -123,8 +125,7 @@ def test_the_table_of_bridges_is_whole() -> None:
 
 
 def test_slow_and_failing_disks_are_told() -> None:
-    assert "slow for several machines at a time" in said(USB, ARM)
-    assert "slow for" not in said(USB, FAST)
+    assert "slow for" not in said(USB, ARM), "without a profile nothing is asked of a disk"
     assert "ATTENTION: 3 reads failed" in said(USB, replace(FAST, failed=3))
     assert "ATTENTION: 11 reads failed" in said(USB, Measured(0, 0, 0, 0, failed=11))
     assert "in trouble" in said(NVME, ARM)
@@ -212,3 +213,33 @@ def test_a_percentile_is_one_of_the_values_and_enough_are_below(values: list[flo
     assert found in values
     assert sum(value <= found for value in values) * 100 >= percent * len(values)
     assert sum(value < found for value in values) * 100 < percent * len(values)
+
+
+LEAST = {Medium.USB: DiskSpeed(100, 2000), Medium.INTERNAL: DiskSpeed(150, 3000)}
+
+
+@pytest.mark.parametrize(
+    ("target", "sequential", "random_reads", "slow"),
+    [
+        (USB, 100e6, 2000, ""),
+        (USB, 99e6, 9000, "which take 100 MB/s and 2000 reads a second"),
+        (USB, 400e6, 1999, "which take 100 MB/s and 2000 reads a second"),
+        (NVME, 120e6, 2500, "which take 150 MB/s and 3000 reads a second"),
+        (NVME, 150e6, 3000, ""),
+    ],
+)
+def test_a_disk_is_held_against_what_the_profile_asks_of_its_medium(
+    target: BlockDevice, sequential: float, random_reads: float, slow: str
+) -> None:
+    remarks = verdict(target, replace(FAST, sequential=sequential, random_reads=random_reads), LEAST)
+    told = [remark for remark in remarks if remark.topic is Topic.SPEED]
+    assert [remark.state for remark in told] == ([State.OK, State.WARN] if slow else [State.OK])
+    assert slow in told[-1].text
+
+
+def test_what_the_shipped_profiles_ask_is_held_against_the_disk_too() -> None:
+    """A USB 2 stick does for a PINE A64, and not for a laptop."""
+    stick = replace(FAST, sequential=35e6, random_reads=1800, p50=0.0005)
+    asked = {name: [r.state for r in verdict(USB, stick, find(name).disk_speed)] for name in ("pine64", "x86-laptop")}
+    assert State.WARN not in asked["pine64"]
+    assert State.WARN in asked["x86-laptop"]

@@ -48,6 +48,7 @@ def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: 
         disks=_disks(machine, files.seed(name) if machine.definition.needs_ssh else None, profile, kit, place),
         nics=tuple(NicSpec(mac, joined(kit.name, record.instance, network)) for network, mac in nic_macs(record, name)),
         serial_log=files.console(name),
+        cpus=shape.cpus,
     )
 
 

@@ -40,6 +40,8 @@ def machine_xml(spec: MachineSpec) -> str:
         "mark": spec.mark,
         "memory": spec.memory,
         "vcpus": spec.vcpus,
+        # Without a <cputune> it binds QEMU's own threads too, one of which makes the virtual processors.
+        "cpus": spec.cpus,
         "efi": spec.firmware is Firmware.EFI,
         "arch": spec.arch.value,
         "pc": spec.arch is Arch.X86_64,
@@ -194,9 +196,11 @@ def restored_xml(saved: str, spec: MachineSpec) -> str:
     """The XML inside a memory image, with the files of `spec` in place of those it was saved with.
 
     It starts from the image's own XML and not from a fresh rendering: guest memory knows every device and its address, so
-    nothing but files may differ, even when a later version of us would shape the machine otherwise.
+    nothing but files may differ, even when a later version of us would shape the machine otherwise. And the host's processors
+    that it is bound to: those are this host's, and the guest does not see them.
     """
     root = _tree(saved)
+    _pin(root.find("vcpu"), spec.cpus)
     wanted = {disk.target: disk for disk in spec.disks}
     for element in root.iterfind("devices/disk"):
         disk = wanted.get(element.find("target").get("dev", ""))  # type: ignore[union-attr]  # the schema demands a target
@@ -218,6 +222,13 @@ def restored_xml(saved: str, spec: MachineSpec) -> str:
         nvram.attrib.pop("type", None)
         nvram.text = _path(spec.nvram)
     return ET.tostring(root, encoding="unicode")
+
+
+def _pin(vcpu: ET.Element | None, cpus: str) -> None:
+    if vcpu is not None:
+        vcpu.attrib.pop("cpuset", None)
+        if cpus:
+            vcpu.set("cpuset", cpus)
 
 
 def guests(capabilities: str) -> tuple[tuple[Arch, ...], tuple[Arch, ...]]:

@@ -44,7 +44,7 @@ class NicSpec:
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
     """A machine for the hypervisor room. `memory` in bytes; `serial_log` receives the console; `nvram` is the file of the
-    UEFI variables (None with BIOS firmware)."""
+    UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any)."""
 
     name: str
     uuid: str
@@ -61,6 +61,7 @@ class MachineSpec:
     disks: tuple[DiskSpec, ...]
     nics: tuple[NicSpec, ...]
     serial_log: Path
+    cpus: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ MACHINES = {
     "machine-efi-kvm-block": EFI,
     "machine-arm-kvm": ARM,
     "machine-arm-emulated": replace(ARM, acceleration=Acceleration.EMULATION, cpu_mode="maximum"),
+    "machine-arm-two-kinds-of-cores": replace(ARM, vcpus=2, cpus="4-5"),
     "machine-hostile": HOSTILE,
 }
 NETWORKS = {"network-nat": FRONT, "network-isolated": BACK}
@@ -199,3 +200,10 @@ def test_a_memory_image_gets_the_new_files_and_keeps_its_devices() -> None:
     assert root.find("devices/serial/log").get("file") == "/mnt/new.console"
     assert root.find("maxMemory") is not None
     assert read_domain(restored_xml(saved, moved)).mark == EFI.mark
+
+
+def test_a_memory_image_is_bound_to_the_processors_of_this_host() -> None:
+    bound = replace(ARM, cpus="4-7")
+    for saved, wanted, cpus in ((bound, ARM, None), (ARM, bound, "4-7"), (bound, replace(ARM, cpus="0-3"), "0-3")):
+        vcpu = etree.fromstring(restored_xml(machine_xml(saved), wanted).encode()).find("vcpu")
+        assert (vcpu.text, vcpu.get("cpuset")) == ("4", cpus)

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import arm, disks, kvm, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import arm, disks, elsewhere, kvm, lab, lvm, memory, nesting, power, space, subnets, tools
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts
 from pocketcloud.model.judgement import State
+from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Acceleration, Profile
 from pocketcloud.model.sizes import GIB, MIB
-from pocketcloud.profiles import memory_for_labs, memory_needed
+from pocketcloud.profiles import is_kind, memory_for_labs, memory_needed
 from pocketcloud.system import Runner, which
 
 __all__ = ["Check", "State", "failed", "run_checks", "summary"]
@@ -28,12 +29,15 @@ _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     nesting.judge,
     disks.judge,
     memory.judge,
+    lab.judge,
     power.judge,
     space.judge,
     tools.judge,
     lvm.judge,
     subnets.judge,
 )
+# Of a computer that is not at hand. The disks are those here: kits are carried.
+_ELSEWHERE = (elsewhere.judge, disks.judge, elsewhere.left_out)
 
 
 def run_checks(
@@ -47,15 +51,18 @@ def run_checks(
     find: Callable[[str], Path | None] = which,
     devices: tuple[Path, ...] = (),
     measure: Callable[[BlockDevice], Measured | None] | None = None,
+    lab: Lab | None = None,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
     `kit_path` is the kit's folder, which need not exist yet; `hypervisor` connects to libvirt (called once; its errors become
     judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`. `devices` are the
     disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
+    With a profile that is meant for another kind of computer than this, that one is judged. `lab` is one that is to fit.
     """
-    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure)
-    return tuple(check for judge in _GROUPS for check in _finished(judge, here))
+    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab)
+    groups = _GROUPS if profile is None or is_kind(profile.selects, facts) else _ELSEWHERE
+    return tuple(check for judge in groups for check in _finished(judge, here))
 
 
 def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings) -> Iterator[Check]:
@@ -72,6 +79,8 @@ def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundin
 def summary(checks: Iterable[Check], facts: Facts, profile: Profile | None) -> str:
     """The whole in a sentence or two: what this computer can carry, or how much stands in the way."""
     found = tuple(checks)
+    if profile is not None and not is_kind(profile.selects, facts):
+        return elsewhere.summary(found, facts, profile)
     bad = [check.id for check in found if check.state is State.FAIL]
     warned = sum(check.state is State.WARN for check in found)
     if bad or profile is None:

@@ -16,6 +16,7 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
 from pocketcloud.model.facts import Facts, KvmState, Subnet
 from pocketcloud.model.judgement import State
+from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
 from pocketcloud.system import Runner
@@ -68,7 +69,7 @@ def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
 class Surroundings:
     """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
     was named by hand (None: chosen from the facts). `devices` are the disks asked for (none: all), `measure` reads a
-    disk for some seconds (None: nothing is measured; its errors become judgements)."""
+    disk for some seconds (None: nothing is measured; its errors become judgements); `lab` is the one that is to fit."""
 
     facts: Facts
     kit_path: Path
@@ -79,6 +80,7 @@ class Surroundings:
     named: Profile | None = field(default=None)
     devices: tuple[Path, ...] = ()
     measure: Callable[[BlockDevice], Measured | None] | None = None
+    lab: Lab | None = None
 
     @functools.cached_property
     def disks(self) -> BlockDevices:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from pocketcloud.check import Check
     from pocketcloud.model.disk import BlockDevice, Measured
+    from pocketcloud.model.kit import Kit
+    from pocketcloud.model.lab import Lab
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -36,6 +38,7 @@ def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
 @click.command("check")
 @kit_option
 @click.option("--profile", "profile_name", metavar="NAME", envvar="POCKETCLOUD_PROFILE", help="Judge for this profile.")
+@click.option("--lab", "lab_name", metavar="LAB", help="Judge also whether this lab would fit.")
 @click.option("--device", "devices", multiple=True, type=click.Path(path_type=Path), help="Judge this disk only, and measure it.")
 @click.option("--measure/--no-measure", default=True, help="Whether disks are measured: up to four, two seconds each.")
 @click.option("--fix", is_flag=True, help="Do what can be done about what was found, each after a question.")
@@ -48,6 +51,7 @@ def command(
     ctx: click.Context,
     kit_name: str | None,
     profile_name: str | None,
+    lab_name: str | None,
     devices: tuple[Path, ...],
     measure: bool,
     strict: bool,
@@ -57,6 +61,8 @@ def command(
     output: str,
 ) -> int:
     """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
+
+    With --profile of a kind of computer that this is none of, that one is judged, by what all of its kind have.
 
     Ends with 3 if something that labs need is missing. Where KVM is not usable labs run on emulation, which is slower.
     """
@@ -69,12 +75,15 @@ def command(
     from pocketcloud.kit.attached import Places
     from pocketcloud.system import run
 
+    kit = None
     try:
-        path = open_kit(kit_name).path
+        kit = open_kit(kit_name)
+        path = kit.path
     except (NotFound, UsageError):
         if kit_name:
             raise
         path = Places.from_environment().default
+    lab = _lab(lab_name, kit, path) if lab_name else None
     facts = read_facts(fresh=True)
     profile = profiles.find(profile_name) if profile_name else None
     checks = run_checks(
@@ -85,6 +94,7 @@ def command(
         profile=profile,
         devices=devices,
         measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
+        lab=lab,
     )
     if fix:
 
@@ -104,6 +114,18 @@ def command(
         chosen = None
     click.echo(summary(checks, facts, chosen))
     ctx.exit(code)
+
+
+def _lab(name: str, kit: Kit | None, path: Path) -> Lab:
+    """The lab that is meant, by what was asked for when it was raised, or by its file."""
+    from pocketcloud.cli.options import wanted_lab
+    from pocketcloud.records import InstanceFiles, read_record
+
+    lab, instance = wanted_lab(name, path)
+    record = read_record(InstanceFiles(kit, instance)) if lab is None and kit is not None else None
+    if lab is None and record is None:
+        raise NotFound(f"no lab {instance}", hint="pocketcloud lab list shows those there are")
+    return lab or record.lab  # type: ignore[union-attr]  # one of them is there
 
 
 def _print(checks: Sequence[Check]) -> None:

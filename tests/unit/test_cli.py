@@ -294,6 +294,41 @@ def test_lists_of_an_empty_kit(cli: Cli) -> None:
     assert "No bases yet" in empty.stderr
 
 
+def test_profile_show_says_where_each_value_comes_from(cli: Cli) -> None:
+    told = json.loads(cli("profile", "show", "pine64", "-o", "json").stdout)
+    assert told["from"]["host_memory"] == "profiles/pine64.yaml"
+    assert told["from"]["media.usb"] == "profiles/arm64-board.yaml"
+    assert told["board"]["memory"] == [2 << 30]
+    lines = cli("profile", "show", "pine64").stdout.splitlines()
+    (kept,) = (line for line in lines if line.startswith("kept for the host"))
+    assert kept.split()[-3:] == ["400", "MiB", "profiles/pine64.yaml"]
+    assert any(line.startswith("CPU mode") and line.endswith("profiles/arm64-board.yaml") for line in lines)
+
+
+def test_profile_show_without_a_name_is_the_one_labs_get(cli: Cli) -> None:
+    (chosen,) = (p["profile"] for p in json.loads(cli("profile", "list", "-o", "json").stdout) if p["chosen"])
+    told = json.loads(cli("profile", "show", "-o", "json").stdout)
+    assert told["profile"] == chosen
+    here = {entry["key"]: entry for entry in told["here"]}
+    assert here["profile"]["from"].startswith("chosen: ")
+    assert "available of" in here["memory for labs"]["from"]
+    by_hand = json.loads(cli("profile", "show", "-o", "json", env={"POCKETCLOUD_PROFILE": "rk3588"}).stdout)
+    assert by_hand["profile"] == "rk3588"
+    assert by_hand["here"][0]["from"].startswith(f"named; by itself this computer gets {chosen}")
+
+
+def test_check_of_a_board_and_a_lab_from_here(cli: Cli, tmp_path: Path) -> None:
+    done = cli("check", "--profile", "pine64", "--lab", "demo", "--no-measure", "-o", "json")
+    states = {check["id"]: check["state"] for check in json.loads(done.stdout)}
+    assert (done.returncode, states["lab:demo"], states["kvm"]) == (0, "ok", "unknown")
+    lab = tmp_path / "big.yaml"
+    lab.write_text("lab: big\nmachines:\n  a: {base: debian-12, memory: 3GiB, ready: {console: x}}\n")
+    big = cli("check", "--profile", "pine64", "--lab", str(lab), "--no-measure")
+    assert big.returncode == 3
+    assert big.stdout.splitlines()[-1] == "No: lab:big would not do on a pine64."
+    assert "no lab nothing" in explained(cli("check", "--lab", "nothing", "--no-measure"), 4)
+
+
 # -- completion and readers that are gone --------------------------------------------------------------------------------
 
 

@@ -52,7 +52,9 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
         case True:
             yield Remark(Topic.MEDIUM, State.OK, f"SSD: yes ({told})")
             if not target.rotational and measured is not None and measured.p50 > _ARM:
-                text = f"but a random read takes {_ms(measured.p50)}, as on a hard disk: this disk or its cable is in trouble"
+                text = (
+                    f"but a random read takes {_ms(measured.p50)}, as on a hard disk: it is one, or it or its cable is in trouble"
+                )
                 yield Remark(Topic.MEDIUM, State.WARN, text, ("Try another cable and another port, then another disk",))
         case False:
             by_time = measured is not None and measured.p50 > _ARM

@@ -71,3 +71,34 @@ def test_the_path_of_a_disk_is_judged(controller: str, kind: str, usb: str, word
         assert found[f"medium:{device.name}"]["state"] == "ok", found[f"medium:{device.name}"]["evidence"]
     finally:
         pull(DISK)
+
+
+def test_trim_is_switched_on_where_the_disk_declares_it_and_only_there() -> None:
+    """A disk that Linux has not taken for one that can be trimmed, as some bridges have it: SCSI's B2h page tells better."""
+    device = plug(DISK, "xhci", 1, "uas")
+    rules = Path("/etc/udev/rules.d")
+    before = set(rules.glob("*"))
+    try:
+        (mode,) = Path("/sys/block", device.name, "device/scsi_disk").glob("*/provisioning_mode")
+        mode.write_text("full\n")
+        trim = checks("--no-measure", "--device", device)[f"trim:{device.name}"]
+        assert (trim["state"], trim["fixable"]) == ("warn", True)
+        assert "the disk declares UNMAP, which is not used" in trim["evidence"]
+        fix = ["--device", str(device), "--no-measure", "--fix", "-y"]
+        done = subprocess.run([sys.executable, "-m", "pocketcloud", "check", *fix], stdin=subprocess.DEVNULL)
+        assert done.returncode in (0, 8), "other things may be left"
+        assert mode.read_text().strip() == "unmap"
+        assert checks("--no-measure", "--device", device)[f"trim:{device.name}"]["state"] == "ok"
+        (rule,) = set(rules.glob("*")) - before
+        assert rule.read_text().startswith("# Written by `pocketcloud check --fix`")
+        assert "46f4" in rule.name
+    finally:
+        pull(DISK)
+        for rule in set(rules.glob("*")) - before:
+            rule.unlink()
+    device = plug(DISK, "xhci", 1, "bot")
+    try:
+        trim = checks("--no-measure", "--device", device)[f"trim:{device.name}"]
+        assert (trim["state"], trim["fixable"]) == ("warn", False), "usb-storage did not ask it, so nobody knows"
+    finally:
+        pull(DISK)

@@ -17,8 +17,10 @@ from pocketcloud.check.judgement import Surroundings
 from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
-from pocketcloud.model.disk import BlockDevice, Measured
+from pocketcloud.model.disk import BlockDevice, Measured, Scsi
 from pocketcloud.model.facts import Subnet
+from pocketcloud.model.sizes import GIB
+from pocketcloud.model.usb import Twin
 from tests.host_trees import plant
 from tests.mocked_disks import missing, read_mocked
 from tests.recorded import Recorded
@@ -116,3 +118,17 @@ def _told(check: Check, root: Path) -> dict[str, object]:
     evidence = check.evidence.replace(f"{root}", "")
     told: dict[str, object] = {"id": check.id, "state": check.state, "evidence": evidence, "remedy": check.remedy}
     return {**told, "fixable": True} if check.fix else told
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing())
+def test_a_recorded_disk_is_read_whole_and_no_other(tmp_path: Path) -> None:
+    """By lsblk, udev's library and our own reading of sysfs, none of which may see this machine's own disks."""
+    (disk,) = read_mocked(sorted((HOSTS / "emulated-laptop-uas").glob("*.umockdev")), {}, tmp_path)
+    assert (disk.name, disk.size, disk.number, disk.diskseq) == ("sda", GIB, "8:0", 3)
+    assert (disk.model, disk.serial) == ("PocketSSD", "27842-0000:00:09.0-1")
+    assert disk.port == "pci-0000:00:09.0-usb-0:1:1.0-scsi-0:0:0:0", "udev alone knows that"
+    assert disk.scsi == Scsi("6:0:0:0", "unmap", "write back", declares_unmap=True, unmap_max=GIB)
+    assert disk.usb is not None
+    assert [hop.name for hop in disk.usb.hops] == ["3-1", "usb3"]
+    assert (disk.usb.driver, disk.usb.offers_uas, disk.usb.autosuspend) == ("uas", True, False)
+    assert (disk.usb.disk.twin, disk.usb.disk.self_powered, disk.usb.disk.power) == (Twin.FREE, True, 0)

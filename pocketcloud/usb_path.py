@@ -75,8 +75,9 @@ def _speed(path: UsbPath) -> Iterator[Remark]:
         return
     if path.speed >= _USB3:
         if disk.able > path.speed:
-            text = f"the disk could do {disk.able} Mbit/s where port, hub and cable do, too"
-            yield Remark(Topic.USB, State.OK, text)
+            slow = next(hop for hop in path.hops if hop.speed == path.speed)
+            what = "its port or its cable" if slow is disk or slow.is_root else f"hub {slow.name} ({slow.product or slow.id})"
+            yield Remark(Topic.USB, State.OK, f"the disk could do {disk.able} Mbit/s, {what} does {path.speed}")
     elif not _can(disk):
         text = "this is USB 2: some 40 MB/s at best"
         yield Remark(Topic.USB, State.WARN, text, ("Use a USB 3 disk in a USB 3 port",))

@@ -40,7 +40,10 @@ def test_a_quick_disk_by_uas_is_praised_in_a_line() -> None:
     assert (remark.state, remark.text, remark.remedy) == (State.OK, "USB: 5000 Mbit/s, driver uas, 04e8:4001", ())
     quicker = list(judge_path(replace(PATH, hops=(replace(DISK, able=10000), ROOT))))
     assert [remark.state for remark in quicker] == [State.OK, State.OK]
-    assert "could do 10000 Mbit/s" in quicker[1].text
+    assert quicker[1].text == "the disk could do 10000 Mbit/s, its port or its cable does 5000"
+    hub = replace(HUB, name="2-1", speed=5000)
+    (*_, behind) = judge_path(replace(PATH, hops=(replace(DISK, name="2-1.1", speed=10000, able=10000), hub, ROOT)))
+    assert behind.text == "the disk could do 10000 Mbit/s, hub 2-1 (USB2.1 Hub) does 5000"
 
 
 @pytest.mark.parametrize(

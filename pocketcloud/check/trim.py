@@ -15,7 +15,7 @@ from pocketcloud.storage.devmapper import PoolStatus, pool_status
 from pocketcloud.verdict import may_unmap
 
 _RULES = Path("/etc/udev/rules.d")
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_.:-]+")
 # The most that Linux trims at a time where the disk sets no limit: SD_MAX_WS16_BLOCKS (drivers/scsi/sd.h) of 512 bytes.
 _LINUX_MAX = 0x7FFFFF * 512
 

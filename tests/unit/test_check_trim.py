@@ -69,7 +69,7 @@ def test_a_rule_for_the_enclosure_is_written_and_carried_out(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("serial", ["", 'A"; reboot', "A*", "A|B", "A B", "Ä"])
+@pytest.mark.parametrize("serial", ["", "A/../B", 'A"; reboot', "A*", "A|B", "A B", "Ä"])
 def test_a_serial_number_that_udev_would_take_for_more_is_left_out(tmp_path: Path, serial: str) -> None:
     path = UsbPath("uas", (UsbHop("2-1", 5000, id="174c:1153", serial=serial),))
     (file, *_) = fix(tmp_path, replace(DISK, usb=path))

@@ -6,61 +6,20 @@ be chosen is kit/interlocks.py.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 
 from pocketcloud.model.disk import BlockDevice, Measured
-from pocketcloud.model.judgement import State
+from pocketcloud.model.judgement import Remark, State, Topic
 from pocketcloud.model.profile import DiskSpeed, Medium
 from pocketcloud.model.sizes import KIB, MIB, size_text
-from pocketcloud.resources import shipped
+from pocketcloud.usb_path import judge_path
 
 # Of a random read of 4 KiB, in seconds, at the median: flash needs less than the one, by USB 2 too; a moving arm more than the
 # other, as half a turn alone takes 2 ms at 15 000 turns a minute and 4.2 ms at 7200, and the way there as long again.
 _FLASH, _ARM = 0.0025, 0.004
-# Mbit/s of USB 3's slowest mode; and the version from which on a device could do it (a USB 3 device on a USB 2 port says 2.10).
-_USB3, _USB3_VERSION = 5000, 2.1
 _LARGEST_CHUNK = MIB
 # 65535 sectors, as USB bridges report it: no multiple of anything that flash is made of.
 NONSENSE_IO = 33553920
-
-
-class Topic(StrEnum):
-    """What of a disk is judged, and why it matters."""
-
-    MEDIUM = "medium"
-    SPEED = "speed"
-    USB = "usb"
-    TRIM = "trim"
-    CACHE = "write-cache"
-    LAYOUT = "layout"
-
-    @property
-    def why(self) -> str:
-        """In one sentence."""
-        return _WHY[self]
-
-
-_WHY = {
-    Topic.MEDIUM: "On a hard disk many machines at a time wait for one moving arm.",
-    Topic.SPEED: "All machines of a lab share the disk, most of all when they start together.",
-    Topic.USB: "The slowest hop between disk and computer sets the pace, and a bridge that drops off takes the lab with it.",
-    Topic.TRIM: "Without TRIM the disk is not told what a reset frees, and flash gets slower when it believes to be full.",
-    Topic.CACHE: "What a disk has only in its cache is lost in a power cut or an unplug, unless it is flushed.",
-    Topic.LAYOUT: "Sectors and identity decide whether another enclosure or computer finds the kit again.",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """Something that was found of a disk, in words, and what to do about it: sentences, none where nothing helps."""
-
-    topic: Topic
-    state: State
-    text: str
-    remedy: tuple[str, ...] = ()
 
 
 def verdict(
@@ -69,7 +28,14 @@ def verdict(
     """The remarks, the most important first. Without `measured` it is said that nothing was measured. `least` is what the
     profile asks of a kit's disk (`Profile.disk_speed`); left out, its speed is not judged."""
     asked = least.get(Medium.USB if target.transport == "usb" else Medium.INTERNAL) if least else None
-    about = (_medium(target, measured), _speed(measured, asked), _usb(target), _trim(target), _cache(target), _layout(target))
+    about = (
+        _medium(target, measured),
+        _speed(measured, asked),
+        judge_path(target.usb),
+        _trim(target),
+        _cache(target),
+        _layout(target),
+    )
     return tuple(remark for remarks in about for remark in remarks)
 
 
@@ -96,7 +62,9 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
         case True:
             yield Remark(Topic.MEDIUM, State.OK, f"SSD: yes ({told})")
             if not target.rotational and measured is not None and measured.p50 > _ARM:
-                text = f"but a random read takes {_ms(measured.p50)}, as on a hard disk: this disk or its cable is in trouble"
+                text = (
+                    f"but a random read takes {_ms(measured.p50)}, as on a hard disk: it is one, or it or its cable is in trouble"
+                )
                 yield Remark(Topic.MEDIUM, State.WARN, text, ("Try another cable and another port, then another disk",))
         case False:
             by_time = measured is not None and measured.p50 > _ARM
@@ -127,80 +95,56 @@ def _speed(measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remar
         yield Remark(Topic.SPEED, State.FAIL, text, ("Try another cable and another port; copy what is on it",))
 
 
-def _usb(target: BlockDevice) -> Iterator[Remark]:
-    if target.transport != "usb":
-        return
-    speed = f"{target.usb_speed} Mbit/s" if target.usb_speed else "unknown speed"
-    text = f"USB: {speed}, driver {target.usb_driver or 'unknown'}" + (f", {target.usb_id}" if target.usb_id else "")
-    yield Remark(Topic.USB, State.OK if target.usb_speed and target.usb_driver else State.UNKNOWN, text)
-    if target.usb_speed and target.usb_speed < _USB3:
-        if _version(target.usb_version) >= _USB3_VERSION:
-            text = "the disk can do USB 3, but its port, hub or cable is USB 2: move it to a blue port or one marked SS"
-            remedy = "Plug it into a USB 3 port (blue, or marked SS), without a hub, with the cable it came with"
-        else:
-            text, remedy = "this is USB 2: some 40 MB/s at best", "Use a USB 3 disk in a USB 3 port"
-        yield Remark(Topic.USB, State.WARN, text, (remedy,))
-    if target.usb_driver == "usb-storage":
-        text = "usb-storage does one command at a time: an enclosure with UAS is several times quicker with many machines"
-        yield Remark(Topic.USB, State.WARN, text, ("Use an enclosure that speaks UAS",))
-    yield from _bridge(target)
-    if target.usb_autosuspend:
-        text = "USB may suspend it when idle (power/control is auto); some enclosures then drop off"
-        yield Remark(Topic.USB, State.WARN, text, ("If it drops off: usbcore.autosuspend=-1 on the kernel's command line",))
-
-
-@dataclass(frozen=True, slots=True)
-class Bridge:
-    """A bridge that is known for trouble: `handled` where Linux does without what is broken; `source` says who tells so."""
-
-    name: str
-    handled: bool
-    trouble: str
-    source: str
-
-
-@functools.cache
-def known_bridges() -> Mapping[str, Bridge]:
-    """Those of the table that we ship, usb-bridges.tsv, by their id (`152d:0578`)."""
-    lines = shipped("usb-bridges.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if line.strip() and not line.startswith("#")]
-    return {identity: Bridge(name, linux == "handled", trouble, source) for identity, name, linux, trouble, source in rows[1:]}
-
-
-def _bridge(target: BlockDevice) -> Iterator[Remark]:
-    if (known := known_bridges().get(target.usb_id)) is None:
-        return
-    text = f"its bridge, {known.name}, is known for trouble: {known.trouble}"
-    if known.handled:
-        yield Remark(Topic.USB, State.OK, f"{text} (Linux knows)")
-    else:
-        quirk = f"If it drops off: usb-storage.quirks={target.usb_id}:u on the kernel's command line (slower, and steady)"
-        yield Remark(Topic.USB, State.WARN, text, (quirk,))
-
-
-def _version(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
 def _trim(target: BlockDevice) -> Iterator[Remark]:
+    """The chain from the disk up, and where it ends. Kits' pools are made to pass discards on, and machines' disks to ask for
+    them (`discard=unmap`), so what decides is the disk and what the kernel made of it."""
+    scsi = target.scsi
     consequence = "freed space is used again by the kit, but the disk is not told of it"
-    if target.discard_max >= _LARGEST_CHUNK:
-        yield Remark(Topic.TRIM, State.OK, "TRIM: yes")
-    elif target.discard_max:
-        text = f"TRIM: only {size_text(target.discard_max)} at a time, maybe less than a chunk of the pool; then {consequence}"
-        yield Remark(Topic.TRIM, State.WARN, text)
-    elif target.transport == "usb":
-        text = f"TRIM: no, the enclosure does not offer it; {consequence}"
+    if target.discard_max:
+        mode = f"{scsi.provisioning}, " if scsi and scsi.provisioning else ""
+        pieces = f" in pieces of {size_text(target.discard_granularity)}" if target.discard_granularity else ""
+        passed = f"the disk takes it, Linux passes it on ({mode}up to {size_text(target.discard_max)} at a time{pieces})"
+        if target.discard_max >= _LARGEST_CHUNK:
+            yield Remark(Topic.TRIM, State.OK, f"TRIM: yes: {passed}, so do a kit's pool and machines' disks")
+        else:
+            text = f"TRIM: {passed}: maybe less than a chunk of the pool, which then passes nothing on; {consequence}"
+            yield Remark(Topic.TRIM, State.WARN, text)
+    elif scsi and scsi.provisioning == "disabled":
+        text = f"TRIM: not any more: the disk declared it and then refused it, so Linux gave it up; {consequence}"
         yield Remark(Topic.TRIM, State.WARN, text, ("Use an enclosure that passes TRIM on (UAS with UNMAP)",))
+    elif may_unmap(target):
+        text = (
+            f"TRIM: the chain ends in Linux: the disk declares UNMAP, which is not used (provisioning_mode full); {consequence}"
+        )
+        yield Remark(Topic.TRIM, State.WARN, text, (f"pocketcloud check --fix --device {target.path}",))
+    elif target.usb:
+        asked = scsi is not None and scsi.declares_unmap is not None
+        why = "declares no UNMAP" if asked else f"was not asked for it by {target.usb.driver or 'Linux'}"
+        text = f"TRIM: no, the chain ends in the enclosure, which {why}; {consequence}"
+        yield Remark(Topic.TRIM, State.WARN, text, ("Use an enclosure that passes TRIM on (UAS with UNMAP)",))
+    elif target.transport in ("", "virtio"):
+        text = f"TRIM: no, the virtual disk does not take it; {consequence}"
+        yield Remark(Topic.TRIM, State.WARN, text, ("Give it discard=unmap on the computer that it is a file of",))
     else:
-        yield Remark(Topic.TRIM, State.WARN, f"TRIM: no; {consequence}")
+        yield Remark(Topic.TRIM, State.WARN, f"TRIM: no, the chain ends in the disk, which does not take it; {consequence}")
+
+
+def may_unmap(target: BlockDevice) -> bool:
+    """Whether the disk says that it can UNMAP, and the kernel makes no use of it: then it may be told to."""
+    scsi = target.scsi
+    return scsi is not None and not target.discard_max and scsi.provisioning == "full" and scsi.declares_unmap is True
 
 
 def _cache(target: BlockDevice) -> Iterator[Remark]:
-    if target.transport == "usb" and target.write_cache == "write through":
+    disk = target.scsi.cache if target.scsi else ""
+    forced = {True: "; single writes are forced out", False: "; no forced writes (FUA), a flush instead", None: ""}[target.fua]
+    if target.write_cache == "write through" and disk.startswith("write back"):
+        text = (
+            "write cache: the disk has one, and somebody has told Linux not to flush it (queue/write_cache is write through): a "
+            "power cut or an unplug loses what machines believe to be written"
+        )
+        yield Remark(Topic.CACHE, State.WARN, text, (f"echo 'write back' > /sys/block/{target.name}/queue/write_cache",))
+    elif target.usb and target.write_cache == "write through":
         text = (
             "write cache: the enclosure says there is none, so the kernel sends no flushes; if there is one after all, a power "
             "cut or an unplug without `pocketcloud kit detach` can cost more than the last second"
@@ -208,7 +152,8 @@ def _cache(target: BlockDevice) -> Iterator[Remark]:
         yield Remark(Topic.CACHE, State.WARN, text, ("Always `pocketcloud kit detach` before it is unplugged",))
     elif target.write_cache:
         flushed = target.write_cache == "write back"
-        yield Remark(Topic.CACHE, State.OK, "write cache: flushed when it matters" if flushed else "write cache: none")
+        text = f"write cache: flushed when it matters{forced}" if flushed else "write cache: none"
+        yield Remark(Topic.CACHE, State.OK, text)
 
 
 def _layout(target: BlockDevice) -> Iterator[Remark]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pocketcloud.host.disk_sources import BlockNode, DiskSources, UsbPath
+from pocketcloud.host.disk_sources import BlockNode, DiskSources
+from pocketcloud.model.disk import Scsi
 from pocketcloud.model.sizes import GIB, KIB
+from pocketcloud.model.usb import UsbHop, UsbPath
 from pocketcloud.system import CommandFailed, Completed, Runner
 
 MODELS = ("Portable SSD T7", "ASM105x", "", "Elements 25A2", "SAMSUNG MZVL2512HCJQ", "USB\tDisk \x1b[31m2.0")
@@ -42,6 +44,7 @@ class Made:
     label: str = ""
     table: str = ""
     usb: UsbPath | None = None
+    scsi: Scsi | None = None
     points: list[str] = field(default_factory=list)
     readable: bool = True
 
@@ -94,12 +97,14 @@ class Tree:
         }
         if chance.random() < 0.7:
             attributes["diskseq"] = str(chance.randrange(1, 99))
-        usb = None
+        name = name or next(self._letters)
+        usb, scsi = None, None
         if chance.random() < 0.5:
-            usb = UsbPath(
-                chance.choice(("uas", "usb-storage")), chance.choice((480, 5000)), "3.20", "152d:0578", autosuspend=True
-            )
-        made = Made(name or next(self._letters), "disk", size or chance.randrange(8, 4096) * GIB, self.number(8), usb=usb)
+            bridge = UsbHop(f"2-1-{name}", 10000, version="3.20", id="152d:0578")
+            hub = UsbHop(f"usb2-{name}", chance.choice((480, 5000)), version="3.00", id="1d6b:0003")
+            usb = UsbPath(chance.choice(("uas", "usb-storage")), (bridge, hub), autosuspend=True)
+            scsi = Scsi("0:0:0:0", chance.choice(("full", "unmap")), "write back", chance.choice((None, True, False)))
+        made = Made(name, "disk", size or chance.randrange(8, 4096) * GIB, self.number(8), usb=usb, scsi=scsi)
         made.attributes |= attributes
         made.row |= {"model": chance.choice(MODELS), "serial": serial, "tran": "usb" if usb else "sata"}
         self.links[f"/dev/disk/by-id/x-{made.name}"] = made.name
@@ -201,7 +206,7 @@ class Tree:
     def node(self, made: Made) -> BlockNode:
         usb = self.made[made.disk].usb if made.disk else made.usb
         return BlockNode(
-            made.name, self.attributes(made), tuple(sorted(made.holders)), tuple(sorted(made.slaves)), made.disk, usb
+            made.name, self.attributes(made), tuple(sorted(made.holders)), tuple(sorted(made.slaves)), made.disk, usb, made.scsi
         )
 
     def lsblk(self) -> str:
@@ -275,6 +280,8 @@ class Tree:
             link.symlink_to(f"../../devices/{self._place(made)}")
             if made.usb:
                 self._plant_usb(place, made.usb)
+            if made.scsi:
+                _plant_scsi(place / "device", made.scsi)
 
     def _place(self, made: Made) -> str:
         if made.disk:
@@ -287,10 +294,10 @@ class Tree:
         interface = place.parents[2]
         _write(interface / "bInterfaceNumber", "00\n")
         (interface / "driver").symlink_to(f"../../../bus/usb/drivers/{usb.driver}")
-        vendor, _, product = usb.id.partition(":")
-        here = {"idVendor": vendor, "idProduct": product, "version": f" {usb.version}", "speed": "10000", "power/control": "auto"}
-        hub = {"idVendor": "1d6b", "idProduct": "0003", "version": " 3.00", "speed": str(usb.speed)}
-        for folder, files in ((interface.parent, here), (interface.parent.parent, hub)):
+        _write(interface.parent / "power/control", "auto\n")
+        for hop, folder in zip(usb.hops, interface.parents, strict=False):
+            vendor, _, product = hop.id.partition(":")
+            files = {"idVendor": vendor, "idProduct": product, "version": f" {hop.version}", "speed": str(hop.speed)}
             for name, value in files.items():
                 _write(folder / name, f"{value}\n")
 
@@ -309,6 +316,13 @@ class Tree:
             return Completed(words, code, "" if code else self.wipefs(names), "")
 
         return answer
+
+
+def _plant_scsi(device: Path, scsi: Scsi) -> None:
+    _write(device / "scsi_disk" / scsi.address / "provisioning_mode", f"{scsi.provisioning}\n")
+    _write(device / "scsi_disk" / scsi.address / "cache_type", f"{scsi.cache}\n")
+    if scsi.declares_unmap is not None:
+        (device / "vpd_pgb2").write_bytes(bytes((0, 0xB2, 0, 4, 0, 0x80 * scsi.declares_unmap, 0, 0)))
 
 
 def _escaped(word: str) -> str:

@@ -25,7 +25,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),
     ("profiles", "records", "seed", "verdict"),
-    ("documents", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets"),
+    ("documents", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
     ("events", "files", "render", "resources", "system"),
     ("model", "errors"),
 )

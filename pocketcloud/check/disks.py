@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pocketcloud.check import trim
+from pocketcloud.check.fixes import lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
-from pocketcloud.model.judgement import State
+from pocketcloud.model.judgement import Remark, State, Topic
 from pocketcloud.model.sizes import size_text
-from pocketcloud.verdict import Remark, Topic, verdict
+from pocketcloud.verdict import verdict
 
 _GROUP = "storage"
 _AT_MOST = 4
@@ -37,7 +39,8 @@ def judge(here: Surroundings) -> Iterator[Check]:
     least = here.profile.disk_speed if here.profile else None
     for number, disk in enumerate(disks):
         measured, why_not = _measured(here, disk, number)
-        yield from _of_disk(disk, verdict(disk, measured, least), why_not, asked=bool(here.devices))
+        remarks = (*verdict(disk, measured, least), *trim.above(here, disk))
+        yield from _of_disk(here, disk, remarks, why_not)
 
 
 def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str]:
@@ -62,20 +65,21 @@ def chosen(devices: BlockDevices, asked: tuple[Path, ...]) -> tuple[BlockDevice,
     return tuple(device for device in devices if device.kind == "disk" and device.size and not _NO_DISK.fullmatch(device.name))
 
 
-def _of_disk(disk: BlockDevice, remarks: tuple[Remark, ...], not_measured: str, *, asked: bool) -> Iterator[Check]:
+def _of_disk(here: Surroundings, disk: BlockDevice, remarks: tuple[Remark, ...], not_measured: str) -> Iterator[Check]:
     about = ", ".join(word for word in (disk.model, size_text(disk.size), disk.transport) if word)
     for topic in Topic:
         of_topic = [remark for remark in remarks if remark.topic is topic]
         if not of_topic:
             continue
         state = next(state for state in _WORST if any(remark.state is state for remark in of_topic))
-        if state is State.FAIL and not asked:
+        if state is State.FAIL and not here.devices:
             state = State.WARN  # labs may run on another disk
         evidence = f"{disk.path} ({about}): {'; '.join(remark.text for remark in of_topic)}"
         if topic is Topic.SPEED and not_measured:
             evidence += f" ({not_measured})"
         remedy = tuple(line for remark in of_topic if remark.state is not State.OK for line in remark.remedy)
-        yield Check(f"{topic}:{disk.name}", _GROUP, state, evidence, topic.why, remedy)
+        fix = trim.switching_on(here, disk) if topic is Topic.TRIM else ()
+        yield Check(f"{topic}:{disk.name}", _GROUP, state, evidence, topic.why, lines(fix) or remedy, fix)
 
 
 def _sentence(hint: str) -> str:

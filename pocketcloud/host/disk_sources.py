@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketcloud.host.files import line, text
+from pocketcloud.host.usb import read_path
+from pocketcloud.model.disk import Scsi
+from pocketcloud.model.usb import UsbPath
 from pocketcloud.system import CommandFailed, Completed, Runner
 
 # MOUNTPOINTS came with util-linux 2.37; a column that is not known here is left out.
@@ -37,26 +40,17 @@ SIGNATURE_COLUMNS = "DEVICE,TYPE,USAGE,LABEL"
 _ATTRIBUTES = (
     "dev", "size", "ro", "removable", "diskseq", "partition", "serial", "wwid", "loop/backing_file", "dm/name", "dm/uuid",
     "md/level", "device/model", "device/serial", "device/wwid", "queue/rotational", "queue/logical_block_size",
-    "queue/physical_block_size", "queue/optimal_io_size", "queue/discard_max_bytes", "queue/write_cache",
+    "queue/physical_block_size", "queue/optimal_io_size", "queue/discard_max_bytes", "queue/discard_granularity",
+    "queue/write_cache", "queue/fua",
 )  # fmt: skip
 _CLASS = "sys/class/block"
-_UDEV_DATABASE = Path("/run/udev/data")
 # A disk that is dying may take long for its first sector; one that takes longer than this is told as unreadable.
 _TIMEOUT = 30.0
 # In bytes; the second is where partitions begin, so that a boot loader in front of nothing does not count.
 _SAMPLE, _SAMPLES = 65536, (0, 1048576)
+# Of UNMAP's blocks, all bits set.
+_NO_LIMIT = 0xFFFFFFFF
 _BTRFS_SUPERBLOCK, _BTRFS_MAGIC, _BTRFS_DEVICES = 65536, 0x40, 0x88
-
-
-@dataclass(frozen=True, slots=True)
-class UsbPath:
-    """How a disk hangs on USB; `speed` is the slowest hop's in Mbit/s."""
-
-    driver: str
-    speed: int
-    version: str
-    id: str
-    autosuspend: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +64,7 @@ class BlockNode:
     slaves: tuple[str, ...] = ()
     disk: str = ""
     usb: UsbPath | None = None
+    scsi: Scsi | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +100,7 @@ def gather(root: Path, run: Runner) -> DiskSources:
         nodes=nodes,
         mountinfos=tuple(_mountinfos(root)),
         swaps=text(root, "proc/swaps"),
-        udev=_udev() if root == Path("/") and _UDEV_DATABASE.exists() else {},
+        udev=_udev() if root == Path("/") else {},
         links=dict(_links(root)),
         unreadable=unreadable,
         btrfs_sets=tuple(_btrfs_sets(root)),
@@ -188,11 +183,8 @@ def _node(root: Path, entry: Path) -> BlockNode:
             attributes["ro"] = "1"
     elif serial := _vital_serial(place):
         attributes.setdefault("device/serial", serial)
-    for mode in sorted(place.glob("device/scsi_disk/*/provisioning_mode")):
-        attributes["provisioning_mode"] = line(mode.parent, mode.name)
-    return BlockNode(
-        entry.name, attributes, _entries(place / "holders"), _entries(place / "slaves"), disk, _usb_path(place, root)
-    )
+    neighbours = (_entries(place / "holders"), _entries(place / "slaves"))
+    return BlockNode(entry.name, attributes, *neighbours, disk, read_path(place, root), _scsi(place))
 
 
 def _entries(folder: Path) -> tuple[str, ...]:
@@ -204,31 +196,32 @@ def _entries(folder: Path) -> tuple[str, ...]:
 
 def _vital_serial(place: Path) -> str:
     """The serial of a SCSI disk as page 80h of its vital product data has it: four bytes of header, then the text."""
-    try:
-        return (place / "device/vpd_pg80").read_bytes()[4:].decode("ascii", "replace").replace("\0", " ").strip()
-    except OSError:
-        return ""
+    return _page(place, "80")[4:].decode("ascii", "replace").replace("\0", " ").strip()
 
 
-def _usb_path(place: Path, root: Path) -> UsbPath | None:
-    """Walks up to the host controller: the interface has the driver, the nearest device the version, each hop a speed
-    (Documentation/ABI/stable/sysfs-bus-usb)."""
-    driver, device, speeds = "", None, []
-    top = (root / "sys").resolve()
-    for folder in place.parents:
-        if folder == top:
-            break
-        if (folder / "bInterfaceNumber").exists() and not driver:
-            with contextlib.suppress(OSError):
-                driver = (folder / "driver").readlink().name
-        if (folder / "idVendor").exists():
-            device = device or folder
-            with contextlib.suppress(ValueError):
-                speeds.append(int(float(line(folder, "speed"))))
-    if device is None:
+def _scsi(place: Path) -> Scsi | None:
+    """What the folder of a SCSI disk and its pages of vital product data have. The pages are those of SBC-4; in B2h bit 7 of byte
+    5 is LBPU, in B0h the word at 20 is the most blocks that an UNMAP may have."""
+    found = sorted(place.glob("device/scsi_disk/*"))
+    if not found:
         return None
-    identity = f"{line(device, 'idVendor')}:{line(device, 'idProduct')}"
-    return UsbPath(driver, min(speeds, default=0), line(device, "version"), identity, line(device, "power/control") == "auto")
+    provisioning, limits = _page(place, "b2"), _page(place, "b0")
+    most = int.from_bytes(limits[20:24], "big")
+    block = line(place, "queue/logical_block_size")
+    return Scsi(
+        found[0].name,
+        line(found[0], "provisioning_mode"),
+        line(found[0], "cache_type"),
+        bool(provisioning[5] & 0x80) if len(provisioning) > 5 else None,
+        most * int(block) if block.isdigit() and most != _NO_LIMIT else 0,
+    )
+
+
+def _page(place: Path, number: str) -> bytes:
+    try:
+        return (place / f"device/vpd_pg{number}").read_bytes()
+    except OSError:
+        return b""
 
 
 # -- mount tables, links, udev, btrfs

@@ -78,13 +78,9 @@ def _part_of(disk: BlockDevice, part: BlockDevice) -> BlockDevice:
         serial=disk.serial,
         wwn=disk.wwn,
         transport=disk.transport,
-        usb_driver=disk.usb_driver,
-        usb_speed=disk.usb_speed,
-        usb_version=disk.usb_version,
-        usb_id=disk.usb_id,
-        usb_autosuspend=disk.usb_autosuspend,
+        usb=disk.usb,
         removable=disk.removable,
-        provisioning=disk.provisioning,
+        scsi=disk.scsi,
     )
 
 
@@ -126,9 +122,7 @@ def _device(node: BlockNode, row: Mapping[str, Any], found: _Found, sources: Dis
         serial=_word(serial),
         wwn=_word(wwn),
         transport="usb" if usb else _word(row.get("tran")),
-        usb_driver=usb.driver or udev.get("ID_USB_DRIVER", "") if usb else "",
-        usb_speed=usb.speed if usb else 0,
-        usb_version=usb.version if usb else "",
+        usb=replace(usb, driver=usb.driver or udev.get("ID_USB_DRIVER", "")) if usb else None,
         diskseq=_number(has.get("diskseq")),
         optimal_io=_number(has.get("queue/optimal_io_size")),
         signature=signatures[0] if signatures else "",
@@ -144,11 +138,11 @@ def _device(node: BlockNode, row: Mapping[str, Any], found: _Found, sources: Dis
         together=tuple(sorted(uses.together[name])),
         backing_file=has.get("loop/backing_file", ""),
         port=_word(udev.get("ID_PATH")),
-        usb_id=usb.id if usb else "",
-        usb_autosuspend=usb.autosuspend if usb else False,
         discard_max=_number(has.get("queue/discard_max_bytes")),
-        provisioning=has.get("provisioning_mode", ""),
+        discard_granularity=_number(has.get("queue/discard_granularity")),
         write_cache=has.get("queue/write_cache", ""),
+        fua={"0": False, "1": True}.get(has.get("queue/fua", "")),
+        scsi=node.scsi,
     )
 
 

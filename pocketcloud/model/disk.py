@@ -9,10 +9,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pocketcloud.model.usb import UsbPath
+
 # What stands in `signatures` of a device whose content could not be read.
 UNREADABLE = "unreadable"
 # And where it is full of what looks random and has no signature: encrypted without a header, for one.
 NAMELESS = "nameless data"
+
+
+@dataclass(frozen=True, slots=True)
+class Scsi:
+    """What only SCSI disks have; for the kernel all disks on USB and SATA are some (Linux's ABI/testing/sysfs-class-scsi_disk).
+
+    `provisioning` is how it is trimmed: `unmap`, `writesame_16` ..., `full` (not at all), `disabled` (not any more).
+    `declares_unmap` is what the disk says of itself in its vital product data (page B2h, bit LBPU), None where the kernel did
+    not ask for them; `unmap_max` how much of it an UNMAP may take (page B0h), 0 where it does not say.
+    """
+
+    address: str  # 6:0:0:0
+    provisioning: str = ""
+    cache: str = ""  # what the disk says: write back, write through, none
+    declares_unmap: bool | None = None
+    unmap_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +57,7 @@ class BlockDevice:
     serial: str = ""
     wwn: str = ""
     transport: str = ""  # usb, sata, nvme ...
-    usb_driver: str = ""  # uas, usb-storage
-    usb_speed: int = 0  # Mbit/s of the slowest hop
-    usb_version: str = ""  # bcdUSB: 3.20
+    usb: UsbPath | None = None
     diskseq: int = 0
     optimal_io: int = 0
     signature: str = ""  # ext4, LVM2_member, crypto_LUKS ...; the first of `signatures`
@@ -56,11 +72,11 @@ class BlockDevice:
     together: tuple[str, ...] = ()  # what else belongs to its file system: kernel names, or words for what is not here
     backing_file: str = ""  # of a loop device
     port: str = ""  # where it is plugged, as /dev/disk/by-path says it
-    usb_id: str = ""  # 152d:0578
-    usb_autosuspend: bool = False
     discard_max: int = 0  # 0: no TRIM
-    provisioning: str = ""  # how SCSI disks are trimmed: unmap, full ...
-    write_cache: str = ""  # write back, write through
+    discard_granularity: int = 0
+    write_cache: str = ""  # what the kernel takes it for: write back (flushes are sent), write through
+    fua: bool | None = None  # whether single writes are forced out
+    scsi: Scsi | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.profiles import find as find_profile
 from pocketcloud.system import Completed, run
 from tests.host_trees import OS_RELEASE, arm_board, pine64, plant, x86_laptop
+from tests.recorded import Recorded
 
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
@@ -79,25 +80,18 @@ def plug(root: Path) -> None:
         (root / "sys/class/block" / name).symlink_to(root / place)
 
 
-def says_its_name(
-    argv: Sequence[str | Path],
-    *,
-    stdin: bytes | None = None,  # noqa: ARG001 - the shape of a Runner
-    codes: Sequence[int] = (0,),  # noqa: ARG001
-    timeout: float | None = None,  # noqa: ARG001
-    env: Mapping[str, str] | None = None,  # noqa: ARG001
-    cwd: Path | None = None,  # noqa: ARG001
-    on_line: Callable[[str], None] | None = None,  # noqa: ARG001
-) -> Completed:
-    """A Runner under which every tool says its version; `ip -j` has no addresses to tell."""
-    words = tuple(map(str, argv))
+def _said(words: tuple[str, ...]) -> str:
+    """Every tool says its version; `ip -j` has no addresses to tell."""
     if words[0] in ("lsblk", "wipefs"):
-        return Completed(words, 0, json.dumps(LSBLK if words[0] == "lsblk" else {}), "")
+        return json.dumps(LSBLK if words[0] == "lsblk" else {})
     if words[0] == "lvm":
-        return Completed(words, 0, LVM_VERSION, "")
+        return LVM_VERSION
     if words[0] == "lvmconfig":
-        return Completed(words, 0, "issue_discards=0\nthin_pool_autoextend_threshold=100\nscan_lvs=0\nuse_devicesfile=1\n", "")
-    return Completed(words, 0, "[]" if words[0] == "ip" else f"{Path(words[0]).name} 1.2.3\nmore\n", "")
+        return "issue_discards=0\nthin_pool_autoextend_threshold=100\nscan_lvs=0\nuse_devicesfile=1\n"
+    return "[]" if words[0] == "ip" else f"{Path(words[0]).name} 1.2.3\nmore\n"
+
+
+says_its_name = Recorded(_said)
 
 
 class Libvirt:

@@ -20,9 +20,9 @@ from pocketcloud.profiles import available, choose, find
 from pocketcloud.resources import shipped
 from pocketcloud.system import Runner
 from tests.host_trees import arm_board, pine64, plant, x86_laptop
-from tests.unit.test_hosts import Recorded
+from tests.unit.test_hosts import as_there
 
-RUN: Runner = Recorded({"kvm": {}})
+RUN: Runner = as_there({"kvm": {}})
 BIG = """\
 lab: big
 machines:

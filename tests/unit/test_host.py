@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,20 +16,15 @@ from pocketcloud.model.facts import KvmState
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.system import Completed, run
 from tests.host_trees import OS_RELEASE, arm_board, arm_server, pine64, plant, raspberry_pi, x86_laptop
+from tests.recorded import Recorded
 
 
-def no_tools(
-    argv: Sequence[str | Path],
-    *,
-    stdin: bytes | None = None,  # noqa: ARG001 - the shape of a Runner
-    codes: Sequence[int] = (0,),  # noqa: ARG001
-    timeout: float | None = None,  # noqa: ARG001
-    env: Mapping[str, str] | None = None,  # noqa: ARG001
-    cwd: Path | None = None,  # noqa: ARG001
-    on_line: Callable[[str], None] | None = None,  # noqa: ARG001
-) -> Completed:
-    """A Runner on a host where nothing is installed."""
-    raise HostLacks(f"{argv[0]} is not installed")
+def nothing_there(words: tuple[str, ...]) -> Completed:
+    raise HostLacks(f"{words[0]} is not installed")
+
+
+# A Runner on a host where nothing is installed.
+no_tools = Recorded(nothing_there)
 
 
 @pytest.mark.parametrize(

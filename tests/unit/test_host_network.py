@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -11,30 +10,22 @@ from pocketcloud.errors import HostLacks
 from pocketcloud.host.network import read_subnets
 from pocketcloud.system import CommandFailed, Completed, run, which
 from tests.host_trees import plant
+from tests.recorded import Recorded
 
 
-class Ip:
+class Ip(Recorded):
     """A Runner that is a host's `ip`: answers for `addr` and `route`, or an exception to raise."""
 
     def __init__(self, addresses: object, routes: object) -> None:
         self.answers = {"addr": addresses, "route": routes}
+        super().__init__(self._answer)
 
-    def __call__(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        stdin: bytes | None = None,  # noqa: ARG002 - the shape of a Runner
-        codes: Sequence[int] = (0,),  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
-        env: Mapping[str, str] | None = None,  # noqa: ARG002
-        cwd: Path | None = None,  # noqa: ARG002
-        on_line: Callable[[str], None] | None = None,  # noqa: ARG002
-    ) -> Completed:
-        assert list(argv[:3]) == ["ip", "-j", "-4"]
-        answer = self.answers[str(argv[3])]
+    def _answer(self, words: tuple[str, ...]) -> str:
+        assert words[:3] == ("ip", "-j", "-4")
+        answer = self.answers[words[3]]
         if isinstance(answer, Exception):
             raise answer
-        return Completed(tuple(map(str, argv)), 0, answer if isinstance(answer, str) else json.dumps(answer), "")
+        return answer if isinstance(answer, str) else json.dumps(answer)
 
 
 def address(device: str, local: str, prefix: int, peer: str = "") -> dict[str, object]:

@@ -11,6 +11,13 @@ from typing import Any
 
 import pytest
 
+from pocketcloud.check import Check, State, disks
+from pocketcloud.check.fixes import carry_out
+from pocketcloud.check.judgement import Surroundings
+from pocketcloud.errors import HostLacks
+from pocketcloud.host import read_facts
+from pocketcloud.hypervisor import Hypervisor
+from pocketcloud.system import run, which
 from tests.rig.laptop.hands import plug, pull
 
 DISK = "ssd"
@@ -69,5 +76,46 @@ def test_the_path_of_a_disk_is_judged(controller: str, kind: str, usb: str, word
         assert rotates == ("0" if kind == "uas" else "1"), "usb-storage hides that it is an SSD"
         assert "MB/s in sequence" in found[f"speed:{device.name}"]["evidence"]
         assert found[f"medium:{device.name}"]["state"] == "ok", found[f"medium:{device.name}"]["evidence"]
+    finally:
+        pull(DISK)
+
+
+def trim_of(device: Path) -> Check:
+    """What is said of a disk's TRIM, without the time that all other checks take here."""
+
+    def unreachable() -> Hypervisor:
+        raise HostLacks("not asked in this test")
+
+    here = Surroundings(read_facts(), Path("/"), run, unreachable, Path("/"), which, devices=(device,))
+    (found,) = (check for check in disks.judge(here) if check.id == f"trim:{device.name}")
+    print(found.id, found.state, found.evidence, found.remedy)
+    return found
+
+
+def test_trim_is_switched_on_where_the_disk_declares_it_and_only_there() -> None:
+    """A disk that Linux has not taken for one that can be trimmed, as some bridges have it: SCSI's page B2h tells better."""
+    device = plug(DISK, "xhci", 1, "uas")
+    rules = Path("/etc/udev/rules.d")
+    before = set(rules.glob("*"))
+    try:
+        (mode,) = Path("/sys/block", device.name, "device/scsi_disk").glob("*/provisioning_mode")
+        mode.write_text("full\n")
+        trim = trim_of(device)
+        assert trim.state is State.WARN
+        assert "the disk declares UNMAP, which is not used" in trim.evidence
+        carry_out(trim.fix, run, Path("/"))
+        assert mode.read_text().strip() == "unmap", "udev did it"
+        assert trim_of(device).state is State.OK
+        (rule,) = set(rules.glob("*")) - before
+        assert rule.read_text().startswith("# Written by `pocketcloud check --fix`")
+        assert "46f4" in rule.name
+    finally:
+        pull(DISK)
+        for rule in set(rules.glob("*")) - before:
+            rule.unlink()
+    device = plug(DISK, "xhci", 1, "bot")
+    try:
+        trim = trim_of(device)
+        assert (trim.state, trim.fix) == (State.WARN, ()), "usb-storage did not ask it, so nobody knows"
     finally:
         pull(DISK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pocketcloud.check.judgement import Check, Surroundings
@@ -36,7 +37,8 @@ def judge(here: Surroundings) -> Iterator[Check]:
         yield Check("disks", _GROUP, State.UNKNOWN, evidence, why, ("lsblk",))
     for number, disk in enumerate(disks):
         measured, why_not = _measured(here, disk, number)
-        yield from _of_disk(disk, verdict(disk, measured), why_not, asked=bool(here.devices))
+        for check in _of_disk(disk, verdict(disk, measured), why_not, asked=bool(here.devices)):
+            yield replace(check, measured=measured) if check.id.startswith(f"{Topic.SPEED}:") else check
 
 
 def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import kit_option, output_option, require_root, yes_option
+from pocketcloud.cli.measuring import measuring, times_line
+from pocketcloud.cli.options import kit_option, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
 from pocketcloud.model.judgement import State
@@ -17,20 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pocketcloud.check import Check
-    from pocketcloud.model.disk import BlockDevice, Measured
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 # Seconds that a disk is read for when nobody asked for it by name.
 _BRIEFLY = 2.0
-
-
-def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
-    from pocketcloud.host.disk_speed import measure
-
-    click.echo(f"Measuring how quickly {disk.path} can be read, for {seconds:.0f} s (nothing is written).", err=True)
-    return measure(disk.path, seconds)
 
 
 @click.command("check")
@@ -43,6 +35,7 @@ def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
 @yes_option
 @click.option("--strict", is_flag=True, help="End with 3 for warnings, too.")
 @output_option
+@progress_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -55,6 +48,8 @@ def command(
     dry_run: bool,
     yes: bool,
     output: str,
+    progress: str,
+    verbose: int,
 ) -> int:
     """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
 
@@ -77,15 +72,16 @@ def command(
         path = Places.from_environment().default
     facts = read_facts(fresh=True)
     profile = profiles.find(profile_name) if profile_name else None
-    checks = run_checks(
-        facts,
-        kit_path=path,
-        run=run,
-        hypervisor=open_hypervisor,
-        profile=profile,
-        devices=devices,
-        measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
-    )
+    with measuring(progress, verbose, SECONDS if devices else _BRIEFLY) as measured:
+        checks = run_checks(
+            facts,
+            kit_path=path,
+            run=run,
+            hypervisor=open_hypervisor,
+            profile=profile,
+            devices=devices,
+            measure=measured if measure else None,
+        )
     if fix:
 
         def again() -> tuple[Check, ...]:
@@ -113,6 +109,8 @@ def _print(checks: Sequence[Check]) -> None:
             group = check.group
             click.echo(click.style(group, bold=True))
         click.echo(f"  {click.style(f'{check.state:<5}', fg=_COLOURS.get(check.state))} {check.id}: {check.evidence}")
+        if check.measured and (spread := times_line(check.measured)):
+            click.echo(f"        {spread}")
         if check.state in ("warn", "fail", "unknown"):
             click.echo(f"        why:    {check.why}")
             for line in check.remedy:

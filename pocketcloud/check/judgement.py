@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketcloud.check.fixes import Action, Command, lines
+from pocketcloud.check.waiting import Asked
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.host.packages import install_words
@@ -19,6 +20,9 @@ from pocketcloud.model.judgement import State
 from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
 from pocketcloud.system import Runner
+
+PATIENCE = 30.0
+"""Seconds; a daemon that just started asks each emulator what it can do, which takes a small board ten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,13 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """libvirt's daemon as it answered: its facts, its networks' subnets, the features of the processor that it gives
-    machines under KVM (None: not known); `failure` where it did not answer."""
+    machines under KVM (None: not known); `failure` where it did not answer, `silent` where it took the question."""
 
     facts: HypervisorFacts | None
     subnets: tuple[Subnet, ...] = ()
     cpu_features: frozenset[str] | None = None
     failure: PocketcloudError | None = None
+    silent: bool = False
 
 
 def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
@@ -70,7 +75,8 @@ def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
 class Surroundings:
     """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
     was named by hand (None: chosen from the facts). `devices` are the disks asked for (none: all), `measure` reads a
-    disk for some seconds (None: nothing is measured; its errors become judgements)."""
+    disk for some seconds (None: nothing is measured; its errors become judgements). `patience` is how many seconds libvirt may
+    take to answer."""
 
     facts: Facts
     kit_path: Path
@@ -81,6 +87,7 @@ class Surroundings:
     named: Profile | None = field(default=None)
     devices: tuple[Path, ...] = ()
     measure: Callable[[BlockDevice], Measured | None] | None = None
+    patience: float = PATIENCE
 
     @functools.cached_property
     def disks(self) -> BlockDevices:
@@ -90,12 +97,19 @@ class Surroundings:
     @functools.cached_property
     def daemon(self) -> Daemon:
         """libvirt's daemon, asked once for all checks."""
-        try:
+
+        def question() -> Daemon:
             connection = self.hypervisor()
             asked = self.facts.kvm.state is KvmState.USABLE and self.facts.arch is Arch.X86_64
             return Daemon(connection.facts(), connection.subnets(), _cpu_features(connection) if asked else None)
+
+        try:
+            return Asked(question).answer(self.patience)
         except PocketcloudError as failure:
             return Daemon(None, failure=failure)
+        except TimeoutError:
+            words = f"libvirt's daemon takes connections, but did not answer within {self.patience:.0f} s"
+            return Daemon(None, failure=HostLacks(words), silent=True)
 
     @functools.cached_property
     def profile(self) -> Profile | None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pocketcloud.check import Check
+    from pocketcloud.hypervisor import Hypervisor
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -57,6 +58,8 @@ def command(
     """
     from pocketcloud import profiles
     from pocketcloud.check import failed, run_checks, summary
+    from pocketcloud.check.judgement import PATIENCE
+    from pocketcloud.check.waiting import Asked
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -70,6 +73,8 @@ def command(
         if kit_name:
             raise
         path = Places.from_environment().default
+    # It takes a while, most of it the daemon's: meanwhile the host is looked at.
+    connecting = Asked(_connect)
     facts = read_facts(fresh=True)
     profile = profiles.find(profile_name) if profile_name else None
     with measuring(progress, verbose, SECONDS if devices else _BRIEFLY) as measured:
@@ -77,7 +82,7 @@ def command(
             facts,
             kit_path=path,
             run=run,
-            hypervisor=open_hypervisor,
+            hypervisor=lambda: connecting.answer(PATIENCE),
             profile=profile,
             devices=devices,
             measure=measured if measure else None,
@@ -100,6 +105,15 @@ def command(
         chosen = None
     click.echo(summary(checks, facts, chosen))
     ctx.exit(code)
+
+
+def _connect() -> Hypervisor:
+    """A connection to libvirt, which then has its capabilities at hand."""
+    from pocketcloud.hypervisor import open_hypervisor
+
+    connection = open_hypervisor()
+    connection.facts()
+    return connection
 
 
 def _print(checks: Sequence[Check]) -> None:

@@ -107,6 +107,8 @@ def test_without_udev_sysfs_tells_what_lsblk_does_not(tmp_path: Path) -> None:
     assert {"medium:sda", "speed:sda", "trim:sda", "write-cache:sda", "medium:sdb"} <= set(checks)
     assert checks["medium:sda"].state is State.OK
     assert checks["trim:sda"].state is State.OK
+    assert checks["speed:sda"].told["figures"] == QUICK.told
+    assert "figures" not in checks["trim:sda"].told
 
 
 @pytest.mark.parametrize("files", [{}, {"sys/class/block/": ""}, {"dev/": ""}])

@@ -89,9 +89,9 @@ def test_a_disk_that_hangs_is_left_and_hangs_nobody(mapped: Callable[[str], Path
 
 def test_a_disk_that_hangs_in_the_middle_too(mapped: Callable[[str], Path]) -> None:
     path = mapped("delay {} 0 20")
-    thread = later(2.0, "dmsetup suspend --noflush --nolockfs sleeper")
-    with pytest.raises(Refused, match="did not answer within 9 s"):
-        measure(path, 6.0, patience=3.0)
+    thread = later(1.5, "dmsetup suspend --noflush --nolockfs sleeper")
+    with pytest.raises(Refused, match="did not answer within 5 s"):
+        measure(path, 4.0, patience=1.0)
     thread.join()
 
 
@@ -182,15 +182,15 @@ def test_a_disk_that_others_read_is_told_to_be_busy(plugged: Path) -> None:
     path = plugged
     other = subprocess.Popen(["sh", "-c", f"while :; do dd if={path} of=/dev/null bs=64k iflag=direct 2>/dev/null; done"])
     try:
-        busy = measure(path, 3.0)
+        busy = measure(path, 1.8)
         assert busy is not None
         assert busy.others > MIB / 4
     finally:
         other.kill()
         other.wait()
     until = time.monotonic() + 30
-    quiet = measure(path, 1.5)
+    quiet = measure(path, 0.9)
     while quiet is not None and quiet.others and time.monotonic() < until:  # the last dd of the loop
-        quiet = measure(path, 1.5)
+        quiet = measure(path, 0.9)
     assert quiet is not None
     assert quiet.others == 0

@@ -6,10 +6,14 @@ Libraries that talk to the system in other ways (libvirt, ssh, udev) have rooms 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +95,13 @@ def run(
     are in `out`, merged).
 
     Raises HostLacks if the program is not installed, CommandFailed on any other exit code or when the time is up. The
-    command never outlives the call: an exception in here, Ctrl-C too, ends its whole process group.
+    command does not outlive the call: an exception in here, Ctrl-C too, ends its whole process group; only one that the kernel
+    does not let go of is left behind.
     """
     words = tuple(str(word) for word in argv)
     if which(words[0]) is None:
         raise HostLacks(f"{words[0]} is not installed", hint="pocketcloud check names the package for this distribution")
-    with subprocess.Popen(
+    process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -104,42 +109,65 @@ def run(
         env=environment(env),
         cwd=cwd,
         process_group=0,
-    ) as process:
-        try:
-            if on_line is None:
-                out, err = process.communicate(stdin, timeout)
-            else:
-                out, err = _follow(process, on_line), b""
-                process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            raise CommandFailed(Completed(words, -9, "", f"not done after {timeout:.0f} s")) from None
-        except BaseException:
-            _end(process)
-            raise
+    )
+    try:
+        if on_line is None:
+            out, err = process.communicate(stdin, timeout)
+        else:
+            out, err = _follow(process, on_line, timeout), b""
+    except subprocess.TimeoutExpired:
+        said = f"not done after {timeout:.0f} s" + ("" if _end(process) else ", and it cannot be ended: the kernel holds it")
+        raise CommandFailed(Completed(words, -9, "", said)) from None
+    except BaseException:
+        _end(process)
+        raise
+    finally:
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
     completed = Completed(words, process.returncode, out.decode(errors="replace"), (err or b"").decode(errors="replace"))
     if completed.code not in codes:
         raise CommandFailed(completed)
     return completed
 
 
-def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> bytes:
+def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None], timeout: float | None) -> bytes:
+    """All that it says until it ends, each line told as it comes; raises TimeoutExpired."""
     assert process.stdout is not None  # noqa: S101 - Popen was given a pipe; this tells the type checker
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        on_line(line.decode(errors="replace").rstrip("\n"))
+    until = None if timeout is None else time.monotonic() + timeout
+    seen, rest = [], b""
+    with selectors.DefaultSelector() as ready:
+        ready.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            if not ready.select(None if until is None else max(0.0, until - time.monotonic())):
+                raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
+            piece = os.read(process.stdout.fileno(), 65536)
+            seen.append(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in [*lines, rest] if not piece and rest else lines:
+                on_line(line.decode(errors="replace"))
+            if not piece:
+                break
+    process.wait(None if until is None else max(0.0, until - time.monotonic()))
     return b"".join(seen)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, 15)
-        process.wait(5)
-    except (ProcessLookupError, subprocess.TimeoutExpired):
-        process.kill()
-    finally:
-        process.wait()
+# Kept, so that nobody waits for them: Popen's own end would say that they still run.
+_abandoned: list[subprocess.Popen[bytes]] = []
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """End its process group; False where it does not end. A process that waits for a device which never answers (state D)
+    takes no signal until it does: it is left behind, and ends by itself if the device comes back."""
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            return True
+    _abandoned.append(process)
+    return False
 
 
 def become(argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:

@@ -31,6 +31,7 @@ def verdict(
     about = (
         _medium(target, measured),
         _speed(measured, asked),
+        _circumstances(measured),
         judge_path(target.usb),
         _trim(target),
         _cache(target),
@@ -47,7 +48,7 @@ def is_ssd(target: BlockDevice, measured: Measured | None) -> bool | None:
     if measured is not None and measured.random_reads:
         if measured.p50 < _FLASH:
             return True
-        if measured.p50 > _ARM:
+        if measured.p50 > _ARM and not measured.others:
             return False
     return None if target.transport in ("usb", "") else False
 
@@ -61,7 +62,7 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
     match is_ssd(target, measured):
         case True:
             yield Remark(Topic.MEDIUM, State.OK, f"SSD: yes ({told})")
-            if not target.rotational and measured is not None and measured.p50 > _ARM:
+            if not target.rotational and measured is not None and measured.p50 > _ARM and not measured.others:
                 text = (
                     f"but a random read takes {_ms(measured.p50)}, as on a hard disk: it is one, or it or its cable is in trouble"
                 )
@@ -93,6 +94,22 @@ def _speed(measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remar
     if measured.failed:
         text = f"ATTENTION: {measured.failed} reads failed: the disk or its cable is failing; do not keep work on it"
         yield Remark(Topic.SPEED, State.FAIL, text, ("Try another cable and another port; copy what is on it",))
+
+
+def _circumstances(measured: Measured | None) -> Iterator[Remark]:
+    """What else is to be known of the figures: hdparm's, and what falsified them."""
+    if measured is None:
+        return
+    if measured.first:
+        # 2 MiB at a time, and what it calls MB is MiB (hdparm.c, time_device).
+        text = f"from its beginning on {measured.first / MIB:.0f} MiB/s, which `hdparm -t --direct` calls MB/sec"
+        yield Remark(Topic.SPEED, State.OK, text)
+    if measured.asleep:
+        text = f"it was asleep: the first read took {measured.asleep:.0f} s, which is not counted"
+        yield Remark(Topic.SPEED, State.OK, text)
+    if measured.others:
+        text = f"busy: others read and wrote {size_text(measured.others)} meanwhile, twice in a row, so the figures are too low"
+        yield Remark(Topic.SPEED, State.OK, text)
 
 
 def _trim(target: BlockDevice) -> Iterator[Remark]:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pocketcloud.check import arm, disks, elsewhere, kvm, lab, lvm, memory, nesting, power, space, subnets, tools
-from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.check.judgement import PATIENCE, Check, Surroundings
+from pocketcloud.check.waiting import Late, within
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts
@@ -23,6 +24,8 @@ from pocketcloud.system import Runner, which
 __all__ = ["Check", "State", "failed", "run_checks", "summary"]
 
 _ROOT = Path("/")
+# Seconds for a check to come, when each of its own limits has failed. A disk that is measured twice needs the most.
+_LONGEST = 150.0
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
     arm.judge,
@@ -52,6 +55,8 @@ def run_checks(
     devices: tuple[Path, ...] = (),
     measure: Callable[[BlockDevice], Measured | None] | None = None,
     lab: Lab | None = None,
+    patience: float = PATIENCE,
+    longest: float = _LONGEST,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
@@ -59,16 +64,28 @@ def run_checks(
     judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`. `devices` are the
     disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
     With a profile that is meant for another kind of computer than this, that one is judged. `lab` is one that is to fit.
+    libvirt may take `patience` seconds to answer, and any check `longest`; what does not come becomes `unknown`.
     """
-    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab)
+    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab, patience)
     groups = _GROUPS if profile is None or is_kind(profile.selects, facts) else _ELSEWHERE
-    return tuple(check for judge in groups for check in _finished(judge, here))
+    return tuple(check for judge in groups for check in _finished(judge, here, longest))
 
 
-def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings) -> Iterator[Check]:
-    """What a group finds; a fault in it is told, and leaves the other groups' answers."""
+def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings, longest: float) -> Iterator[Check]:
+    """What a group finds; a fault in it is told, so is that it does not end, and leaves the other groups' answers."""
+    found = iter(judge(here))
     try:
-        yield from judge(here)
+        while True:
+            with within(longest):
+                check = next(found, None)
+            if check is None:
+                return
+            yield check
+    except Late:
+        group = judge.__module__.rpartition(".")[2]
+        why = "Something on this host does not answer, and what these checks would have said is not known."
+        evidence = f"the next of these checks did not come within {longest:.0f} s"
+        yield Check(f"{group}-unfinished", group, State.UNKNOWN, evidence, why, ("dmesg | tail -n 20",))
     except Exception as error:  # noqa: BLE001 - hosts hold what nobody thought of, and one answer less is better than none
         group = judge.__module__.rpartition(".")[2]
         evidence = f"these checks ended with {type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pocketcloud.check import trim
@@ -38,22 +39,26 @@ def judge(here: Surroundings) -> Iterator[Check]:
         yield Check("disks", _GROUP, State.UNKNOWN, evidence, why, ("lsblk",))
     least = here.profile.disk_speed if here.profile else None
     for number, disk in enumerate(disks):
-        measured, why_not = _measured(here, disk, number)
+        measured, why_not, remedy = _measured(here, disk, number)
         remarks = (*verdict(disk, measured, least), *trim.above(here, disk))
-        yield from _of_disk(here, disk, remarks, why_not)
+        for check in _of_disk(here, disk, remarks, why_not):
+            if check.id.startswith(f"{Topic.SPEED}:"):
+                yield replace(check, measured=measured, remedy=remedy or check.remedy)
+            else:
+                yield check
 
 
-def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str]:
-    """What was measured of a disk, or why nothing was."""
+def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str, tuple[str, ...]]:
+    """What was measured of a disk, or why nothing was and what helps, where that is known."""
     if here.measure is None:
-        return None, "--no-measure"
+        return None, "--no-measure", ()
     if not here.devices and number >= _AT_MOST:
-        return None, f"only {_AT_MOST} disks are measured unasked; --device {disk.path}"
+        return None, f"only {_AT_MOST} disks are measured unasked; --device {disk.path}", ()
     try:
         measured = here.measure(disk)
     except PocketcloudError as failure:
-        return None, failure.message
-    return measured, "" if measured else "it cannot be read past the kernel's cache"
+        return None, failure.message, (_sentence(failure.hint),) if failure.hint else ()
+    return measured, "" if measured else "it cannot be read past the kernel's cache", ()
 
 
 def chosen(devices: BlockDevices, asked: tuple[Path, ...]) -> tuple[BlockDevice, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketcloud.check.fixes import Action, Command, lines
+from pocketcloud.check.waiting import Asked
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.host.packages import install_words
@@ -21,6 +22,9 @@ from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
 from pocketcloud.system import Runner
 
+PATIENCE = 30.0
+"""Seconds; a daemon that just started asks each emulator what it can do, which takes a small board ten."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -29,7 +33,7 @@ class Check:
     `id` is a stable name (`kvm`), unique over all groups; `evidence` says what was read or run and what it said; `why` says
     in one sentence why it matters; `remedy` holds command lines for this distribution, to be run as root, or a sentence
     starting with a capital where no command does it; empty where nothing is to be done. `fix` is what `check --fix` would do,
-    empty where it cannot.
+    empty where it cannot. `measured` are the figures of a disk's speed.
     """
 
     id: str
@@ -39,23 +43,26 @@ class Check:
     why: str
     remedy: tuple[str, ...] = ()
     fix: tuple[Action, ...] = ()
+    measured: Measured | None = None
 
     @property
     def told(self) -> dict[str, object]:
         """The check as JSON has it."""
         words = {name: getattr(self, name) for name in ("id", "group", "state", "evidence", "why", "remedy")}
-        return {**words, "fixable": bool(self.fix)}
+        figures = {"figures": self.measured.told} if self.measured else {}
+        return {**words, "fixable": bool(self.fix), **figures}
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """libvirt's daemon as it answered: its facts, its networks' subnets, the features of the processor that it gives
-    machines under KVM (None: not known); `failure` where it did not answer."""
+    machines under KVM (None: not known); `failure` where it did not answer, `silent` where it took the question."""
 
     facts: HypervisorFacts | None
     subnets: tuple[Subnet, ...] = ()
     cpu_features: frozenset[str] | None = None
     failure: PocketcloudError | None = None
+    silent: bool = False
 
 
 def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
@@ -69,7 +76,8 @@ def _cpu_features(connection: Hypervisor) -> frozenset[str] | None:
 class Surroundings:
     """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
     was named by hand (None: chosen from the facts). `devices` are the disks asked for (none: all), `measure` reads a
-    disk for some seconds (None: nothing is measured; its errors become judgements); `lab` is the one that is to fit."""
+    disk for some seconds (None: nothing is measured; its errors become judgements); `lab` is the one that is to fit. `patience`
+    is how many seconds libvirt may take to answer."""
 
     facts: Facts
     kit_path: Path
@@ -81,6 +89,7 @@ class Surroundings:
     devices: tuple[Path, ...] = ()
     measure: Callable[[BlockDevice], Measured | None] | None = None
     lab: Lab | None = None
+    patience: float = PATIENCE
 
     @functools.cached_property
     def disks(self) -> BlockDevices:
@@ -90,12 +99,19 @@ class Surroundings:
     @functools.cached_property
     def daemon(self) -> Daemon:
         """libvirt's daemon, asked once for all checks."""
-        try:
+
+        def question() -> Daemon:
             connection = self.hypervisor()
             asked = self.facts.kvm.state is KvmState.USABLE and self.facts.arch is Arch.X86_64
             return Daemon(connection.facts(), connection.subnets(), _cpu_features(connection) if asked else None)
+
+        try:
+            return Asked(question).answer(self.patience)
         except PocketcloudError as failure:
             return Daemon(None, failure=failure)
+        except TimeoutError:
+            words = f"libvirt's daemon takes connections, but did not answer within {self.patience:.0f} s"
+            return Daemon(None, failure=HostLacks(words), silent=True)
 
     @functools.cached_property
     def profile(self) -> Profile | None:

@@ -98,6 +98,9 @@ def _libvirt(here: Surroundings) -> Check:
             return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, ("Use a newer release of the distribution",))
         return Check("libvirt", _GROUP, State.OK, evidence, _LIBVIRT_WHY)
     evidence = failure.message if failure else "no answer"
+    if here.daemon.silent:
+        restart = "systemctl restart libvirtd" if here.facts.systemd else "Restart libvirtd"
+        return Check("libvirt", _GROUP, State.UNKNOWN, evidence, _LIBVIRT_WHY, (restart,))
     if not any(here.find(daemon) for daemon in ("libvirtd", "virtqemud")):
         evidence = f"neither libvirtd nor virtqemud is installed ({evidence})"
         installing = here.installing("libvirt")

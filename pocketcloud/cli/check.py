@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import kit_option, output_option, require_root, yes_option
+from pocketcloud.cli.measuring import measuring, times_line
+from pocketcloud.cli.options import kit_option, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
 from pocketcloud.model.judgement import State
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pocketcloud.check import Check
-    from pocketcloud.model.disk import BlockDevice, Measured
+    from pocketcloud.hypervisor import Hypervisor
     from pocketcloud.model.kit import Kit
     from pocketcloud.model.lab import Lab
 
@@ -26,13 +26,6 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 # Seconds that a disk is read for when nobody asked for it by name.
 _BRIEFLY = 2.0
-
-
-def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
-    from pocketcloud.host.disk_speed import measure
-
-    click.echo(f"Measuring how quickly {disk.path} can be read, for {seconds:.0f} s (nothing is written).", err=True)
-    return measure(disk.path, seconds)
 
 
 @click.command("check")
@@ -46,6 +39,7 @@ def _measured(disk: BlockDevice, *, seconds: float) -> Measured | None:
 @yes_option
 @click.option("--strict", is_flag=True, help="End with 3 for warnings, too.")
 @output_option
+@progress_options
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -59,6 +53,8 @@ def command(
     dry_run: bool,
     yes: bool,
     output: str,
+    progress: str,
+    verbose: int,
 ) -> int:
     """Judge whether this host can carry labs: KVM (by a timed proof), nesting, disks, memory, space, tools, subnets.
 
@@ -68,6 +64,8 @@ def command(
     """
     from pocketcloud import profiles
     from pocketcloud.check import failed, run_checks, summary
+    from pocketcloud.check.judgement import PATIENCE
+    from pocketcloud.check.waiting import Asked
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -84,18 +82,21 @@ def command(
             raise
         path = Places.from_environment().default
     lab = _lab(lab_name, kit, path) if lab_name else None
+    # It takes a while, most of it the daemon's: meanwhile the host is looked at.
+    connecting = Asked(_connect)
     facts = read_facts(fresh=True)
     profile = profiles.find(profile_name) if profile_name else None
-    checks = run_checks(
-        facts,
-        kit_path=path,
-        run=run,
-        hypervisor=open_hypervisor,
-        profile=profile,
-        devices=devices,
-        measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
-        lab=lab,
-    )
+    with measuring(progress, verbose, SECONDS if devices else _BRIEFLY) as measured:
+        checks = run_checks(
+            facts,
+            kit_path=path,
+            run=run,
+            hypervisor=lambda: connecting.answer(PATIENCE),
+            profile=profile,
+            devices=devices,
+            measure=measured if measure else None,
+            lab=lab,
+        )
     if fix:
 
         def again() -> tuple[Check, ...]:
@@ -128,6 +129,15 @@ def _lab(name: str, kit: Kit | None, path: Path) -> Lab:
     return lab or record.lab  # type: ignore[union-attr]  # one of them is there
 
 
+def _connect() -> Hypervisor:
+    """A connection to libvirt, which then has its capabilities at hand."""
+    from pocketcloud.hypervisor import open_hypervisor
+
+    connection = open_hypervisor()
+    connection.facts()
+    return connection
+
+
 def _print(checks: Sequence[Check]) -> None:
     group = ""
     for check in checks:
@@ -135,6 +145,8 @@ def _print(checks: Sequence[Check]) -> None:
             group = check.group
             click.echo(click.style(group, bold=True))
         click.echo(f"  {click.style(f'{check.state:<5}', fg=_COLOURS.get(check.state))} {check.id}: {check.evidence}")
+        if check.measured and (spread := times_line(check.measured)):
+            click.echo(f"        {spread}")
         if check.state in ("warn", "fail", "unknown"):
             click.echo(f"        why:    {check.why}")
             for line in check.remedy:

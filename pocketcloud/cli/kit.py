@@ -117,8 +117,9 @@ def _init_device(
     dry_run: bool,
     yes: bool,
 ) -> Kit | None:
+    from pocketcloud.cli.measuring import measuring, times_line
     from pocketcloud.host import kits as host
-    from pocketcloud.host.disk_speed import measure
+    from pocketcloud.host.disk_speed import SECONDS
     from pocketcloud.kit.device import check_host
     from pocketcloud.kit.disk import choose, confirm, init_disk, plan_disk
     from pocketcloud.system import run
@@ -127,9 +128,11 @@ def _init_device(
     check_host(run)
     with _one_at_a_time(places):
         chosen = choose(places, device, run)
-        click.echo(f"Measuring how quickly {chosen.target.path} can be read (nothing is written).", err=True)
+        with measuring("auto", 0, SECONDS) as measure:
+            measured = measure(chosen.target)
         profile = _profile(profile_name)
-        known = [remark.text for remark in verdict(chosen.target, measure(chosen.target.path), profile.disk_speed)]
+        known = [remark.text for remark in verdict(chosen.target, measured, profile.disk_speed)]
+        known += [times_line(measured)] if measured and measured.counts else []
         chunk = profile.media[host.medium(chosen.target.name)].chunk
         plan = plan_disk(chosen, name, chunk, places, run, known)
         _print_init(plan, dry_run=dry_run)

@@ -118,13 +118,33 @@ class BlockDevices:
         return tuple(found.values())
 
 
+TIMES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03)
+"""The seconds that `Measured.counts` is divided at: flash answers in the first three, a moving arm in those from 3 ms on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """How quickly a disk was read: `sequential` in bytes per second, `random_reads` of 4 KiB per second, the median and the
-    99th percentile of their times in seconds; `failed` reads gave an error."""
+    99th percentile of their times in seconds; `failed` reads gave an error.
+
+    `first` is of the disk's first part, in bytes per second; `counts` are how many random reads took less than each of TIMES,
+    and last how many took longer. `others` are the bytes that others read and wrote meanwhile (0: too few to matter): then the
+    figures are too low. `asleep` is how many seconds it took to wake up, which is in none of the figures; 0 if it was awake.
+    """
 
     sequential: float
     random_reads: float
     p50: float
     p99: float
     failed: int = 0
+    first: float = 0.0
+    counts: tuple[int, ...] = ()
+    others: int = 0
+    asleep: float = 0.0
+
+    @property
+    def told(self) -> dict[str, object]:
+        """The figures as JSON has them."""
+        words = {name: getattr(self, name) for name in ("sequential", "first", "random_reads", "p50", "p99", "failed")}
+        times = [{"below": below, "reads": reads} for below, reads in zip((*TIMES, None), self.counts, strict=False)]
+        return {**words, "times": times, "others": self.others, "asleep": self.asleep}

@@ -1,4 +1,4 @@
-"""Checks: judgements over the host, each with its evidence and its remedy. They change nothing and start no guest.
+"""Checks: judgements over the host, each with its evidence and its remedy. They change nothing, and start guests only if asked.
 
 A group is a module with a `judge` function that yields its checks; a new group is a new module and a line in `_GROUPS`.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pocketcloud.check import arm, disks, elsewhere, kvm, lab, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import deep as guests
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
@@ -52,6 +53,7 @@ def run_checks(
     devices: tuple[Path, ...] = (),
     measure: Callable[[BlockDevice], Measured | None] | None = None,
     lab: Lab | None = None,
+    deep: bool = False,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
@@ -59,9 +61,11 @@ def run_checks(
     judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`. `devices` are the
     disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
     With a profile that is meant for another kind of computer than this, that one is judged. `lab` is one that is to fit.
+    With `deep` guests are started on this computer, which takes seconds, some minutes at most.
     """
     here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab)
     groups = _GROUPS if profile is None or is_kind(profile.selects, facts) else _ELSEWHERE
+    groups = (*groups, guests.judge) if deep else groups
     return tuple(check for judge in groups for check in _finished(judge, here))
 
 

@@ -29,8 +29,8 @@ from pocketcloud.profiles import shape
 _GROUP = "deep"
 BOOT_SECONDS = 90.0
 NESTED_SECONDS = 240.0
-"""Deadlines. A PC needs 2 and 5 seconds; ARM's firmware 10 under emulation, and a kernel under nested KVM on an emulated
-processor, the slowest that was tried, about half of this."""
+"""Deadlines. A PC needs seconds; ARM's firmware 10 under emulation, and a kernel under nested KVM on an emulated processor, the
+slowest that was tried, 55 to 110."""
 
 _MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 _ACCELERATORS = {Acceleration.KVM: "KVM", Acceleration.EMULATION: "emulation"}
@@ -59,8 +59,8 @@ def _boot(here: Surroundings) -> Check:
         hypervisor = here.hypervisor()
         sweep_machines(hypervisor)
     except PocketcloudError as failure:
-        hint = _hint(failure)
-        return Check("deep-boot", _GROUP, State.UNKNOWN, f"no machine could be asked for: {_first(failure)}", why, hint)
+        remedy = ("The check `libvirt` says what to do",)
+        return Check("deep-boot", _GROUP, State.UNKNOWN, f"no machine could be asked for: {_first(failure)}", why, remedy)
     try:
         with trial_folder() as folder:
             spec = trial_spec(folder, arch, shaped)
@@ -109,6 +109,8 @@ class _Cannot(Exception):
 def _nested(here: Surroundings) -> Check:
     why = "A setting says that KVM nests; this shows whether a machine in a machine really runs."
     arch, kvm = here.facts.arch, here.facts.kvm
+    if kvm.state is KvmState.DENIED:
+        return Check("deep-nesting", _GROUP, State.UNKNOWN, kvm.evidence, why, (_AS_ROOT,))
     if kvm.state is not KvmState.USABLE or arch is None:
         evidence = f"KVM is {kvm.state} here, so there is none to be passed on"
         return Check("deep-nesting", _GROUP, State.NOT_APPLICABLE, evidence, why)
@@ -189,4 +191,4 @@ def _last(text: str) -> str:
 
 
 def _hint(failure: PocketcloudError) -> tuple[str, ...]:
-    return (f"{failure.hint[0].upper()}{failure.hint[1:]}",) if failure.hint else ()
+    return (f"Try this: {failure.hint}",) if failure.hint else ()

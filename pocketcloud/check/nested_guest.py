@@ -198,7 +198,7 @@ def ask(
     try:
         run(guarded, timeout=within)
     except CommandFailed as failed:
-        ended = failed.completed.err.strip() or failed.message.splitlines()[0]
+        ended = (failed.completed.err.strip() or failed.message).splitlines()[-1]
     said = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
     return Answer(results(said), said, ended)
 

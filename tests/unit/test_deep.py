@@ -12,22 +12,26 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.check.boot_disk import SIZE, boot_disk
-from pocketcloud.check.deep import booted
+from pocketcloud.check.deep import booted, judge
 from pocketcloud.check.init_program import At, InitProgram, results
+from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.check.nested_guest import Answer, Module, Verdict, init_program, initramfs, proof, read_module, verdict
 from pocketcloud.check.trial import LINE, Trial
-from pocketcloud.host import kvm_probe
+from pocketcloud.errors import HostLacks
+from pocketcloud.host import kvm_probe, read_facts
 from pocketcloud.host.kernels import cpio, module_files, read_kernels
-from pocketcloud.hypervisor import DomainState
+from pocketcloud.hypervisor import DomainState, Hypervisor
 from pocketcloud.model.base import Arch
+from pocketcloud.model.facts import Kvm, KvmState
 from pocketcloud.model.judgement import State
 from pocketcloud.system import run
-from tests.host_trees import plant
+from tests.host_trees import plant, x86_laptop
 
 RELEASE = "6.1.0-56-amd64"
 MODULES = f"lib/modules/{RELEASE}"
@@ -271,3 +275,63 @@ def test_a_boot_disk_is_of_its_size(arch: Arch) -> None:
         boot_disk(arch, "é")
     with pytest.raises(ValueError, match="100"):
         boot_disk(arch, "x" * 101)
+
+
+# -- what is said where no guest can be started
+
+
+def without_libvirt() -> Hypervisor:
+    raise HostLacks("libvirt's daemon does not answer", hint="start it")
+
+
+def deep(
+    root: Path, kvm: Kvm, *, emulator: Path | None = Path("/usr/bin/true"), files: dict[str, str] | None = None
+) -> dict[str, Check]:
+    """The checks of a laptop with Intel's processor, by their ids."""
+    plant(root, x86_laptop("debian-12") | (files or {}))
+    facts = replace(read_facts(root), kvm=kvm, kernel=RELEASE)
+    here = Surroundings(facts, root / "kit", run, without_libvirt, root, lambda _: emulator)
+    return {check.id: check for check in judge(here)}
+
+
+KERNEL = {f"boot/vmlinuz-{RELEASE}": "", f"{MODULES}/modules.builtin": "kernel/arch/x86/kvm/kvm-intel.ko"}
+USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("kvm", "state", "words"),
+    [
+        (Kvm(KvmState.SLOW, "emulated"), State.NOT_APPLICABLE, "KVM is slow here"),
+        (Kvm(KvmState.ABSENT, "no /dev/kvm"), State.NOT_APPLICABLE, "KVM is absent here"),
+        (Kvm(KvmState.DENIED, "may not be opened"), State.UNKNOWN, "may not be opened"),
+    ],
+)
+def test_without_kvm_nothing_is_passed_on(tmp_path: Path, kvm: Kvm, state: State, words: str) -> None:
+    found = deep(tmp_path, kvm, files=KERNEL)
+    assert found["deep-nesting"].state is state
+    assert words in found["deep-nesting"].evidence
+    assert found["deep-boot"].state is State.UNKNOWN
+    assert "libvirt's daemon does not answer" in found["deep-boot"].evidence
+
+
+@pytest.mark.parametrize(
+    ("files", "emulator", "words"),
+    [
+        ({}, Path("/usr/bin/true"), "there is no kernel with its modules"),
+        (KERNEL, None, "qemu-system-x86_64 is not installed"),
+        (KERNEL | {f"{MODULES}/modules.builtin": ""}, Path("/usr/bin/true"), f"Linux {RELEASE} has no module kvm_intel"),
+        (
+            KERNEL | {f"{MODULES}/modules.builtin": "", f"{MODULES}/modules.dep": "kernel/kvm-intel.ko:"},
+            Path("/usr/bin/true"),
+            "a module of Linux",
+        ),
+        # A QEMU that ends at once, with nothing said, and one that ends with an error.
+        (KERNEL, Path("/usr/bin/true"), "said nothing of KVM; its console is empty"),
+        (KERNEL, Path("/usr/bin/false"), "said nothing of KVM"),
+    ],
+)
+def test_what_is_missing_is_said(tmp_path: Path, files: dict[str, str], emulator: Path | None, words: str) -> None:
+    check = deep(tmp_path, USABLE, emulator=emulator, files=files)["deep-nesting"]
+    assert check.state is State.UNKNOWN
+    assert words in check.evidence
+    assert check.remedy

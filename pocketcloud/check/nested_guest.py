@@ -2,8 +2,8 @@
 runs a loop in a guest of its own.
 
 Its kernel and KVM modules are this host's, its first process is a list of system calls (init_program.py), its loop is that of
-host/kvm_probe.py. QEMU is started without libvirt, which starts no kernel whose initramfs it may not read; that labs' machines
-start through libvirt is what the boot sector (boot_disk.py) proves.
+host/kvm_probe.py. QEMU is started without libvirt: what is to be shown is the processor's and KVM's doing, and libvirt would hand
+the kernel's file over to QEMU's user for the while. That labs' machines start through it is what the trial (trial.py) proves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks: judgements over the host, each with its evidence and its remedy. They change nothing and start no guest.
+"""Checks: judgements over the host, each with its evidence and its remedy. They change nothing, and start guests only if asked.
 
 A group is a module with a `judge` function that yields its checks; a new group is a new module and a line in `_GROUPS`.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pocketcloud.check import arm, disks, elsewhere, kvm, lab, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import deep as guests
 from pocketcloud.check.judgement import PATIENCE, Check, Surroundings
 from pocketcloud.check.waiting import Late, within
 from pocketcloud.hypervisor import Hypervisor
@@ -57,6 +58,7 @@ def run_checks(
     lab: Lab | None = None,
     patience: float = PATIENCE,
     longest: float = _LONGEST,
+    deep: bool = False,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
@@ -65,10 +67,12 @@ def run_checks(
     disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
     With a profile that is meant for another kind of computer than this, that one is judged. `lab` is one that is to fit.
     libvirt may take `patience` seconds to answer, and any check `longest`; what does not come becomes `unknown`.
+    With `deep` guests are started on this computer, which takes seconds, some minutes at most.
     """
     here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab, patience)
     groups = _GROUPS if profile is None or is_kind(profile.selects, facts) else _ELSEWHERE
-    return tuple(check for judge in groups for check in _finished(judge, here, longest))
+    limits = [(judge, longest) for judge in groups] + ([(guests.judge, longest + guests.NESTED_SECONDS)] if deep else [])
+    return tuple(check for judge, limit in limits for check in _finished(judge, here, limit))
 
 
 def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings, longest: float) -> Iterator[Check]:

@@ -29,40 +29,40 @@ LOOPS = 100_000
 INSTRUCTIONS = 2 * LOOPS
 # A second look at a result this slow: a busy host may have taken the processor away in the middle of the first.
 _SUSPICIOUS_SECONDS = 0.01
-_MAGIC = 0x600D
-_API_VERSION = 12
+MAGIC = 0x600D
+API_VERSION = 12
 
-_GET_API_VERSION = 0xAE00
-_CREATE_VM = 0xAE01
+GET_API_VERSION = 0xAE00
+CREATE_VM = 0xAE01
 _CHECK_EXTENSION = 0xAE03
-_GET_VCPU_MMAP_SIZE = 0xAE04
-_CREATE_VCPU = 0xAE41
+GET_VCPU_MMAP_SIZE = 0xAE04
+CREATE_VCPU = 0xAE41
 _CREATE_DEVICE = 0xC00CAEE0
-_SET_TSS_ADDR = 0xAE47
-_RUN = 0xAE80
-_SET_USER_MEMORY_REGION = 0x4020AE46
-_SET_REGS = 0x4090AE82
-_GET_REGS = 0x8090AE81
-_SET_SREGS = 0x4138AE84
-_GET_SREGS = 0x8138AE83
-_SET_ONE_REG = 0x4010AEAC
-_ARM_VCPU_INIT = 0x4020AEAE
-_ARM_PREFERRED_TARGET = 0x8020AEAF
+SET_TSS_ADDR = 0xAE47
+RUN = 0xAE80
+SET_USER_MEMORY_REGION = 0x4020AE46
+SET_REGS = 0x4090AE82
+GET_REGS = 0x8090AE81
+SET_SREGS = 0x4138AE84
+GET_SREGS = 0x8138AE83
+SET_ONE_REG = 0x4010AEAC
+ARM_VCPU_INIT = 0x4020AEAE
+ARM_PREFERRED_TARGET = 0x8020AEAF
 
 # Capabilities that tell of nesting: the size of a nested guest's state (x86), guests that enter EL2 (arm64, Linux 6.16).
 _CAP_NESTED_STATE = 157
 _CAP_ARM_EL2 = 240
 
-_EXIT_HLT = 5
-_EXIT_MMIO = 6
-_GUEST_MEMORY = 0x10000
-_CODE = 0x1000
+EXIT_HLT = 5
+EXIT_MMIO = 6
+GUEST_MEMORY = 0x10000
+CODE = 0x1000
 _TABLES = 0x2000  # of long mode: three pages, which map the first 2 MiB onto themselves
 _ARM_MMIO = 0x1000_0000
 _ARM_VGICS = (5, 7)  # KVM_DEV_TYPE_ARM_VGIC_V2, _V3
 _DEVICE_TEST = 1
 # KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | (offset of pc in struct kvm_regs, in 32-bit words)
-_ARM_REG_PC = 0x6030_0000_0010_0040
+ARM_REG_PC = 0x6030_0000_0010_0040
 
 # mov ecx, LOOPS; l: dec ecx; jnz l; mov eax, ecx; add eax, MAGIC; hlt. 16-bit code with 32-bit operands.
 _REAL_CODE = b"".join(
@@ -71,29 +71,29 @@ _REAL_CODE = b"".join(
         b"\x66\x49",
         b"\x75\xfc",
         b"\x66\x89\xc8",
-        b"\x66\x05" + struct.pack("<I", _MAGIC),
+        b"\x66\x05" + struct.pack("<I", MAGIC),
         b"\xf4",
     )
 )
 # The same in an encoding that 32-bit and 64-bit code share.
-_FLAT_CODE = b"".join(
+FLAT_CODE = b"".join(
     (
         b"\xb9" + struct.pack("<I", LOOPS),
         b"\xff\xc9",
         b"\x75\xfc",
         b"\x89\xc8",
-        b"\x05" + struct.pack("<I", _MAGIC),
+        b"\x05" + struct.pack("<I", MAGIC),
         b"\xf4",
     )
 )
-_ARM_CODE = struct.pack(
+ARM_CODE = struct.pack(
     "<8I",
     0xD2800000 | (LOOPS & 0xFFFF) << 5,  # movz x0, #(LOOPS & 0xffff)
     0xF2A00000 | (LOOPS >> 16) << 5,  # movk x0, #(LOOPS >> 16), lsl #16
     0xF1000400,  # l: subs x0, x0, #1
     0x54FFFFE1,  # b.ne l
     0xD2A00001 | (_ARM_MMIO >> 16) << 5,  # movz x1, #(_ARM_MMIO >> 16), lsl #16
-    0xD2800002 | _MAGIC << 5,  # movz x2, #MAGIC
+    0xD2800002 | MAGIC << 5,  # movz x2, #MAGIC
     0x8B000042,  # add x2, x2, x0
     0xB9000022,  # str w2, [x1], where no memory is: leaves the guest
 )
@@ -122,7 +122,7 @@ def _address(memory: mmap.mmap) -> int:
 
 def _before_x86(vm: int) -> None:
     """Older Intel processors need three pages for themselves to run real mode; harmless elsewhere."""
-    _ioctl(vm, _SET_TSS_ADDR, "KVM_SET_TSS_ADDR", 0xFFFB_D000)
+    _ioctl(vm, SET_TSS_ADDR, "KVM_SET_TSS_ADDR", 0xFFFB_D000)
 
 
 def _enter_real(special: ctypes.Array[ctypes.c_char], _memory: mmap.mmap) -> None:
@@ -133,9 +133,16 @@ def _enter_real(special: ctypes.Array[ctypes.c_char], _memory: mmap.mmap) -> Non
 
 
 def _enter_protected(special: ctypes.Array[ctypes.c_char], _memory: mmap.mmap) -> None:
-    """Flat 32-bit segments, no paging."""
+    for offset, value in protected_mode():
+        struct.pack_into("<Q", special, offset, value)
+
+
+def protected_mode() -> list[tuple[int, int]]:
+    """Flat 32-bit segments, no paging: what to write into struct kvm_sregs, 64 bits at each offset."""
+    special = bytearray(_CR4)
     _flat_segments(special, long=False)
     struct.pack_into("<Q", special, _CR0, _PE)
+    return [(offset, *struct.unpack_from("<Q", special, offset)) for offset in (*range(0, _SEGMENTS, 8), _CR0)]
 
 
 def _enter_long(special: ctypes.Array[ctypes.c_char], memory: mmap.mmap) -> None:
@@ -152,11 +159,11 @@ def _enter_long(special: ctypes.Array[ctypes.c_char], memory: mmap.mmap) -> None
 
 
 # struct kvm_sregs: eight segments of 24 bytes (cs ds es fs gs ss tr ldt), two descriptor tables of 16, cr0 cr2 cr3 cr4 cr8 efer
-_CR0, _CR3, _CR4, _EFER = 224, 240, 248, 264
+_SEGMENTS, _CR0, _CR3, _CR4, _EFER = 144, 224, 240, 248, 264
 _PE, _PG, _PAE, _LME, _LMA = 1, 1 << 31, 1 << 5, 1 << 8, 1 << 10
 
 
-def _flat_segments(special: ctypes.Array[ctypes.c_char], *, long: bool) -> None:
+def _flat_segments(special: ctypes.Array[ctypes.c_char] | bytearray, *, long: bool) -> None:
     """Code and data segments over all memory. struct kvm_segment: u64 base, u32 limit, u16 selector, u8 type, present, dpl,
     db, s, l, g, avl, unusable, padding."""
     segment = struct.Struct("<QIH10B")
@@ -168,17 +175,17 @@ def _flat_segments(special: ctypes.Array[ctypes.c_char], *, long: bool) -> None:
 
 def _enter_x86(vcpu: int, prepare: Callable[[ctypes.Array[ctypes.c_char], mmap.mmap], None], memory: mmap.mmap) -> None:
     special = ctypes.create_string_buffer(312)
-    _ioctl(vcpu, _GET_SREGS, "KVM_GET_SREGS", special)
+    _ioctl(vcpu, GET_SREGS, "KVM_GET_SREGS", special)
     prepare(special, memory)
-    _ioctl(vcpu, _SET_SREGS, "KVM_SET_SREGS", special)
+    _ioctl(vcpu, SET_SREGS, "KVM_SET_SREGS", special)
     # struct kvm_regs: rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags; bit 1 of rflags is always set
-    general = ctypes.create_string_buffer(struct.pack("<18Q", *[0] * 16, _CODE, 2), 144)
-    _ioctl(vcpu, _SET_REGS, "KVM_SET_REGS", general)
+    general = ctypes.create_string_buffer(struct.pack("<18Q", *[0] * 16, CODE, 2), 144)
+    _ioctl(vcpu, SET_REGS, "KVM_SET_REGS", general)
 
 
 def _x86_result(vcpu: int, _state: mmap.mmap) -> int:
     general = ctypes.create_string_buffer(144)
-    _ioctl(vcpu, _GET_REGS, "KVM_GET_REGS", general)
+    _ioctl(vcpu, GET_REGS, "KVM_GET_REGS", general)
     return int(struct.unpack_from("<Q", general)[0])
 
 
@@ -193,13 +200,13 @@ def _before_arm(vm: int) -> None:
 
 
 def _enter_arm(vm: int, vcpu: int, _memory: mmap.mmap) -> None:
-    """At _CODE, in EL1 with the MMU off, as KVM_ARM_VCPU_INIT leaves it."""
+    """At CODE, in EL1 with the MMU off, as KVM_ARM_VCPU_INIT leaves it."""
     init = ctypes.create_string_buffer(32)
-    _ioctl(vm, _ARM_PREFERRED_TARGET, "KVM_ARM_PREFERRED_TARGET", init)
-    _ioctl(vcpu, _ARM_VCPU_INIT, "KVM_ARM_VCPU_INIT", init)
-    value = ctypes.c_uint64(_CODE)
-    register = ctypes.create_string_buffer(struct.pack("<QQ", _ARM_REG_PC, ctypes.addressof(value)), 16)
-    _ioctl(vcpu, _SET_ONE_REG, "KVM_SET_ONE_REG", register)
+    _ioctl(vm, ARM_PREFERRED_TARGET, "KVM_ARM_PREFERRED_TARGET", init)
+    _ioctl(vcpu, ARM_VCPU_INIT, "KVM_ARM_VCPU_INIT", init)
+    value = ctypes.c_uint64(CODE)
+    register = ctypes.create_string_buffer(struct.pack("<QQ", ARM_REG_PC, ctypes.addressof(value)), 16)
+    _ioctl(vcpu, SET_ONE_REG, "KVM_SET_ONE_REG", register)
 
 
 def _arm_result(_vcpu: int, state: mmap.mmap) -> int:
@@ -226,39 +233,39 @@ def _x86_guest(mode: str, code: bytes, prepare: Callable[[ctypes.Array[ctypes.c_
     def enter(_vm: int, vcpu: int, memory: mmap.mmap) -> None:
         _enter_x86(vcpu, prepare, memory)
 
-    return _Guest(mode, code, _before_x86, enter, _EXIT_HLT, _x86_result)
+    return _Guest(mode, code, _before_x86, enter, EXIT_HLT, _x86_result)
 
 
 _GUESTS = {
     "x86_64": (
         _x86_guest("real", _REAL_CODE, _enter_real),
-        _x86_guest("protected", _FLAT_CODE, _enter_protected),
-        _x86_guest("long", _FLAT_CODE, _enter_long),
+        _x86_guest("protected", FLAT_CODE, _enter_protected),
+        _x86_guest("long", FLAT_CODE, _enter_long),
     ),
-    "aarch64": (_Guest("EL1", _ARM_CODE, _before_arm, _enter_arm, _EXIT_MMIO, _arm_result),),
+    "aarch64": (_Guest("EL1", ARM_CODE, _before_arm, _enter_arm, EXIT_MMIO, _arm_result),),
 }
 
 
 def _once(guest: _Guest, kvm: int) -> float:
     """Run the loop once, in a new guest; seconds it took."""
-    vm = _ioctl(kvm, _CREATE_VM, "KVM_CREATE_VM")
-    memory = mmap.mmap(-1, _GUEST_MEMORY)
-    memory[_CODE : _CODE + len(guest.code)] = guest.code
+    vm = _ioctl(kvm, CREATE_VM, "KVM_CREATE_VM")
+    memory = mmap.mmap(-1, GUEST_MEMORY)
+    memory[CODE : CODE + len(guest.code)] = guest.code
     # struct kvm_userspace_memory_region: u32 slot, u32 flags, u64 guest_phys_addr, u64 memory_size, u64 userspace_addr
-    region = ctypes.create_string_buffer(struct.pack("<IIQQQ", 0, 0, 0, _GUEST_MEMORY, _address(memory)), 32)
-    _ioctl(vm, _SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", region)
+    region = ctypes.create_string_buffer(struct.pack("<IIQQQ", 0, 0, 0, GUEST_MEMORY, _address(memory)), 32)
+    _ioctl(vm, SET_USER_MEMORY_REGION, "KVM_SET_USER_MEMORY_REGION", region)
     guest.before(vm)
-    vcpu = _ioctl(vm, _CREATE_VCPU, "KVM_CREATE_VCPU")
-    state = mmap.mmap(vcpu, _ioctl(kvm, _GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE"))
+    vcpu = _ioctl(vm, CREATE_VCPU, "KVM_CREATE_VCPU")
+    state = mmap.mmap(vcpu, _ioctl(kvm, GET_VCPU_MMAP_SIZE, "KVM_GET_VCPU_MMAP_SIZE"))
     guest.enter(vm, vcpu, memory)
     begin = time.perf_counter()
-    _ioctl(vcpu, _RUN, "KVM_RUN")
+    _ioctl(vcpu, RUN, "KVM_RUN")
     seconds = time.perf_counter() - begin
     reason = struct.unpack_from("<I", state, 8)[0]
     if reason != guest.exit_reason:
         raise Failed(f"in {guest.mode} mode the guest left with KVM's exit reason {reason}, not {guest.exit_reason}")
-    if (got := guest.result(vcpu, state)) != _MAGIC:
-        raise Failed(f"in {guest.mode} mode the loop computed {got:#x}, not {_MAGIC:#x}")
+    if (got := guest.result(vcpu, state)) != MAGIC:
+        raise Failed(f"in {guest.mode} mode the loop computed {got:#x}, not {MAGIC:#x}")
     os.close(vcpu)
     os.close(vm)
     return seconds
@@ -273,9 +280,9 @@ def measure(device: str, machine: str) -> dict[str, object]:
     # Cores of a board can differ, and a vCPU made on one kind does not run on the other.
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    version = _ioctl(kvm, _GET_API_VERSION, "KVM_GET_API_VERSION")
-    if version != _API_VERSION:
-        raise Failed(f"KVM_GET_API_VERSION says {version}, not {_API_VERSION}")
+    version = _ioctl(kvm, GET_API_VERSION, "KVM_GET_API_VERSION")
+    if version != API_VERSION:
+        raise Failed(f"KVM_GET_API_VERSION says {version}, not {API_VERSION}")
     taken: dict[str, float] = {}
     for guest in guests:
         seconds = _once(guest, kvm)
@@ -285,7 +292,7 @@ def measure(device: str, machine: str) -> dict[str, object]:
         taken[guest.mode] = seconds
     return {
         "seconds": taken,
-        "value": _MAGIC,
+        "value": MAGIC,
         "instructions": INSTRUCTIONS,
         "nested_state": _ioctl(kvm, _CHECK_EXTENSION, "KVM_CHECK_EXTENSION", _CAP_NESTED_STATE),
         "arm_el2": _ioctl(kvm, _CHECK_EXTENSION, "KVM_CHECK_EXTENSION", _CAP_ARM_EL2),

@@ -200,7 +200,7 @@ def test_a_kept_verdict_does_not_outlive_the_device(laptop: Path) -> None:
 
 
 def test_the_arm_code_is_what_its_comments_say() -> None:
-    words = struct.unpack("<8I", kvm_probe._ARM_CODE)
+    words = struct.unpack("<8I", kvm_probe.ARM_CODE)
     # As GNU as 2.40 for aarch64 assembles them:
     # movz x0,#0x86a0; movk x0,#1,lsl 16; subs x0,x0,#1; b.ne .-4; movz x1,#0x1000,lsl 16;
     # movz x2,#0x600d; add x2,x2,x0; str w2,[x1]

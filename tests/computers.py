@@ -21,7 +21,7 @@ from tests.host_trees import plant
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
     "mke2fs", "mkfs.vfat", "mcopy", "libvirtd", "lvm", "lvmconfig", "modprobe",
-    "thin_check", "thin_dump", "thin_ls", "thin_repair",
+    "thin_check", "thin_dump", "thin_ls", "thin_metadata_size", "thin_repair",
 )  # fmt: skip
 USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)
 
@@ -92,6 +92,15 @@ SAYS = {
 }
 
 
+# libvirt as one daemon, started at boot.
+LIBVIRTD = {
+    "proc/900/comm": "libvirtd\n",
+    "proc/901/comm": "virtlogd\n",
+    "run/libvirt/libvirt-sock": "",
+    "etc/systemd/system/multi-user.target.wants/libvirtd.service": "",
+}
+
+
 class Tools:
     """A Runner that starts nothing: a tool says what `says` has for it, whatever it is asked."""
 
@@ -151,6 +160,7 @@ class Computer:
                 "etc/passwd": "libvirt-qemu:x:64055:107::/var/lib/libvirt:/bin/false\n",
                 "etc/group": "kvm:x:107:\n",
                 "dev/kvm": "",
+                **LIBVIRTD,
             },
         )
         (root / "dev/kvm").chmod(0o666)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import disks, kvm, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import disks, kvm, lvm, memory, nesting, power, services, space, subnets, tools
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
@@ -29,6 +29,7 @@ _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     memory.judge,
     power.judge,
     space.judge,
+    services.judge,
     tools.judge,
     lvm.judge,
     subnets.judge,

@@ -35,6 +35,12 @@ def qemu_account(root: Path) -> Account | None:
     return None
 
 
+def members(root: Path, group: str) -> frozenset[str]:
+    """Who /etc/group says is in a group, besides those who have it as their first; empty for a group that is not there."""
+    rows = (row[3] for row in _table(root, "etc/group", 4) if row[0] == group)
+    return frozenset(name for row in rows for name in row.split(",") if name)
+
+
 def may_use(account: Account, found: os.stat_result) -> bool:
     """Whether the mode bits of a file let the account read and write it, as the kernel judges: the first class that fits."""
     if found.st_uid == account.uid:

@@ -105,7 +105,7 @@ def test_a_folder_that_others_may_not_pass_is_named_with_its_remedy(laptop: Comp
 def test_a_pine64_is_in_order_too(tmp_path: Path) -> None:
     checks = Computer(tmp_path, pine64()).checks()
     odd = {c.id: c.state for c in checks.values() if c.group not in ("space", "storage", "power") and c.state is not State.OK}
-    assert odd == dict.fromkeys(("nesting", "nesting-speed", "nesting-libvirt"), State.NOT_APPLICABLE)
+    assert odd == dict.fromkeys(("nesting", "nesting-speed", "nesting-libvirt", "libvirt-boot"), State.NOT_APPLICABLE)
     assert "profile pine64" in checks["architecture"].evidence
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.check import State, failed
-from pocketcloud.errors import HostLacks
 from pocketcloud.model.base import Arch
-from tests.computers import TOOLS, Computer, Libvirt
+from tests.computers import TOOLS, Computer
 from tests.host_trees import OS_RELEASE, plant, x86_laptop
 
 
@@ -75,45 +74,10 @@ def test_firmware_counts_only_for_the_architecture_and_if_its_file_is_there(lapt
     assert (other.state, other.remedy) == (State.FAIL, ("apt-get install -y qemu-efi-aarch64",))
 
 
-@pytest.mark.parametrize(
-    ("distribution", "systemd", "start"),
-    [
-        ("debian-13", True, ("systemctl enable --now libvirtd",)),
-        ("debian-13", False, ("virtlogd -d", "libvirtd -d")),
-        ("fedora-44", True, ("systemctl enable --now virtqemud.socket virtnetworkd.socket virtlogd.socket",)),
-        ("centos-9", False, ("virtlogd -d", "virtnetworkd -d", "virtqemud -d")),
-    ],
-)
-def test_libvirt_that_does_not_answer_is_started_or_installed(
-    tmp_path: Path, distribution: str, systemd: bool, start: tuple[str, ...]
-) -> None:
-    computer = Computer(tmp_path, x86_laptop(distribution))
-    computer.change(systemd=systemd)
-    computer.libvirt = HostLacks("cannot connect to qemu:///system", hint="is the daemon running?")
-    checks = computer.checks()
-    assert (checks["libvirt"].state, checks["libvirt"].evidence) == (State.FAIL, "cannot connect to qemu:///system")
-    assert checks["libvirt"].remedy == (*start, "Is the daemon running?")
-    assert checks["kvm-libvirt"].state is State.UNKNOWN
-    assert checks["libvirt-networks"].state is State.UNKNOWN
-    assert checks["lab-subnets"].state is State.OK
-    computer.tools.remove("libvirtd")
-    missing = computer.checks()["libvirt"]
-    assert missing.evidence.startswith("neither libvirtd nor virtqemud is installed")
-    assert missing.remedy[0].split()[1:3] == ["install", "-y"]
-    assert missing.remedy[1:] == start
-
-
-def test_a_libvirt_too_old_to_be_told_the_firmware_fails(laptop: Computer) -> None:
-    laptop.libvirt = Libvirt("8.0.0")
-    assert laptop.checks()["libvirt"].state is State.FAIL
-    laptop.libvirt = Libvirt("8.6.0")
-    assert laptop.checks()["libvirt"].state is State.OK
-
-
 def test_kits_on_disks_need_lvm_and_labs_do_without(laptop: Computer) -> None:
     checks = laptop.checks()
     assert checks["lvm2"].evidence == "lvm2 2.03.16"
-    assert "the devices file is 1" in checks["lvm-settings"].evidence
+    assert checks["lvm-devices-file"].evidence == "not used (use_devicesfile 1, no file)"
     laptop.run.says["lvm"] = "  LVM version:     2.03.11(2) (2021-01-08)\n"
     assert laptop.checks()["lvm2"].state is State.WARN
     assert "2.03.12 is the oldest" in laptop.checks()["lvm2"].evidence
@@ -124,5 +88,64 @@ def test_kits_on_disks_need_lvm_and_labs_do_without(laptop: Computer) -> None:
     assert checks["lvm2"].remedy == ("apt-get install -y lvm2",)
     assert checks["thin-tools"].remedy == ("apt-get install -y thin-provisioning-tools",)
     assert checks["dm-thin"].state is State.UNKNOWN
-    assert checks["lvm-settings"].state is State.NOT_APPLICABLE
+    assert checks["lvm-scan"].state is State.NOT_APPLICABLE
     assert not failed(checks.values())
+
+
+@pytest.mark.parametrize(
+    ("tool", "says", "state", "evidence"),
+    [
+        (
+            "qemu-system-x86_64",
+            "QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)\n",
+            State.FAIL,
+            "5.1 is the first with a balloon",
+        ),
+        ("qemu-system-x86_64", "QEMU emulator version 5.1.0\n", State.OK, "QEMU emulator version 5.1.0"),
+        ("qemu-img", "qemu-img version 4.2.1\n", State.FAIL, "5.0 is the first with `convert --target-is-zero`"),
+        ("dnsmasq", "Dnsmasq version 2.66\n", State.FAIL, "2.67 is the first that libvirt takes"),
+        ("dnsmasq", "Dnsmasq version 2.67test3\n", State.OK, "2.67test3"),
+        ("mmdebstrap", "mmdebstrap 0.7.3\n", State.WARN, "0.7.4 is the first with unshare mode for root"),
+        ("sfdisk", "sfdisk from util-linux 2.31.1\n", State.WARN, "2.33 is the first"),
+        ("mke2fs", "mke2fs 1.42.9 (28-Dec-2013)\n", State.WARN, "1.43 is the first"),
+        ("mke2fs", "Segmentation fault\n", State.UNKNOWN, "it tells no version"),
+        ("mke2fs", f"mke2fs {'9' * 5000}.1\n", State.OK, "mke2fs 999"),
+    ],
+)
+def test_a_tool_that_is_too_old_says_what_it_lacks(laptop: Computer, tool: str, says: str, state: State, evidence: str) -> None:
+    laptop.run.says[tool] = says
+    check = laptop.checks()["qemu" if tool.startswith("qemu-system") else tool]
+    assert check.state is state
+    assert evidence in check.evidence
+    assert bool(check.remedy) == (state in (State.FAIL, State.WARN))
+
+
+def test_old_thin_tools_cannot_look_into_a_pool(laptop: Computer) -> None:
+    laptop.run.says["thin_check"] = "0.6.3\n"
+    check = laptop.checks()["thin-tools"]
+    assert (check.state, "0.7.0 is the oldest" in check.evidence) == (State.WARN, True)
+    laptop.run.says["thin_check"] = "thin_check 1.0.12\n"
+    assert laptop.checks()["thin-tools"].evidence == "thin-provisioning-tools 1.0.12"
+
+
+def test_seeds_need_no_tool_of_the_hosts(laptop: Computer) -> None:
+    check = laptop.checks()["cloud-init"]
+    assert check.state is State.OK
+    assert "pycdlib" in check.evidence
+
+
+def test_lvms_settings_are_explained_one_by_one(laptop: Computer) -> None:
+    listed = "VERSION=1.1.2\nIDTYPE=sys_wwid IDNAME=naa.5 DEVNAME=/dev/sda2 PVID=x\nIDTYPE=devname IDNAME=/dev/sdc PVID=y\n"
+    plant(laptop.root, {"etc/lvm/devices/system.devices": listed})
+    checks = laptop.checks()
+    assert checks["lvm-devices-file"].evidence.startswith("used, with 2 devices; kits need not be among them")
+    assert "that is about removed linear volumes" in checks["lvm-discards"].evidence
+    assert "autoextend is off" in checks["lvm-autoextend"].evidence
+    assert checks["lvm-scan"].state is State.OK
+    laptop.run.says["lvmconfig"] = "issue_discards=1\nthin_pool_autoextend_threshold=80\nscan_lvs=1\n"
+    checks = laptop.checks()
+    assert checks["lvm-devices-file"].state is State.UNKNOWN
+    assert "issue_discards is 1" in checks["lvm-discards"].evidence
+    assert "from 80 % on" in checks["lvm-autoextend"].evidence
+    assert checks["lvm-scan"].state is State.WARN
+    assert "scan_lvs = 0" in checks["lvm-scan"].remedy[0]

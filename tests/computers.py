@@ -85,6 +85,7 @@ SAYS = {
     "mke2fs": "mke2fs 1.47.0 (5-Feb-2023)\n\tUsing EXT2FS Library version 1.47.0\n",
     "thin_check": "0.9.0\n",
     "ip": "[]",
+    "nft": '{"nftables": []}',
     "lsblk": json.dumps(LSBLK),
     "wipefs": "{}",
     "lvm": "  LVM version:     2.03.16(2) (2022-05-18)\n  Library version: 1.02.185 (2022-05-18)\n",
@@ -160,6 +161,7 @@ class Computer:
                 "etc/passwd": "libvirt-qemu:x:64055:107::/var/lib/libvirt:/bin/false\n",
                 "etc/group": "kvm:x:107:\n",
                 "dev/kvm": "",
+                "proc/sys/net/ipv4/ip_forward": "0\n",
                 **LIBVIRTD,
             },
         )

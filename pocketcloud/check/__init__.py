@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import disks, kvm, lvm, memory, nesting, power, services, space, subnets, tools
+from pocketcloud.check import disks, firewall, kvm, lvm, memory, nesting, networks, power, services, space, tools
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
@@ -32,7 +32,8 @@ _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     services.judge,
     tools.judge,
     lvm.judge,
-    subnets.judge,
+    networks.judge,
+    firewall.judge,
 )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pocketcloud.check.fixes import Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
-from pocketcloud.host.files import line, text
+from pocketcloud.host.drop_ins import assignments, drop_ins
+from pocketcloud.host.files import line
 from pocketcloud.model.judgement import State
 
 _GROUP = "power"
@@ -68,19 +69,9 @@ def _lid(here: Surroundings, *, laptop: bool) -> Check:
 
 def _logind(root: Path) -> dict[str, str]:
     """logind's settings: its main file, then the others by name, wherever they lie; the last word counts."""
-    files: dict[str, str] = {}
-    for folder in _FOLDERS:
-        place = root / folder
-        for name in sorted(entry.name for entry in place.glob("*.conf")) if place.is_dir() else ():
-            files.setdefault(name, f"{folder}/{name}")
     main = next((name for name in _MAIN if (root / name).is_file()), "")
-    found: dict[str, str] = {}
-    for file in [main, *(files[name] for name in sorted(files))]:
-        for row in text(root, file).splitlines() if file else ():
-            name, separator, value = row.strip().partition("=")
-            if separator and not name.startswith(("#", ";")):
-                found[name.strip()] = value.strip()
-    return found
+    files = [main, *drop_ins(root, _FOLDERS)] if main else drop_ins(root, _FOLDERS)
+    return {name: value for file in files for name, value in assignments(root, file)}
 
 
 def _battery(batteries: list[str], mains: list[bool]) -> Check:

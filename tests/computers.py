@@ -162,6 +162,9 @@ class Computer:
                 "etc/group": "kvm:x:107:\n",
                 "dev/kvm": "",
                 "proc/sys/net/ipv4/ip_forward": "0\n",
+                "proc/sys/vm/overcommit_memory": "0\n",
+                "proc/910/comm": "chronyd\n",
+                "sys/kernel/mm/ksm/run": "1\n",
                 **LIBVIRTD,
             },
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pocketcloud.check import disks, firewall, kvm, lvm, memory, nesting, networks, power, services, space, tools
+from pocketcloud.check import clock, disks, firewall, kvm, lvm, memory, nesting, networks, power, services, space, tools
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
@@ -28,6 +28,7 @@ _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     disks.judge,
     memory.judge,
     power.judge,
+    clock.judge,
     space.judge,
     services.judge,
     tools.judge,

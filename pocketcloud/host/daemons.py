@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.host.files import line
+from pocketcloud.host.processes import running
 
 _KNOWN = ("libvirtd", "virtqemud", "virtnetworkd", "virtlogd", "virtproxyd")
 # By the daemon that listens there; virtproxyd serves libvirtd's in the other form.
@@ -44,19 +44,11 @@ class Daemons:
 
 def read_daemons(root: Path) -> Daemons:
     """The daemons of the host under `root`."""
-    names = (line(root, f"proc/{entry.name}/comm") for entry in _processes(root))
-    running = frozenset(name for name in names if name in _KNOWN)
+    there = running(root, _KNOWN)
     sockets = {daemon: mode for name, daemon in _SOCKETS.items() if (mode := _socket(root / _PLACE / name))}
-    if "virtproxyd" in running and "libvirtd" not in running:
+    if "virtproxyd" in there and "libvirtd" not in there:
         sockets.pop("libvirtd", None)
-    return Daemons(running, sockets, _enabled(root))
-
-
-def _processes(root: Path) -> list[Path]:
-    try:
-        return [entry for entry in (root / "proc").iterdir() if entry.name.isdigit()]
-    except OSError:
-        return []
+    return Daemons(there, sockets, _enabled(root))
 
 
 def _socket(path: Path) -> str:

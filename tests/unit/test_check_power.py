@@ -79,3 +79,32 @@ def test_a_battery_counts_only_if_it_is_the_computers(laptop: Computer) -> None:
     assert laptop.checks()["battery"].state is State.WARN
     plant(laptop.root, {f"{supplies}/AC/online": "1"})
     assert laptop.checks()["battery"].state is State.OK
+
+
+@pytest.mark.parametrize(
+    ("files", "state", "words"),
+    [
+        ({}, State.OK, "when idle: ignore"),
+        ({"etc/systemd/logind.conf.d/x.conf": "[Login]\nIdleAction=lock\n"}, State.OK, "when idle: lock"),
+        ({"etc/systemd/logind.conf": "[Login]\nIdleAction = suspend\nIdleActionSec=20min\n"}, State.WARN, "when idle: suspend"),
+    ],
+)
+def test_a_computer_that_sleeps_when_idle_takes_the_lab_along(
+    laptop: Computer, files: Mapping[str, str], state: State, words: str
+) -> None:
+    plant(laptop.root, files)
+    check = laptop.checks()["idle"]
+    assert check.state is state
+    assert words in check.evidence
+    if state is State.WARN:
+        run(["sh", "-ec", check.remedy[0].replace("/etc", f"{laptop.root}/etc")])
+        assert laptop.checks()["idle"].state is State.OK
+
+
+def test_masked_sleep_is_no_sleep(laptop: Computer) -> None:
+    plant(laptop.root, {"sys/class/power_supply/BAT0/type": "Battery", "etc/systemd/logind.conf": "IdleAction=suspend\n"})
+    assert laptop.checks()["lid"].state is State.WARN
+    (laptop.root / "etc/systemd/system/sleep.target").symlink_to("/dev/null")
+    checks = laptop.checks()
+    assert (checks["lid"].state, checks["idle"].state) == (State.OK, State.OK)
+    assert "sleep.target is masked" in checks["lid"].evidence

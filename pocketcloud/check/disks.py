@@ -35,21 +35,21 @@ def judge(here: Surroundings) -> Iterator[Check]:
         evidence = f"{asked}: no such disk" if asked else "no disk is to be seen here"
         yield Check("disks", _GROUP, State.UNKNOWN, evidence, why, ("lsblk",))
     for number, disk in enumerate(disks):
-        measured, why_not = _measured(here, disk, number)
-        yield from _of_disk(disk, verdict(disk, measured), why_not, asked=bool(here.devices))
+        measured, why_not, instead = _measured(here, disk, number)
+        yield from _of_disk(disk, verdict(disk, measured), why_not, instead, asked=bool(here.devices))
 
 
-def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str]:
-    """What was measured of a disk, or why nothing was."""
+def _measured(here: Surroundings, disk: BlockDevice, number: int) -> tuple[Measured | None, str, str]:
+    """What was measured of a disk, or why nothing was, and what would help."""
     if here.measure is None:
-        return None, "--no-measure"
+        return None, "--no-measure", ""
     if not here.devices and number >= _AT_MOST:
-        return None, f"only {_AT_MOST} disks are measured unasked; --device {disk.path}"
+        return None, f"only {_AT_MOST} disks are measured unasked; --device {disk.path}", ""
     try:
         measured = here.measure(disk)
     except PocketcloudError as failure:
-        return None, failure.message
-    return measured, "" if measured else "it cannot be read past the kernel's cache"
+        return None, failure.message, failure.hint
+    return measured, "" if measured else "it cannot be read past the kernel's cache", ""
 
 
 def chosen(devices: BlockDevices, asked: tuple[Path, ...]) -> tuple[BlockDevice, ...]:
@@ -61,7 +61,7 @@ def chosen(devices: BlockDevices, asked: tuple[Path, ...]) -> tuple[BlockDevice,
     return tuple(device for device in devices if device.kind == "disk" and device.size and not _NO_DISK.fullmatch(device.name))
 
 
-def _of_disk(disk: BlockDevice, remarks: tuple[Remark, ...], not_measured: str, *, asked: bool) -> Iterator[Check]:
+def _of_disk(disk: BlockDevice, remarks: tuple[Remark, ...], not_measured: str, instead: str, *, asked: bool) -> Iterator[Check]:
     about = ", ".join(word for word in (disk.model, size_text(disk.size), disk.transport) if word)
     for topic in Topic:
         of_topic = [remark for remark in remarks if remark.topic is topic]
@@ -74,6 +74,8 @@ def _of_disk(disk: BlockDevice, remarks: tuple[Remark, ...], not_measured: str, 
         if topic is Topic.SPEED and not_measured:
             evidence += f" ({not_measured})"
         remedy = tuple(line for remark in of_topic if remark.state is not State.OK for line in remark.remedy)
+        if topic is Topic.SPEED and instead:
+            remedy = (_sentence(instead),)
         yield Check(f"{topic}:{disk.name}", _GROUP, state, evidence, topic.why, remedy)
 
 

@@ -48,10 +48,9 @@ def _libvirt(here: Surroundings, daemons: Daemons) -> Check:
         return Check("libvirt", _GROUP, State.UNKNOWN, evidence, why, ("Run this check as root: labs are root's too",))
     if not any(here.find(daemon) for daemon in ("libvirtd", "virtqemud")):
         evidence = f"neither libvirtd nor virtqemud is installed ({evidence})"
-        installing = here.installing("libvirt")
-        fix = (*installing, *_start(here, daemons)) if installing else ()
+        # Its packages start it on most distributions; where they do not, that is the next fix.
         remedy = (*here.install("libvirt"), *lines(_start(here, daemons)))
-        return Check("libvirt", _GROUP, State.FAIL, evidence, why, remedy, fix)
+        return Check("libvirt", _GROUP, State.FAIL, evidence, why, remedy, here.installing("libvirt"))
     start = _start(here, daemons)
     hint = (
         (f"{failure.hint[0].upper()}{failure.hint[1:]}",) if failure and failure.hint and failure.hint not in lines(start) else ()

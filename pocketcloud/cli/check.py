@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import kit_option, output_option, require_root, yes_option
-from pocketcloud.cli.view import ask, print_json
+from pocketcloud.cli.options import kit_option, output_option, yes_option
+from pocketcloud.cli.view import print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
-from pocketcloud.model.judgement import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pocketcloud.check import Check
     from pocketcloud.model.disk import BlockDevice, Measured
@@ -62,6 +61,7 @@ def command(
     """
     from pocketcloud import profiles
     from pocketcloud.check import failed, run_checks, summary
+    from pocketcloud.cli.check_fix import fix as mend
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -84,7 +84,7 @@ def command(
         hypervisor=open_hypervisor,
         profile=profile,
         devices=devices,
-        measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure else None,
+        measure=partial(_measured, seconds=SECONDS if devices else _BRIEFLY) if measure and not fix else None,
     )
     if fix:
 
@@ -92,7 +92,7 @@ def command(
             facts = read_facts(fresh=True)
             return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
 
-        ctx.exit(_fix(checks, again, dry_run=dry_run, yes=yes))
+        ctx.exit(mend(checks, again, dry_run=dry_run, yes=yes, output=output))
     code = 3 if failed(checks, strict=strict) else 0
     if output == "json":
         print_json([check.told for check in checks])
@@ -119,38 +119,3 @@ def _print(checks: Sequence[Check]) -> None:
                 click.echo(f"        remedy: {line}")
         if check.fix:
             click.echo("        pocketcloud check --fix does that")
-
-
-def _fix(checks: Sequence[Check], again: Callable[[], tuple[Check, ...]], *, dry_run: bool, yes: bool) -> int:
-    """Do what can be done about each check that found something, and run it again; the exit code."""
-    from pocketcloud.check.fixes import carry_out
-    from pocketcloud.errors import PocketcloudError, Refused
-    from pocketcloud.system import run
-
-    wanted = [check for check in checks if check.fix and check.state is not State.OK]
-    if not wanted:
-        click.echo("There is nothing that --fix could do.")
-        return 0
-    if not dry_run:
-        require_root("change this computer's settings")
-    left = 0
-    for check in wanted:
-        click.echo(f"{check.id}: {check.evidence}")
-        for action in check.fix:
-            click.echo(f"    {action.line}")
-        if dry_run:
-            continue
-        try:
-            ask("Do that?", yes=yes)
-            carry_out(check.fix, run, Path("/"))
-            now = next((found for found in again() if found.id == check.id), None)
-            state = now.state if now else State.UNKNOWN
-            click.echo(f"    now {state}" + (f": {now.evidence}" if now else ""))
-            left += state is not State.OK
-        except Refused as refused:
-            click.echo(f"    not done: {refused.message}", err=True)
-            left += 1
-        except PocketcloudError as error:
-            click.echo(f"    failed: {error.message}", err=True)
-            left += 1
-    return 8 if left else 0

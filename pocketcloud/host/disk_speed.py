@@ -109,5 +109,9 @@ def _large_offsets(size: int) -> list[int]:
 
 def _not_read(path: Path, error: OSError) -> HostLacks | Refused:
     if error.errno in (errno.EACCES, errno.EPERM):
+        if os.geteuid() == 0:
+            # The control group of devices, or a security module, which ask nobody's uid.
+            said = f"{path} may not be read, although this is root: a container's rules, or a security module, keep it away"
+            return HostLacks(said, hint="do it outside of the container, or have the device allowed in it")
         return HostLacks(f"{path} may not be read by this user", hint="do it as root")
     return Refused(f"{path} cannot be read: {error.strerror}", hint="plug it in again, or choose another disk (lsblk lists them)")

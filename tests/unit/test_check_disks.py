@@ -44,6 +44,7 @@ def test_what_is_not_measured_says_why(laptop: Computer) -> None:
     checks = laptop.checks()
     assert checks["speed:sdb"].state is State.UNKNOWN
     assert "may not be read by this user" in checks["speed:sdb"].evidence
+    assert checks["speed:sdb"].remedy == ("Do it as root",)
     assert checks["medium:sdb"].state is State.UNKNOWN
     assert checks["medium:sda"].state is State.OK, "it says of itself that it is one"
     laptop.devices = (Path("/dev/sdz"),)

@@ -6,6 +6,7 @@ A group is a module with a `judge` function that yields its checks; a new group 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pocketcloud.check import clock, disks, firewall, kvm, lvm, memory, nesting, networks, power, services, space, tools
@@ -22,6 +23,7 @@ from pocketcloud.system import Runner, which
 __all__ = ["Check", "State", "failed", "run_checks", "summary"]
 
 _ROOT = Path("/")
+_LONGEST = 1000
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
     nesting.judge,
@@ -63,12 +65,19 @@ def run_checks(
 def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundings) -> Iterator[Check]:
     """What a group finds; a fault in it is told, and leaves the other groups' answers."""
     try:
-        yield from judge(here)
+        for check in judge(here):
+            yield replace(check, evidence=_readable(check.evidence))
     except Exception as error:  # noqa: BLE001 - hosts hold what nobody thought of, and one answer less is better than none
         group = judge.__module__.rpartition(".")[2]
         evidence = f"these checks ended with {type(error).__name__}: {error}"
         why = "What they would have said is not known; this is a fault of pocketcloud worth reporting."
-        yield Check(f"{group}-unfinished", group, State.UNKNOWN, evidence, why)
+        yield Check(f"{group}-unfinished", group, State.UNKNOWN, _readable(evidence), why)
+
+
+def _readable(evidence: str) -> str:
+    """Evidence as a line for people: firmware, files and tools put anything into names, control characters of terminals too."""
+    shown = "".join(character if character.isprintable() else "?" for character in evidence)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def summary(checks: Iterable[Check], facts: Facts, profile: Profile | None) -> str:

@@ -64,7 +64,7 @@ def _firewall(here: Surroundings) -> Check:
 def _backend(here: Surroundings, found: Firewall) -> str:
     if here.daemon.facts is None:
         return found.backend
-    numbers = tuple(int(part) for part in here.daemon.facts.libvirt.split(".") if part.isdecimal())
+    numbers = tuple(int(part) for part in here.daemon.facts.libvirt.split(".") if part.isascii() and part.isdecimal())
     return "iptables" if numbers < _NFTABLES or here.find("nft") is None else found.backend or "nftables"
 
 

@@ -37,7 +37,7 @@ def _libvirt(here: Surroundings, daemons: Daemons) -> Check:
     facts, failure = here.daemon.facts, here.daemon.failure
     if facts is not None:
         evidence = f"{facts.uri} answers: libvirt {facts.libvirt}, QEMU {facts.qemu}"
-        numbers = tuple(int(part) for part in facts.libvirt.split(".") if part.isdecimal())
+        numbers = tuple(int(part) for part in facts.libvirt.split(".") if part.isascii() and part.isdecimal())
         if numbers < _OLDEST_LIBVIRT:
             oldest = ".".join(str(number) for number in _OLDEST_LIBVIRT)
             evidence = f"{evidence}; {oldest} is the oldest that can be told which firmware is meant"

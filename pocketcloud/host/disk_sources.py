@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 from pocketcloud.system import CommandFailed, Completed, Runner
 
 # MOUNTPOINTS came with util-linux 2.37; a column that is not known here is left out.
@@ -223,8 +223,9 @@ def _usb_path(place: Path, root: Path) -> UsbPath | None:
                 driver = (folder / "driver").readlink().name
         if (folder / "idVendor").exists():
             device = device or folder
-            with contextlib.suppress(ValueError):
-                speeds.append(int(float(line(folder, "speed"))))
+            # 1.5 is USB's slowest; "unknown" is a word of the kernel's too.
+            if (speed := number(line(folder, "speed").partition(".")[0])) is not None:
+                speeds.append(speed)
     if device is None:
         return None
     identity = f"{line(device, 'idVendor')}:{line(device, 'idProduct')}"
@@ -237,9 +238,7 @@ def _usb_path(place: Path, root: Path) -> UsbPath | None:
 def _mountinfos(root: Path) -> Iterator[str]:
     """The mount table of each mount namespace that can be seen: containers and desktop programs have their own."""
     seen = set()
-    processes = sorted(
-        (entry.name for entry in (root / "proc").glob("[0-9]*")), key=lambda name: int(name) if name.isdigit() else 0
-    )
+    processes = sorted((entry.name for entry in (root / "proc").glob("[0-9]*")), key=lambda name: number(name) or 0)
     for process in ["self", *processes]:
         try:
             namespace = str((root / "proc" / process / "ns/mnt").readlink())

@@ -11,11 +11,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 
 _KSM = "sys/kernel/mm/ksm"
 _KSMTUNED = "etc/systemd/system/multi-user.target.wants/ksmtuned.service"
-_NUMBER = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,12 @@ def read_swaps(root: Path) -> tuple[Swap, ...]:
     found = []
     for row in text(root, "proc/swaps").splitlines()[1:]:
         fields = row.split()
-        if len(fields) >= 4 and all(_NUMBER.fullmatch(field) for field in fields[2:4]):
+        size, used = (number(field) for field in (fields[2:4] if len(fields) >= 4 else ("", "")))
+        if size is not None and used is not None:
             kernel = Path(fields[0]).name
             zram = kernel.startswith("zram")
             taken = _column(line(root, f"sys/block/{kernel}/mm_stat"), 2) if zram and re.fullmatch(r"zram\d+", kernel) else 0
-            found.append(Swap(fields[0], int(fields[2]) * 1024, int(fields[3]) * 1024, zram, taken))
+            found.append(Swap(fields[0], size * 1024, used * 1024, zram, taken))
     return tuple(found)
 
 
@@ -80,6 +80,5 @@ def _meminfo(root: Path, name: str) -> int:
     return 0
 
 
-def _column(row: str, number: int) -> int:
-    fields = row.split()
-    return int(fields[number]) if len(fields) > number and _NUMBER.fullmatch(fields[number]) else 0
+def _column(row: str, column: int) -> int:
+    return next((number(field) or 0 for field in row.split()[column : column + 1]), 0)

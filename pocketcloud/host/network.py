@@ -35,7 +35,7 @@ def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
         addresses = json.loads(run(["ip", "-j", "-4", "addr"], timeout=10).out or "[]")
         routes = json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"], timeout=10).out or "[]")
         found = [*_addressed(addresses), *_routed(routes)]
-    except (HostLacks, CommandFailed, ValueError):
+    except (HostLacks, CommandFailed, ValueError, TypeError, AttributeError):
         found = list(_routed_in_proc(text(root, "proc/net/route")))
     return _without(found, bridges)
 
@@ -77,6 +77,10 @@ def _routed_in_proc(table: str) -> Iterator[tuple[str, Subnet]]:
         fields = row.split()
         if len(fields) >= 8:
             device, destination, mask = fields[0], fields[1], fields[7]
-            prefix = int(mask, 16).bit_count()
-            address = int.from_bytes(bytes.fromhex(destination), "big" if sys.byteorder == "big" else "little")
-            yield device, Subnet(IPv4Network((address, prefix), strict=False), f"route via {device}")
+            try:
+                prefix = int(mask, 16).bit_count()
+                address = int.from_bytes(bytes.fromhex(destination), "big" if sys.byteorder == "big" else "little")
+                network = IPv4Network((address, prefix), strict=False)
+            except ValueError:
+                continue
+            yield device, Subnet(network, f"route via {device}")

@@ -70,3 +70,5 @@ def test_disks_that_cannot_be_listed_are_no_traceback(laptop: Computer) -> None:
     check = laptop.checks()["disks"]
     assert check.state is State.UNKNOWN
     assert "lsblk gives no list of disks" in check.evidence
+    laptop.run.says |= {"lsblk": json.dumps(LSBLK), "wipefs": "Killed"}
+    assert "wipefs gives no list of what is on disks" in laptop.checks()["disks"].evidence

@@ -81,7 +81,7 @@ def _bridges(here: Surroundings) -> Check:
     if stale := _stale(here.root):
         evidence = f"no network of libvirt's has {', '.join(stale)}, and nothing is plugged in there"
         return Check("bridges", _GROUP, State.WARN, evidence, why, tuple(f"ip link delete {name}" for name in stale))
-    return Check("bridges", _GROUP, State.OK, f"{len(alike)} bridges are named as libvirt's, and none is left over", why)
+    return Check("bridges", _GROUP, State.OK, f"named as libvirt's: {len(alike)}, none of them left over", why)
 
 
 def _stale(root: Path) -> tuple[str, ...]:

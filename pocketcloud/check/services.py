@@ -105,9 +105,8 @@ def _boot(here: Surroundings, daemons: Daemons) -> Check:
     if not any(here.find(name) for name in ("libvirtd", "virtqemud")):
         return Check("libvirt-boot", _GROUP, State.NOT_APPLICABLE, "libvirt is not installed", why)
     if not here.facts.systemd:
-        evidence = (
-            f"no systemd here; after each start by hand: {'; '.join(lines(_start(here, Daemons(frozenset(), {}, frozenset()))))}"
-        )
+        words = "; ".join(lines(_start(here, Daemons(frozenset(), {}, frozenset()))))
+        evidence = f"no systemd here; by hand, after each start of the computer: {words}"
         return Check("libvirt-boot", _GROUP, State.NOT_APPLICABLE, evidence, why)
     modular = _modular(here)
     needed = ("virtqemud", "virtnetworkd") if modular else ("libvirtd",)

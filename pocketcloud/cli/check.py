@@ -13,13 +13,8 @@ from pocketcloud.cli.view import print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pocketcloud.check import Check
     from pocketcloud.model.disk import BlockDevice, Measured
-
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
-
 
 # Seconds that a disk is read for when nobody asked for it by name.
 _BRIEFLY = 2.0
@@ -62,6 +57,7 @@ def command(
     from pocketcloud import profiles
     from pocketcloud.check import failed, run_checks, summary
     from pocketcloud.cli.check_fix import fix as mend
+    from pocketcloud.cli.check_table import print_checks
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -97,25 +93,10 @@ def command(
     if output == "json":
         print_json([check.told for check in checks])
         ctx.exit(code)
-    _print(checks)
+    print_checks(checks)
     try:
         chosen = profile or profiles.choose(facts)
     except HostLacks:
         chosen = None
     click.echo(summary(checks, facts, chosen))
     ctx.exit(code)
-
-
-def _print(checks: Sequence[Check]) -> None:
-    group = ""
-    for check in checks:
-        if check.group != group:
-            group = check.group
-            click.echo(click.style(group, bold=True))
-        click.echo(f"  {click.style(f'{check.state:<5}', fg=_COLOURS.get(check.state))} {check.id}: {check.evidence}")
-        if check.state in ("warn", "fail", "unknown"):
-            click.echo(f"        why:    {check.why}")
-            for line in check.remedy:
-                click.echo(f"        remedy: {line}")
-        if check.fix:
-            click.echo("        pocketcloud check --fix does that")

@@ -103,7 +103,7 @@ def test_a_bridge_without_network_and_ports_is_left_over(laptop: Computer) -> No
     assert not check.fix, "whose they are is not known"
     plant(laptop.root, {**status("kit.demo.net", "pc-0123456789"), **status("other", "virbr7")})
     check = laptop.checks()["bridges"]
-    assert (check.state, check.evidence) == (State.OK, "4 bridges are named as libvirt's, and none is left over")
+    assert (check.state, check.evidence) == (State.OK, "named as libvirt's: 4, none of them left over")
 
 
 def test_a_network_that_is_just_started_has_left_no_bridge(laptop: Computer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network
@@ -19,6 +20,10 @@ _LEVELS = 8
 _ELSEWHERE = (IPv4Network("172.29.0.0/16"), IPv4Network("192.168.0.0/16"), IPv4Network("198.18.0.0/16"))
 
 
+# What libvirt's own network, `default`, has wherever it is installed (its src/network/default.xml.in).
+LIBVIRT_DEFAULT = IPv4Network("192.168.122.0/24")
+
+
 def supernet(facts: Facts) -> IPv4Network:
     """The /16 that lab networks of this host are taken from.
 
@@ -34,6 +39,12 @@ def supernet(facts: Facts) -> IPv4Network:
         first = tens[0]
     candidates = (first, *_ELSEWHERE)
     return next((net for net in candidates if room(net, facts.subnets)), first)
+
+
+def below(facts: Facts) -> IPv4Network:
+    """The /16 that a pocketcloud takes inside of a machine of this host's labs, which sees no network but its lab's."""
+    inside = dataclasses.replace(facts, virtualised="kvm", subnets=(Subnet(supernet(facts), "lab network"),))
+    return supernet(inside)
 
 
 def room(within: IPv4Network, taken: Sequence[Subnet]) -> int:

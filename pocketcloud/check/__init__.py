@@ -6,9 +6,26 @@ A group is a module with a `judge` function that yields its checks; a new group 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from pocketcloud.check import arm, disks, elsewhere, kvm, lab, lvm, memory, nesting, power, space, subnets, tools
+from pocketcloud.check import (
+    arm,
+    clock,
+    disks,
+    elsewhere,
+    firewall,
+    kvm,
+    lab,
+    lvm,
+    memory,
+    nesting,
+    networks,
+    power,
+    services,
+    space,
+    tools,
+)
 from pocketcloud.check import deep as guests
 from pocketcloud.check.judgement import PATIENCE, Check, Surroundings
 from pocketcloud.check.waiting import Late, within
@@ -27,6 +44,8 @@ __all__ = ["Check", "State", "failed", "run_checks", "summary"]
 _ROOT = Path("/")
 # Seconds for a check to come, when each of its own limits has failed. A disk that is measured twice needs the most.
 _LONGEST = 150.0
+# Characters of an evidence.
+_LONGEST_TEXT = 1000
 _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     kvm.judge,
     arm.judge,
@@ -35,10 +54,13 @@ _GROUPS: tuple[Callable[[Surroundings], Iterator[Check]], ...] = (
     memory.judge,
     lab.judge,
     power.judge,
+    clock.judge,
     space.judge,
+    services.judge,
     tools.judge,
     lvm.judge,
-    subnets.judge,
+    networks.judge,
+    firewall.judge,
 )
 # Of a computer that is not at hand. The disks are those here: kits are carried.
 _ELSEWHERE = (elsewhere.judge, disks.judge, elsewhere.left_out)
@@ -84,7 +106,7 @@ def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundin
                 check = next(found, None)
             if check is None:
                 return
-            yield check
+            yield replace(check, evidence=_readable(check.evidence))
     except Late:
         group = judge.__module__.rpartition(".")[2]
         why = "Something on this host does not answer, and what these checks would have said is not known."
@@ -94,7 +116,13 @@ def _finished(judge: Callable[[Surroundings], Iterator[Check]], here: Surroundin
         group = judge.__module__.rpartition(".")[2]
         evidence = f"these checks ended with {type(error).__name__}: {error}"
         why = "What they would have said is not known; this is a fault of pocketcloud worth reporting."
-        yield Check(f"{group}-unfinished", group, State.UNKNOWN, evidence, why)
+        yield Check(f"{group}-unfinished", group, State.UNKNOWN, _readable(evidence), why)
+
+
+def _readable(evidence: str) -> str:
+    """Evidence as a line for people: firmware, files and tools put anything into names, control characters of terminals too."""
+    shown = "".join(character if character.isprintable() else "?" for character in evidence)
+    return shown if len(shown) <= _LONGEST_TEXT else f"{shown[:_LONGEST_TEXT]}..."
 
 
 def summary(checks: Iterable[Check], facts: Facts, profile: Profile | None) -> str:

@@ -100,7 +100,7 @@ def _named(cores: tuple[Core, ...] | list[Core]) -> str:
 
 
 def _number(kernel: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", kernel)[:2])
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", kernel)[:2])
 
 
 def _arm_mode(here: Surroundings) -> tuple[str, ...]:

@@ -3,56 +3,67 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pocketcloud.check.fixes import Action, Command, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.errors import PocketcloudError
-from pocketcloud.host.packages import Family, capabilities, family
+from pocketcloud.host.packages import capabilities
 from pocketcloud.model.base import Arch
 from pocketcloud.model.judgement import State
 
 _GROUP = "tools"
 _FIRMWARE_FOLDERS = ("etc/qemu/firmware", "usr/share/qemu/firmware")
-# Firmware features can be switched off by name from this one on (libvirt's formatdomain, <firmware>).
-_OLDEST_LIBVIRT = (8, 6, 0)
-_LIBVIRT_WHY = "libvirt defines, starts and saves the machines and their networks."
+_NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})+")
+_NEWER = ("Use a newer release of the distribution",)
+# Machines have a balloon that gives free pages back (`free-page-reporting` of virtio-balloon, QEMU's ChangeLog 5.1).
+_OLDEST_QEMU = (5, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A program: any of `commands` will do; `capability` is its row in packages.tsv; `absent` is how bad it is without it;
-    `version` the option that makes it say its version (empty: not asked, for those that have none or are slow)."""
+    `version` the option that makes it say its version (empty: not asked, for those that have none or are slow); `oldest` the
+    first version that does (empty: all do), `what` goes on from "is the first" and says why."""
 
     commands: tuple[str, ...]
     capability: str
     absent: State
     version: str = ""
+    oldest: tuple[int, ...] = ()
+    what: str = ""
 
 
-# Bases can come ready with a kit, so what only builds them is a warning.
+# Bases can come ready with a kit, so what only builds them is a warning. Sources of the oldest versions: QEMU's ChangeLog 5.0;
+# libvirt's src/util/virdnsmasq.c (DNSMASQ_MIN_MAJOR, _MINOR); mmdebstrap's changelog; util-linux' v2.33-ReleaseNotes (setpriv
+# comes with it, and lies beside sfdisk); e2fsprogs' RelNotes/v1.43. Tools without one do since before libvirt 8.6.
 _TOOLS = (
-    Tool(("qemu-img",), "qemu-img", State.FAIL, "--version"),
-    Tool(("dnsmasq",), "dnsmasq", State.FAIL, "--version"),
+    Tool(("qemu-img",), "qemu-img", State.FAIL, "--version", (5, 0), "with `convert --target-is-zero`, which fills thin volumes"),
+    Tool(("dnsmasq",), "dnsmasq", State.FAIL, "--version", (2, 67), "that libvirt takes"),
     Tool(("nft", "iptables"), "firewall", State.FAIL, "--version"),
     Tool(("ip",), "iproute2", State.WARN, "-V"),
     Tool(("ssh",), "ssh-client", State.WARN, "-V"),
     Tool(("virsh",), "libvirt-client", State.WARN),
-    Tool(("mmdebstrap",), "bootstrap", State.WARN, "--version"),
-    Tool(("sfdisk",), "fdisk", State.WARN, "--version"),
-    Tool(("mke2fs",), "e2fsprogs", State.WARN, "-V"),
+    Tool(
+        ("mmdebstrap",), "bootstrap", State.WARN, "--version", (0, 7, 4), "with unshare mode for root, in which bases are built"
+    ),
+    Tool(
+        ("sfdisk",), "fdisk", State.WARN, "--version", (2, 33), "with `setpriv --pdeathsig`, which ends a build with its parent"
+    ),
+    Tool(("mke2fs",), "e2fsprogs", State.WARN, "-V", (1, 43), "with `-d` and `offset`, which fill an image without mounting it"),
     Tool(("mkfs.vfat",), "dosfstools", State.WARN),
     Tool(("mcopy",), "mtools", State.WARN, "--version"),
 )
 
 
 def judge(here: Surroundings) -> Iterator[Check]:
-    """libvirt, the emulator, its firmware, and the table above."""
-    yield _libvirt(here)
+    """The emulator, its firmware, what seeds are written with, and the table above."""
     yield _emulator(here)
     yield _firmware(here)
+    yield _seeds()
     for tool in _TOOLS:
         yield _present(here, tool)
 
@@ -69,7 +80,8 @@ def _present(here: Surroundings, tool: Tool) -> Check:
         evidence = f"{' or '.join(tool.commands)} is not installed"
         fix = here.installing(tool.capability)
         return Check(name, _GROUP, tool.absent, evidence, _why(tool.capability), here.install(tool.capability), fix)
-    return Check(name, _GROUP, State.OK, _said(here, path, tool.version), _why(tool.capability))
+    said = _said(here, path, tool.version)
+    return _new_enough(name, said, tool.oldest, tool.what, tool.absent, _why(tool.capability))
 
 
 def _said(here: Surroundings, path: Path, option: str) -> str:
@@ -84,41 +96,28 @@ def _said(here: Surroundings, path: Path, option: str) -> str:
     return f"{path}: {lines[0]}" if lines else str(path)
 
 
-# -- libvirt ----------------------------------------------------------------------------------------------------------
+def _new_enough(name: str, said: str, oldest: tuple[int, ...], what: str, too_old: State, why: str) -> Check:
+    """The judgement over what a tool said of its version."""
+    if not oldest:
+        return Check(name, _GROUP, State.OK, said, why)
+    needed = f"{'.'.join(map(str, oldest))} is the first {what}"
+    found = _NUMBER.search(said.partition(": ")[2])
+    if found is None:
+        return Check(name, _GROUP, State.UNKNOWN, f"{said}: it tells no version; {needed}", why)
+    if tuple(map(int, found[0].split("."))) < oldest:
+        return Check(name, _GROUP, too_old, f"{said}: {needed}", why, _NEWER)
+    return Check(name, _GROUP, State.OK, said, why)
 
 
-def _libvirt(here: Surroundings) -> Check:
-    facts, failure = here.daemon.facts, here.daemon.failure
-    if facts is not None:
-        evidence = f"{facts.uri} answers: libvirt {facts.libvirt}, QEMU {facts.qemu}"
-        numbers = tuple(int(part) for part in facts.libvirt.split(".") if part.isdigit())
-        if numbers < _OLDEST_LIBVIRT:
-            oldest = ".".join(str(number) for number in _OLDEST_LIBVIRT)
-            evidence = f"{evidence}; {oldest} is the oldest that can be told which firmware is meant"
-            return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, ("Use a newer release of the distribution",))
-        return Check("libvirt", _GROUP, State.OK, evidence, _LIBVIRT_WHY)
-    evidence = failure.message if failure else "no answer"
-    if here.daemon.silent:
-        restart = "systemctl restart libvirtd" if here.facts.systemd else "Restart libvirtd"
-        return Check("libvirt", _GROUP, State.UNKNOWN, evidence, _LIBVIRT_WHY, (restart,))
-    if not any(here.find(daemon) for daemon in ("libvirtd", "virtqemud")):
-        evidence = f"neither libvirtd nor virtqemud is installed ({evidence})"
-        installing = here.installing("libvirt")
-        fix = (*installing, *_start(here)) if installing else ()
-        remedy = (*here.install("libvirt"), *lines(_start(here)))
-        return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, remedy, fix)
-    hint = (f"{failure.hint[0].upper()}{failure.hint[1:]}",) if failure and failure.hint else ()
-    return Check("libvirt", _GROUP, State.FAIL, evidence, _LIBVIRT_WHY, (*lines(_start(here)), *hint), _start(here))
-
-
-def _start(here: Surroundings) -> tuple[Action, ...]:
-    """The commands that start libvirt's daemon. Fedora and EL split it into one per task; Debian and Ubuntu have one."""
-    modular = family(here.facts.distribution) in (Family.FEDORA, Family.EL)
-    if here.facts.systemd:
-        units = ("virtqemud.socket", "virtnetworkd.socket", "virtlogd.socket") if modular else ("libvirtd",)
-        return (Command(("systemctl", "enable", "--now", *units)),)
-    daemons = ("virtlogd", *(("virtnetworkd", "virtqemud") if modular else ("libvirtd",)))
-    return tuple(Command((daemon, "-d")) for daemon in daemons)
+def _seeds() -> Check:
+    """The disk that tells cloud-init in a machine who it is: no genisoimage, xorriso or cloud-localds has a part in it."""
+    why = "Each machine finds its name, keys and addresses on a small disk at its first start."
+    try:
+        evidence = f"pocketcloud writes it by itself, with pycdlib {version('pycdlib')}; no tool of cloud-init's is needed here"
+    except PackageNotFoundError:
+        remedy = ("Install pocketcloud anew, with what it depends on",)
+        return Check("cloud-init", _GROUP, State.FAIL, "Python's package pycdlib, which writes it, is not there", why, remedy)
+    return Check("cloud-init", _GROUP, State.OK, evidence, why)
 
 
 # -- QEMU and its firmware --------------------------------------------------------------------------------------------
@@ -136,7 +135,8 @@ def _emulator(here: Surroundings) -> Check:
     if path is None:
         fix = here.installing("qemu")
         return Check("qemu", _GROUP, State.FAIL, f"{name} is not installed", _why("qemu"), here.install("qemu"), fix)
-    return Check("qemu", _GROUP, State.OK, _said(here, path, "--version"), _why("qemu"))
+    said = _said(here, path, "--version")
+    return _new_enough("qemu", said, _OLDEST_QEMU, "with a balloon that gives free pages back", State.FAIL, _why("qemu"))
 
 
 def _firmware(here: Surroundings) -> Check:

@@ -7,22 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.measuring import measuring, times_line
-from pocketcloud.cli.options import kit_option, output_option, progress_options, require_root, yes_option
-from pocketcloud.cli.view import ask, print_json
+from pocketcloud.cli.measuring import measuring
+from pocketcloud.cli.options import kit_option, output_option, progress_options, yes_option
+from pocketcloud.cli.view import print_json
 from pocketcloud.errors import HostLacks, NotFound, UsageError
-from pocketcloud.model.judgement import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from pocketcloud.check import Check
     from pocketcloud.hypervisor import Hypervisor
     from pocketcloud.model.kit import Kit
     from pocketcloud.model.lab import Lab
-
-_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
-
 
 # Seconds that a disk is read for when nobody asked for it by name.
 _BRIEFLY = 2.0
@@ -68,6 +62,8 @@ def command(
     from pocketcloud.check import failed, run_checks, summary
     from pocketcloud.check.judgement import PATIENCE
     from pocketcloud.check.waiting import Asked
+    from pocketcloud.cli.check_fix import fix as mend
+    from pocketcloud.cli.check_table import print_checks
     from pocketcloud.cli.options import open_kit
     from pocketcloud.host import read_facts
     from pocketcloud.host.disk_speed import SECONDS
@@ -98,7 +94,7 @@ def command(
             hypervisor=lambda: connecting.answer(PATIENCE),
             profile=profile,
             devices=devices,
-            measure=measured if measure else None,
+            measure=measured if measure and not fix else None,
             lab=lab,
             deep=deep,
         )
@@ -108,12 +104,12 @@ def command(
             facts = read_facts(fresh=True)
             return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
 
-        ctx.exit(_fix(checks, again, dry_run=dry_run, yes=yes))
+        ctx.exit(mend(checks, again, dry_run=dry_run, yes=yes, output=output))
     code = 3 if failed(checks, strict=strict) else 0
     if output == "json":
         print_json([check.told for check in checks])
         ctx.exit(code)
-    _print(checks)
+    print_checks(checks)
     try:
         chosen = profile or profiles.choose(facts)
     except HostLacks:
@@ -155,55 +151,3 @@ def _announce_guests(profile: str | None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     within = (BOOT_SECONDS + NESTED_SECONDS) / 60
     click.echo(f"Starting two tiny guests, which go by themselves: seconds, {within:.0f} minutes at most.", err=True)
-
-
-def _print(checks: Sequence[Check]) -> None:
-    group = ""
-    for check in checks:
-        if check.group != group:
-            group = check.group
-            click.echo(click.style(group, bold=True))
-        click.echo(f"  {click.style(f'{check.state:<5}', fg=_COLOURS.get(check.state))} {check.id}: {check.evidence}")
-        if check.measured and (spread := times_line(check.measured)):
-            click.echo(f"        {spread}")
-        if check.state in ("warn", "fail", "unknown"):
-            click.echo(f"        why:    {check.why}")
-            for line in check.remedy:
-                click.echo(f"        remedy: {line}")
-        if check.fix:
-            click.echo("        pocketcloud check --fix does that")
-
-
-def _fix(checks: Sequence[Check], again: Callable[[], tuple[Check, ...]], *, dry_run: bool, yes: bool) -> int:
-    """Do what can be done about each check that found something, and run it again; the exit code."""
-    from pocketcloud.check.fixes import carry_out
-    from pocketcloud.errors import PocketcloudError, Refused
-    from pocketcloud.system import run
-
-    wanted = [check for check in checks if check.fix and check.state is not State.OK]
-    if not wanted:
-        click.echo("There is nothing that --fix could do.")
-        return 0
-    if not dry_run:
-        require_root("change this computer's settings")
-    left = 0
-    for check in wanted:
-        click.echo(f"{check.id}: {check.evidence}")
-        for action in check.fix:
-            click.echo(f"    {action.line}")
-        if dry_run:
-            continue
-        try:
-            ask("Do that?", yes=yes)
-            carry_out(check.fix, run, Path("/"))
-            now = next((found for found in again() if found.id == check.id), None)
-            state = now.state if now else State.UNKNOWN
-            click.echo(f"    now {state}" + (f": {now.evidence}" if now else ""))
-            left += state is not State.OK
-        except Refused as refused:
-            click.echo(f"    not done: {refused.message}", err=True)
-            left += 1
-        except PocketcloudError as error:
-            click.echo(f"    failed: {error.message}", err=True)
-            left += 1
-    return 8 if left else 0

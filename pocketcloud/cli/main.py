@@ -26,6 +26,9 @@ _NOUNS = {
     "profile": ("pocketcloud.cli.profile", "Show how machines are shaped for each kind of host."),
 }
 
+# As sys.platform calls them.
+_PLATFORMS = {"darwin": "macOS", "win32": "Windows", "cygwin": "Windows (Cygwin)"}
+
 _EXIT_CODES = """
 Exit codes: 0 done; 2 usage or a bad file; 3 the host lacks something; 4 not found; 5 refused or in use; 6 no space;
 7 not ready in time; 8 partly done, run again; 130 interrupted; 1 a bug. `lab exec` and `lab ssh` pass the guest's on.
@@ -87,6 +90,9 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line; the exit code. Errors are told on stderr, bugs with their traceback."""
     stdout = sys.stdout
+    if sys.platform != "linux" and _needs_host(arguments):
+        _say(f"pocketcloud runs on Linux, with QEMU and libvirt; this is {_PLATFORMS.get(sys.platform, sys.platform)}", "")
+        return 3
     try:
         code: Any = command.main(arguments, prog_name="pocketcloud", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -106,6 +112,12 @@ def run(arguments: list[str]) -> int:
 
         return _explain(error, arguments) if isinstance(error, PocketcloudError) else _bug()
     return code if isinstance(code, int) else 0
+
+
+def _needs_host(arguments: list[str]) -> bool:
+    """Whether a command line does more than explain itself: help, the version and completion work everywhere."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return bool(arguments) and not {"-h", "--help", "--version"} & set(ours) and "_POCKETCLOUD_COMPLETE" not in os.environ
 
 
 def _explain(error: PocketcloudError, arguments: list[str]) -> int:

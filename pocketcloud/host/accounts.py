@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.host.files import text
+from pocketcloud.host.files import number, text
 
 # Debian's and Ubuntu's name, then that of Fedora and EL (which Debian also has, with nothing behind it).
 _NAMES = ("libvirt-qemu", "qemu")
@@ -28,11 +28,18 @@ def qemu_account(root: Path) -> Account | None:
     """The user that the system's libvirt runs QEMU as; None where no package has made one."""
     users = {fields[0]: fields for fields in _table(root, "etc/passwd", 4)}
     for name in _NAMES:
-        if name in users and users[name][2].isdigit() and users[name][3].isdigit():
+        uid, gid = (number(field) for field in users.get(name, [""] * 4)[2:4])
+        if uid is not None and gid is not None:
             groups = (row for row in _table(root, "etc/group", 4) if name in row[3].split(","))
-            gids = {int(row[2]) for row in groups if row[2].isdigit()} | {int(users[name][3])}
-            return Account(name, int(users[name][2]), frozenset(gids))
+            others = {other for row in groups if (other := number(row[2])) is not None}
+            return Account(name, uid, frozenset({gid, *others}))
     return None
+
+
+def members(root: Path, group: str) -> frozenset[str]:
+    """Who /etc/group says is in a group, besides those who have it as their first; empty for a group that is not there."""
+    rows = (row[3] for row in _table(root, "etc/group", 4) if row[0] == group)
+    return frozenset(name for row in rows for name in row.split(",") if name)
 
 
 def may_use(account: Account, found: os.stat_result) -> bool:

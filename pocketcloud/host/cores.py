@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pocketcloud.host.files import line, text
+from pocketcloud.host.files import number as whole
 from pocketcloud.model.facts import Core
 
 _ARM, _AMPERE, _APPLE = 0x41, 0xC0, 0x61
@@ -55,8 +56,8 @@ def read_cores(root: Path) -> tuple[Core, ...]:
     number = implementer = -1
     for entry in text(root, "proc/cpuinfo").splitlines():
         name, _, value = (part.strip() for part in entry.partition(":"))
-        if name == "processor" and value.isdigit():
-            number, implementer = int(value), -1
+        if name == "processor" and (found_number := whole(value)) is not None:
+            number, implementer = found_number, -1
         elif name == "CPU implementer":
             implementer = _hexadecimal(value)
         elif name == "CPU part" and (part := _hexadecimal(value)) >= 0 and implementer >= 0:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 from pocketcloud.host.usb import read_path
 from pocketcloud.model.disk import Scsi
 from pocketcloud.model.usb import UsbPath
@@ -230,9 +230,7 @@ def _page(place: Path, number: str) -> bytes:
 def _mountinfos(root: Path) -> Iterator[str]:
     """The mount table of each mount namespace that can be seen: containers and desktop programs have their own."""
     seen = set()
-    processes = sorted(
-        (entry.name for entry in (root / "proc").glob("[0-9]*")), key=lambda name: int(name) if name.isdigit() else 0
-    )
+    processes = sorted((entry.name for entry in (root / "proc").glob("[0-9]*")), key=lambda name: number(name) or 0)
     for process in ["self", *processes]:
         try:
             namespace = str((root / "proc" / process / "ns/mnt").readlink())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -79,9 +80,17 @@ def _once(path: Path, seconds: float, run: Runner, tell: Callable[[float], None]
     if number == errno.EINVAL:
         return None
     if number in (errno.EACCES, errno.EPERM):
-        raise HostLacks(f"{path} may not be read by this user", hint="do it as root")
+        raise _denied(path)
     why = {None: done.out.strip().rpartition("\n")[2], errno.ENODEV: "it went away meanwhile"}.get(number, said.get("failed"))
     raise Refused(f"{path} cannot be read: {why}", hint="plug it in again, or choose another disk (lsblk lists them)")
+
+
+def _denied(path: Path) -> HostLacks:
+    if os.geteuid() == 0:
+        # The control group of devices, or a security module, which ask nobody's uid.
+        said = f"{path} may not be read, although this is root: a container's rules, or a security module, keep it away"
+        return HostLacks(said, hint="do it outside of the container, or have the device allowed in it")
+    return HostLacks(f"{path} may not be read by this user", hint="do it as root")
 
 
 def judged(said: Mapping[str, Any]) -> Measured | None:

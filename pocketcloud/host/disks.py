@@ -16,6 +16,7 @@ from typing import Any
 
 from pocketcloud.errors import HostLacks
 from pocketcloud.host.disk_sources import BlockNode, DiskSources, gather
+from pocketcloud.host.files import number
 from pocketcloud.model.disk import NAMELESS, UNREADABLE, BlockDevice, BlockDevices
 from pocketcloud.system import Runner, run
 
@@ -243,13 +244,15 @@ def _rows(report: str) -> Iterator[Mapping[str, Any]]:
     """All rows of lsblk's tree; a device that stands on several comes several times, each with another parent."""
     try:
         front = list(json.loads(report or "{}").get("blockdevices") or ())
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         raise HostLacks(
             f"lsblk gives no list of disks, but: {report[:60].strip()!r}",
             hint="lsblk --version; util-linux 2.27 or newer is needed",
         ) from None
     while front:
         row = front.pop()
+        if not isinstance(row, Mapping):
+            continue
         front += row.get("children") or ()
         if row.get("kname"):
             yield row
@@ -262,7 +265,14 @@ def _mountpoints(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _read_signatures(report: str, found: Mapping[str, _Found]) -> None:
-    for row in json.loads(report or "{}").get("signatures") or ():
+    try:
+        rows = [row for row in json.loads(report or "{}").get("signatures") or () if isinstance(row, Mapping)]
+    except (ValueError, AttributeError, TypeError):
+        raise HostLacks(
+            f"wipefs gives no list of what is on disks, but: {report[:60].strip()!r}",
+            hint="wipefs --version; util-linux 2.33 or newer is needed",
+        ) from None
+    for row in rows:
         if (seen := found.get(str(row.get("device", "")).replace("/", "!"))) is None:
             continue
         kind = _word(row.get("type"))
@@ -280,8 +290,7 @@ def _word(value: object) -> str:
 
 
 def _number(value: object) -> int:
-    text = str(value or "")
-    return int(text) if text.isdigit() else 0
+    return number(str(value or "")) or 0
 
 
 def _natural(name: str) -> tuple[tuple[int, str], ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 from pocketcloud.model.base import Arch
 
 _DEVICE_TREE = "proc/device-tree"
@@ -80,8 +80,9 @@ def read_cpus(root: Path) -> int:
     count = 0
     for part in line(root, "sys/devices/system/cpu/online").split(","):
         first, _, last = part.partition("-")
-        if first.isdigit() and (last or first).isdigit():
-            count += int(last or first) - int(first) + 1
+        begin, end = number(first), number(last or first)
+        if begin is not None and end is not None:
+            count += max(0, end - begin + 1)
     return count or max(1, sum(entry.startswith("processor") for entry in text(root, "proc/cpuinfo").splitlines()))
 
 
@@ -90,9 +91,7 @@ def read_memory(root: Path) -> tuple[int, int]:
     values = {}
     for entry in text(root, "proc/meminfo").splitlines():
         name, _, value = entry.partition(":")
-        number = value.split()[:1]
-        if number and number[0].isdigit():
-            values[name] = int(number[0]) * 1024
+        values[name] = (number(next(iter(value.split()), "")) or 0) * 1024
     return values.get("MemTotal", 0), values.get("MemAvailable", 0)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 
 # What the processor does for a nested machine that the kernel would have to do otherwise, exit by exit.
 _HELPERS = {"kvm_intel": ("ept", "enable_shadow_vmcs", "enable_apicv"), "kvm_amd": ("npt",)}
@@ -34,14 +34,13 @@ def read_module(root: Path) -> KvmModule | None:
         folder = root / "sys/module" / name
         if folder.is_dir():
             states = {helper: _switch(root, name, helper) for helper in helpers}
-            count = line(root, f"sys/module/{name}/refcnt")
             return KvmModule(
                 name,
                 _switch(root, name, "nested"),
                 {helper: state for helper, state in states.items() if state is not None},
                 # A module that was loaded has a state; one that was built in only has its parameters.
                 built_in=not (folder / "initstate").exists(),
-                users=int(count) if count.isdigit() else 0,
+                users=number(line(root, f"sys/module/{name}/refcnt")) or 0,
             )
     return None
 

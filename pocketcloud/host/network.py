@@ -6,7 +6,6 @@ Outside facts: iproute2's JSON (`ip -j`), and /proc/net/route (hexadecimal, in t
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pocketcloud.errors import HostLacks
+from pocketcloud.host.bridges import LIKE_LIBVIRTS, read_active
 from pocketcloud.host.files import text
 from pocketcloud.model.facts import Subnet
 from pocketcloud.system import CommandFailed, Runner
@@ -24,20 +24,18 @@ own; the largest private network is a /8."""
 
 _OWN_ROUTES = ("local", "broadcast", "multicast", "anycast")
 _LOOPBACK = IPv4Network("127.0.0.0/8")
-# libvirt's own name for a bridge, and ours (model.names.bridge_name).
-_LIBVIRT_BRIDGE = re.compile(r"virbr[0-9]+|pc-[0-9a-f]{10}")
-_BRIDGE_ELEMENT = re.compile(r"<bridge\b[^>]*\bname=['\"]([^'\"]+)['\"]")
 
 
 def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
     """The networks of the host's addresses and routes (all tables), without default routes, loopback and libvirt's bridges,
     each once, by address. Where iproute2 is not there or too old for JSON: the main routing table of /proc."""
-    bridges = _libvirt_bridges(root)
+    # libvirt's bridges have any name, which only root sees; those it gives by itself are known by it.
+    bridges = frozenset(network.bridge for network in read_active(root) or ())
     try:
         addresses = json.loads(run(["ip", "-j", "-4", "addr"], timeout=10).out or "[]")
         routes = json.loads(run(["ip", "-j", "-4", "route", "show", "table", "all"], timeout=10).out or "[]")
         found = [*_addressed(addresses), *_routed(routes)]
-    except (HostLacks, CommandFailed, ValueError):
+    except (HostLacks, CommandFailed, ValueError, TypeError, AttributeError):
         found = list(_routed_in_proc(text(root, "proc/net/route")))
     return _without(found, bridges)
 
@@ -46,7 +44,7 @@ def _without(found: Iterable[tuple[str, Subnet]], bridges: frozenset[str]) -> tu
     kept: dict[IPv4Network, Subnet] = {}
     for device, subnet in found:
         network = subnet.network
-        if device in bridges or _LIBVIRT_BRIDGE.fullmatch(device) or network.prefixlen <= _DEFAULT_PREFIX:
+        if device in bridges or LIKE_LIBVIRTS.fullmatch(device) or network.prefixlen <= _DEFAULT_PREFIX:
             continue
         if not network.subnet_of(_LOOPBACK):
             kept.setdefault(network, subnet)
@@ -79,16 +77,10 @@ def _routed_in_proc(table: str) -> Iterator[tuple[str, Subnet]]:
         fields = row.split()
         if len(fields) >= 8:
             device, destination, mask = fields[0], fields[1], fields[7]
-            prefix = int(mask, 16).bit_count()
-            address = int.from_bytes(bytes.fromhex(destination), "big" if sys.byteorder == "big" else "little")
-            yield device, Subnet(IPv4Network((address, prefix), strict=False), f"route via {device}")
-
-
-def _libvirt_bridges(root: Path) -> frozenset[str]:
-    """Bridges of libvirt's active networks, as its own status files name them (root only; other names still match)."""
-    try:
-        files = sorted((root / "run/libvirt/network").glob("*.xml"))
-    except OSError:
-        return frozenset()
-    names = (_BRIDGE_ELEMENT.search(text(root, str(path.relative_to(root)))) for path in files)
-    return frozenset(match[1] for match in names if match)
+            try:
+                prefix = int(mask, 16).bit_count()
+                address = int.from_bytes(bytes.fromhex(destination), "big" if sys.byteorder == "big" else "little")
+                network = IPv4Network((address, prefix), strict=False)
+            except ValueError:
+                continue
+            yield device, Subnet(network, f"route via {device}")

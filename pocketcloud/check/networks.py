@@ -1,0 +1,98 @@
+"""Networks: whether libvirt's own overlap the host's, whether labs find room, and bridges that are left over."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.host.bridges import LIKE_LIBVIRTS, read_active, read_bridges
+from pocketcloud.model.judgement import State
+from pocketcloud.subnets import LIBVIRT_DEFAULT, PREFIX, below, holders, room, supernet
+
+_GROUP = "networks"
+_SHOWN = 5
+_LOOKS, _PAUSE = 3, 0.6
+
+
+def judge(here: Surroundings) -> Iterator[Check]:
+    """libvirt's networks against the host's, the room for lab networks and for those inside of machines, stale bridges."""
+    yield _overlaps(here)
+    yield _room(here)
+    yield _nested(here)
+    yield _bridges(here)
+
+
+def _overlaps(here: Surroundings) -> Check:
+    why = "A network that overlaps a route does not start, or takes the way to what the route leads to."
+    if here.daemon.facts is None:
+        evidence = "libvirt cannot be asked for its networks"
+        if taken := holders(LIBVIRT_DEFAULT, here.facts.subnets):
+            evidence += f"; its own, {LIBVIRT_DEFAULT}, would overlap {taken}"
+        return Check("libvirt-networks", _GROUP, State.UNKNOWN, evidence, why)
+    pairs = [
+        (ours, theirs) for ours in here.daemon.subnets for theirs in here.facts.subnets if ours.network.overlaps(theirs.network)
+    ]
+    if pairs:
+        told = [f"{ours.network} ({ours.holder}) overlaps {theirs.network} ({theirs.holder})" for ours, theirs in pairs]
+        evidence = "; ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+        names = dict.fromkeys(shlex.quote(ours.holder.rpartition(" ")[2]) for ours, _ in pairs)
+        remedy = [line for name in list(names)[:_SHOWN] for line in (f"virsh net-edit {name}", f"virsh net-destroy {name}")]
+        return Check(
+            "libvirt-networks", _GROUP, State.WARN, evidence, why, (*remedy, "Start it again when it has another subnet")
+        )
+    number = len(here.daemon.subnets)
+    evidence = f"none of libvirt's {number} subnets overlaps one of the host's {len(here.facts.subnets)}"
+    return Check("libvirt-networks", _GROUP, State.OK, evidence, why)
+
+
+def _room(here: Surroundings) -> Check:
+    why = f"Every lab network gets a /{PREFIX} of its own that overlaps nothing."
+    taken = (*here.facts.subnets, *here.daemon.subnets)
+    within = supernet(here.facts)
+    if free := room(within, taken):
+        return Check("lab-subnets", _GROUP, State.OK, f"{free} free /{PREFIX} in {within}", why)
+    evidence = f"no free /{PREFIX} in {within}: taken by {holders(within, taken)}"
+    return Check("lab-subnets", _GROUP, State.FAIL, evidence, why, ("End what routes these networks, a VPN perhaps",))
+
+
+def _nested(here: Surroundings) -> Check:
+    why = "A machine that has labs of its own routes their networks to itself, whatever else has these numbers out here."
+    inside = below(here.facts)
+    evidence = (
+        f"labs here take {supernet(here.facts)}, labs inside of their machines {inside}, libvirt in there {LIBVIRT_DEFAULT}"
+    )
+    if taken := holders(inside, here.facts.subnets):
+        remedy = ("End what routes it, a VPN perhaps, if machines inside of machines have to reach what is there",)
+        return Check("nested-subnets", _GROUP, State.WARN, f"{evidence}; that hides {taken} from them", why, remedy)
+    return Check("nested-subnets", _GROUP, State.OK, evidence, why)
+
+
+def _bridges(here: Surroundings) -> Check:
+    """By their names, and only those without a port: whose they are is not written on them, so they are left to a person."""
+    why = "A bridge that its network left behind keeps its address, and the next network that wants it does not start."
+    alike = [bridge.name for bridge in read_bridges(here.root) if LIKE_LIBVIRTS.fullmatch(bridge.name)]
+    if read_active(here.root) is None:
+        names = ", ".join(alike) or "none"
+        evidence = f"bridges that are named as libvirt's: {names}; only root sees which of them its networks have"
+        return Check("bridges", _GROUP, State.UNKNOWN if alike else State.OK, evidence, why)
+    if stale := _stale(here.root):
+        evidence = f"no network of libvirt's has {', '.join(stale)}, and nothing is plugged in there"
+        return Check("bridges", _GROUP, State.WARN, evidence, why, tuple(f"ip link delete {name}" for name in stale))
+    return Check("bridges", _GROUP, State.OK, f"named as libvirt's: {len(alike)}, none of them left over", why)
+
+
+def _stale(root: Path) -> tuple[str, ...]:
+    """Bridges that no active network has, for as long as we look: one that is just started or stopped has none for a moment."""
+    stale: set[str] = set()
+    for look in range(_LOOKS):
+        bridges = [bridge.name for bridge in read_bridges(root) if LIKE_LIBVIRTS.fullmatch(bridge.name) and not bridge.ports]
+        orphans = set(bridges) - {network.bridge for network in read_active(root) or ()}
+        stale = stale & orphans if look else orphans
+        if not stale:
+            break
+        if look < _LOOKS - 1:
+            time.sleep(_PAUSE)
+    return tuple(sorted(stale))

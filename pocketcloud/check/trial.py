@@ -66,6 +66,7 @@ def trial_spec(folder: Path, arch: Arch, shape: Shape) -> MachineSpec:
         disks=(DiskSpec("vda", disk, "raw", DiskTuning("writeback", "threads")),),
         nics=(),
         serial_log=folder / "console",
+        cpus=shape.cpus,
     )
 
 

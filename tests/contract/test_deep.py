@@ -3,6 +3,7 @@ emulation of a processor with AMD's SVM. With a real KVM below they run in the e
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -43,6 +45,14 @@ SHAPES = {
     Arch.AARCH64: Shape(Acceleration.EMULATION, "virt", "maximum"),
 }
 PLACE = Path("/var/tmp")
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """One trial at a time: a computer has one name for them, and another checkout's tests may run beside these."""
+    with Path(tempfile.gettempdir(), "pocketcloud-test-deep.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -34,8 +34,9 @@ slowest that was tried, 55 to 110."""
 
 _MODULES = {"vmx": "kvm_intel", "svm": "kvm_amd"}
 _ACCELERATORS = {Acceleration.KVM: "KVM", Acceleration.EMULATION: "emulation"}
-_QEMU_LOG = f"var/log/libvirt/qemu/{NAME}.log"
-_LOGS = (f"tail /{_QEMU_LOG}", "dmesg | grep -i -e denied -e kvm")
+# libvirt keeps a log of QEMU for each machine, of those too that are gone.
+_QEMU_LOGS = "var/log/libvirt/qemu"
+_LOGS = (f"tail /{_QEMU_LOGS}/{NAME}.*.log", "dmesg | grep -i -e denied -e kvm")
 _AS_ROOT = "sudo pocketcloud check --deep"
 
 
@@ -74,7 +75,7 @@ def _boot(here: Surroundings) -> Check:
     check = booted(trial, f"a {spec.machine} machine under {_ACCELERATORS[spec.acceleration]}, started through libvirt", why)
     if check.state is State.OK:
         with contextlib.suppress(OSError):
-            (here.root / _QEMU_LOG).unlink()
+            (here.root / _QEMU_LOGS / f"{spec.name}.log").unlink()
     return check
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketcloud.check.boot_disk import boot_disk
-from pocketcloud.errors import Busy, PocketcloudError
+from pocketcloud.errors import PocketcloudError
 from pocketcloud.hypervisor import DomainState, Hypervisor
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.machine import DiskSpec, MachineSpec, Mark
@@ -26,7 +26,6 @@ from pocketcloud.profiles import Shape
 
 LINE = "pocketcloud check: this machine runs"
 NAME = "pocketcloud-check"
-"""One name for all of them: libvirt keeps a log of QEMU for each name, and those would become many."""
 KIT_ID = "7c0b9a5e-5c0e-4f0c-9d0e-6b1f3f0d8a11"
 """The mark of machines on trial: as if of a kit, which no kit has."""
 
@@ -45,13 +44,18 @@ class Trial:
     said: str | None
 
 
+def trial_name() -> str:
+    """This process's machine; others may have one on trial at the same time."""
+    return f"{NAME}.{os.getpid()}"
+
+
 def trial_spec(folder: Path, arch: Arch, shape: Shape) -> MachineSpec:
     """The machine, with its disk in `folder`."""
     disk = folder / "disk.img"
     disk.write_bytes(boot_disk(arch, LINE))
     process = str(os.getpid())
     return MachineSpec(
-        name=NAME,
+        name=trial_name(),
         uuid=str(uuid.uuid4()),
         mark=Mark(NAME, KIT_ID, "deep", process),
         title="pocketcloud check --deep: goes by itself",
@@ -66,6 +70,7 @@ def trial_spec(folder: Path, arch: Arch, shape: Shape) -> MachineSpec:
         disks=(DiskSpec("vda", disk, "raw", DiskTuning("writeback", "threads")),),
         nics=(),
         serial_log=folder / "console",
+        cpus=shape.cpus,
     )
 
 
@@ -127,12 +132,10 @@ def sweep_folders() -> None:
 
 
 def sweep_machines(hypervisor: Hypervisor) -> None:
-    """Remove machines of processes that are gone. Raises Busy for one whose process is there, else what the hypervisor room
-    raises."""
+    """Remove machines of processes that are gone. Raises what the hypervisor room raises."""
     for domain in hypervisor.domains(KIT_ID):
-        if _alive(domain.mark.part):
-            raise Busy(f"process {domain.mark.part} has a machine on trial", hint="run this again when that is done")
-        hypervisor.undefine(domain.name)
+        if not _alive(domain.mark.part):
+            hypervisor.undefine(domain.name)
 
 
 def _alive(process: str) -> bool:

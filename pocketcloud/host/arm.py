@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from pocketcloud.host.files import text
+from pocketcloud.host.files import number, text
 
 _NAMED = {"GICv2": 2, "GIC-0": 2, "GICv3": 3, "GICv4": 3}
 _BOUND = {
@@ -53,7 +53,7 @@ def read_gic(root: Path) -> tuple[int, str]:
 def read_page_size(root: Path) -> int:
     """Bytes of a page of memory; 0 where it is not told."""
     if found := _PAGE.search(text(root, "proc/self/smaps")):
-        return int(found[1]) * 1024
+        return (number(found[1]) or 0) * 1024
     return os.sysconf("SC_PAGESIZE") if root == Path("/") else 0
 
 

@@ -78,7 +78,7 @@ def named_cores(counts: Mapping[str, int]) -> tuple[Core, ...]:
 def _core(key: tuple[int, int], cpus: tuple[int, ...], root: Path) -> Core:
     name, version, nests = _CORES.get(key, (f"core {key[0]:#x}:{key[1]:#x}", "", None))
     told = [line(root, f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity") for cpu in cpus]
-    return Core(name, version, nests, cpus, sum(int(each) for each in told if each.isdecimal()))
+    return Core(name, version, nests, cpus, sum(whole(each) or 0 for each in told))
 
 
 def _hexadecimal(value: str) -> int:

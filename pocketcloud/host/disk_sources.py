@@ -213,7 +213,7 @@ def _scsi(place: Path) -> Scsi | None:
         line(found[0], "provisioning_mode"),
         line(found[0], "cache_type"),
         bool(provisioning[5] & 0x80) if len(provisioning) > 5 else None,
-        most * int(block) if block.isdigit() and most != _NO_LIMIT else 0,
+        most * (number(block) or 0) if most != _NO_LIMIT else 0,
     )
 
 

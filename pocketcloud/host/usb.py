@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketcloud.host.files import line, text
+from pocketcloud.host.files import line, number, text
 from pocketcloud.model.usb import Twin, UsbHop, UsbPath
 
 _INTERFACE, _CAPABILITY = 4, 0x10  # types of descriptors
@@ -70,7 +70,7 @@ def _hop(device: Path) -> UsbHop:
         id=f"{line(device, 'idVendor')}:{line(device, 'idProduct')}",
         product=line(device, "product"),
         serial=line(device, "serial"),
-        power=int(power) if power.isdigit() else None,
+        power=number(power),
         self_powered=_hexadecimal(attributes) & _SELF_POWERED != 0,
         fixed=line(device, "removable") == "fixed",
         twin=_twin(device / "port"),

@@ -30,7 +30,7 @@ def verdict(
     asked = least.get(Medium.USB if target.transport == "usb" else Medium.INTERNAL) if least else None
     about = (
         _medium(target, measured),
-        _speed(measured, asked),
+        _speed(target, measured, asked),
         _circumstances(measured),
         judge_path(target.usb),
         _trim(target),
@@ -77,9 +77,9 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
             yield Remark(Topic.MEDIUM, State.UNKNOWN, text, ("Have its reads measured: that tells",) if measured is None else ())
 
 
-def _speed(measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remark]:
+def _speed(target: BlockDevice, measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remark]:
     if measured is None:
-        yield Remark(Topic.SPEED, State.UNKNOWN, "speed: not measured", ("pocketcloud check --device DISK, as root",))
+        yield Remark(Topic.SPEED, State.UNKNOWN, "speed: not measured", (f"sudo pocketcloud check --device {target.path}",))
         return
     if measured.random_reads:
         text = (

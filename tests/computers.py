@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pocketcloud.check import Check, run_checks
@@ -15,8 +15,8 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts, Kvm, KvmState, Subnet
 from pocketcloud.model.sizes import GIB
-from pocketcloud.system import Completed
 from tests.host_trees import plant
+from tests.recorded import Recorded
 
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
@@ -102,26 +102,16 @@ LIBVIRTD = {
 }
 
 
-class Tools:
+class Tools(Recorded):
     """A Runner that starts nothing: a tool says what `says` has for it, whatever it is asked."""
 
     def __init__(self) -> None:
+        super().__init__(self._said)
         self.says = dict(SAYS)
 
-    def __call__(
-        self,
-        argv: Sequence[str | Path],
-        *,
-        stdin: bytes | None = None,  # noqa: ARG002 - the shape of a Runner
-        codes: Sequence[int] = (0,),  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
-        env: Mapping[str, str] | None = None,  # noqa: ARG002
-        cwd: Path | None = None,  # noqa: ARG002
-        on_line: Callable[[str], None] | None = None,  # noqa: ARG002
-    ) -> Completed:
-        words = tuple(map(str, argv))
+    def _said(self, words: tuple[str, ...]) -> str:
         name = Path(words[0]).name
-        return Completed(words, 0, self.says.get(name, f"{name} 1.2.3\nmore\n"), "")
+        return self.says.get(name, f"{name} 1.2.3\nmore\n")
 
 
 class Libvirt:

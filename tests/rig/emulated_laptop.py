@@ -50,7 +50,7 @@ def missing() -> str:
     if not (_BIN / "vng").exists():
         tools.append("vng (virtme-ng)")
     if tools:
-        return f"not here: {', '.join(tools)} (`make test-slow` installs them on Debian and Ubuntu)"
+        return f"not here: {', '.join(tools)} (`make test` installs them on Debian and Ubuntu)"
     return "" if os.geteuid() == 0 else "the emulated laptop is root inside only if it is started by root"
 
 

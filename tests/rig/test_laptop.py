@@ -12,14 +12,24 @@ from tests.rig.emulated_laptop import missing, run_job
 WITHIN = 1800.0
 
 
+pytestmark = [pytest.mark.timeout(WITHIN + 60), pytest.mark.skipif(bool(missing()), reason=missing())]
+
+
+def test_nesting_is_switched_on_in_the_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its disks are there for the whole, below."""
+    _run("tests/rig/laptop/test_check.py -k found_off_and_switched_on", tmp_path, capsys)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(WITHIN + 60)
-@pytest.mark.skipif(bool(missing()), reason=missing())
 def test_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    disk = tmp_path / "ssd.img"
+    _run("tests/rig/laptop", tmp_path, capsys)
+
+
+def _run(which: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disk = folder / "ssd.img"
     with disk.open("xb") as made:
         made.truncate(8 * GIB)
-    job = run_job(".venv/bin/python -B -m pytest -p no:cacheprovider -q -rA tests/rig/laptop", {"ssd": disk}, timeout=WITHIN)
+    job = run_job(f".venv/bin/python -B -m pytest -p no:cacheprovider -q -rA {which}", {"ssd": disk}, timeout=WITHIN)
     with capsys.disabled():
         print("", *(f"  in the laptop: {line}" for line in job.log.splitlines()[-5:] if " passed" in line), sep="\n")
     assert job.code == 0, job.log[-20000:]

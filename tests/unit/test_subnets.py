@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketcloud.errors import Refused
@@ -47,6 +47,7 @@ def networks(draw: st.DrawFn) -> IPv4Network:
     return IPv4Network((address >> (32 - prefix) << (32 - prefix), prefix))
 
 
+@settings(deadline=None)
 @given(st.lists(networks(), max_size=40), st.text(max_size=20), st.none() | networks())
 def test_what_is_chosen_overlaps_nothing_or_there_was_nothing(
     taken: list[IPv4Network], seed: str, keep: IPv4Network | None
@@ -66,6 +67,7 @@ def test_what_is_chosen_overlaps_nothing_or_there_was_nothing(
             choose(TENS, held, keep=keep, seed=seed)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 255), st.text(max_size=10))
 def test_the_last_free_one_is_found(index: int, seed: str) -> None:
     nets = list(TENS.subnets(new_prefix=24))

@@ -102,7 +102,7 @@ def command(
 
         def again() -> tuple[Check, ...]:
             facts = read_facts(fresh=True)
-            return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile)
+            return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile, devices=devices)
 
         ctx.exit(mend(checks, again, dry_run=dry_run, yes=yes, output=output))
     code = 3 if failed(checks, strict=strict) else 0

@@ -71,6 +71,7 @@ def left() -> list[str]:
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("arch", Arch)
 def test_a_machine_starts_says_its_line_and_switches_itself_off(hypervisor: LibvirtHypervisor, arch: Arch) -> None:
     if which(f"qemu-system-{arch}") is None:
@@ -172,6 +173,7 @@ def without_libvirt() -> Hypervisor:
     raise HostLacks("not asked here")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("processor", "state", "words"),
     [

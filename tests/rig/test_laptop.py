@@ -15,9 +15,9 @@ WITHIN = 1800.0
 pytestmark = [pytest.mark.timeout(WITHIN + 60), pytest.mark.skipif(bool(missing()), reason=missing())]
 
 
-def test_nesting_is_switched_on_in_the_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nesting_in_the_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its disks are there for the whole, below."""
-    _run("tests/rig/laptop/test_check.py -k found_off_and_switched_on", tmp_path, capsys)
+    _run("tests/rig/laptop/test_check.py -k remedy_for_nesting", tmp_path, capsys)
 
 
 @pytest.mark.slow

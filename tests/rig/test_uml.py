@@ -1,7 +1,7 @@
 """Runs what needs device-mapper in User-Mode Linux: the files of tests/rig/inside, and the contract of the thin driver.
 
 The tests inside are pytest's own; what each boot said is shown here, and one that was skipped inside says why there. Two boots
-go side by side, each on a processor of its own, as User-Mode Linux knows but one; the first begins with the run (conftest.py).
+go side by side, each on a processor of its own, as User-Mode Linux knows but one; the first begins early (conftest.py).
 """
 
 from __future__ import annotations

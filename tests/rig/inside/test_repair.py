@@ -147,8 +147,12 @@ def test_a_kit_that_is_well_has_no_findings(kit: Made, places: Places) -> None:
 
 def test_an_attached_kit_that_is_well_has_no_findings(kit: Made, places: Places) -> None:
     kit.activate(STATE, POOL, CONTENT)
-    with aside(kit.state, run):
-        assert [f.trouble for f in diagnose(target(kit), places, run)] == []
+    mounted = places.mounts / "first"
+    mounted.mkdir(parents=True)
+    run(["mount", kit.state, mounted])
+    found = [f.trouble for f in diagnose(target(kit), places, run)]
+    run(["umount", mounted])
+    assert found == []
     kit.deactivate()
 
 

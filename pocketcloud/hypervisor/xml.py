@@ -16,7 +16,7 @@ from pocketcloud.errors import Refused
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.lab import NetworkKind
-from pocketcloud.model.machine import DiskSpec, MachineSpec, Mark, NetworkSpec
+from pocketcloud.model.machine import DiskSpec, KernelBoot, MachineSpec, Mark, NetworkSpec
 from pocketcloud.model.profile import Acceleration
 from pocketcloud.render import render_xml
 
@@ -54,6 +54,9 @@ def machine_xml(spec: MachineSpec) -> str:
         "disks": [_disk_values(disk) for disk in spec.disks],
         "nics": spec.nics,
         "serial_log": _path(spec.serial_log),
+        "kernel": spec.kernel and _kernel_values(spec.kernel),
+        "ports": [{"name": port.name, "log": _path(port.log)} for port in spec.ports],
+        "restarts": spec.restarts,
     }
     return render_xml(_TEMPLATES, "domain.xml.j2", values)
 
@@ -91,6 +94,10 @@ def _disk_values(disk: DiskSpec) -> dict[str, object]:
         "serial": disk.serial,
         "readonly": disk.readonly,
     }
+
+
+def _kernel_values(boot: KernelBoot) -> dict[str, str]:
+    return {"kernel": _path(boot.kernel), "initrd": _path(boot.initrd), "cmdline": _one_line(boot.cmdline)}
 
 
 def _one_line(text: str) -> str:

@@ -42,9 +42,27 @@ class NicSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelBoot:
+    """What a machine starts instead of its disk's boot loader: files of this host, and the kernel's words."""
+
+    kernel: Path
+    initrd: Path
+    cmdline: str
+
+
+@dataclass(frozen=True, slots=True)
+class PortSpec:
+    """A port that the guest has as /dev/virtio-ports/`name`; what it writes there goes into `log`."""
+
+    name: str
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
 class MachineSpec:
     """A machine for the hypervisor room. `memory` in bytes; `serial_log` receives the console; `nvram` is the file of the
-    UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any)."""
+    UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any);
+    `kernel`, where it is started with one; `restarts`: whether a reboot starts it again, else it switches it off."""
 
     name: str
     uuid: str
@@ -62,6 +80,9 @@ class MachineSpec:
     nics: tuple[NicSpec, ...]
     serial_log: Path
     cpus: str = ""
+    kernel: KernelBoot | None = None
+    ports: tuple[PortSpec, ...] = ()
+    restarts: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from pocketcloud.errors import Refused
 from pocketcloud.hypervisor.xml import machine_xml, network_xml, read_domain, read_network, restored_xml
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.lab import NetworkKind
-from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
+from pocketcloud.model.machine import DiskSpec, KernelBoot, Lease, MachineSpec, Mark, NetworkSpec, NicSpec, PortSpec
 from pocketcloud.model.profile import Acceleration, DiskTuning
 
 GOLDEN = Path(__file__).parent / "xml"
@@ -68,6 +68,12 @@ HOSTILE = replace(
     disks=(DiskSpec("vda", Path("/srv/a kit, 'quoted' & <odd>=\"ü\"/root.qcow2"), "qcow2", FILES),),
     nics=(),
 )
+INSTALL = replace(
+    BIOS,
+    kernel=KernelBoot(KIT / "media/vmlinuz", KIT / "media/.work/initrd", "inst.ks=file:/ks.cfg console=ttyS0"),
+    ports=(PortSpec("org.pocketcloud.install.0", KIT / "media/.work/said"),),
+    restarts=False,
+)
 FRONT = NetworkSpec(
     name="travel.demo.front",
     uuid="9b1f4e2c-64a7-5b4e-8f0a-6d5f0c3f2a01",
@@ -90,6 +96,7 @@ MACHINES = {
     "machine-arm-emulated": replace(ARM, acceleration=Acceleration.EMULATION, cpu_mode="maximum"),
     "machine-arm-two-kinds-of-cores": replace(ARM, vcpus=2, cpus="4-5"),
     "machine-hostile": HOSTILE,
+    "machine-install": INSTALL,
 }
 NETWORKS = {"network-nat": FRONT, "network-isolated": BACK}
 TEXTS = {name: machine_xml(spec) for name, spec in MACHINES.items()} | {n: network_xml(s) for n, s in NETWORKS.items()}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pocketcloud.errors import BadDocument, Fault, NotFound
+from pocketcloud.model.base import key_of
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import NAME_PATTERN
 
@@ -65,6 +66,18 @@ def parse_yaml(text: str, kind: type[T], source: str) -> T:
     return _validated(raw, kind, source, lines, faults)
 
 
+def load_one_of(path: Path, key: str, kinds: Mapping[str, type[T]]) -> T:
+    """Read a YAML file whose text under `key` says which of `kinds` it is. Raises NotFound, or BadDocument with all faults."""
+    source = str(path)
+    raw, lines, faults = _read_yaml(_read(path), source)
+    said = raw.get(key) if isinstance(raw, dict) else None
+    kind = kinds.get(said) if isinstance(said, str) else None
+    if kind is None:
+        got = "missing" if said is None else f"expected one of {', '.join(kinds)}, got {_shown(said)}"
+        raise BadDocument(source, [*faults, _fault(lines, (key,), got)])
+    return _validated(raw, kind, source, lines, faults)
+
+
 def parse_json(text: str, kind: type[T], source: str) -> T:
     """A value of `kind` from JSON text as `dump_json` writes it. Raises BadDocument (line 0: JSON has no lines for us)."""
     try:
@@ -83,7 +96,7 @@ def dump_json(value: object) -> str:
 def plain(value: object) -> Any:
     """A model value as plain dictionaries, lists, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {key_of(f.name): plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, frozenset, set)):
@@ -311,7 +324,7 @@ def _keys_of(kind: Any, path: KeyPath) -> list[str]:
         if kind is None:
             return []
     kind = _plain_type(kind)
-    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    return [key_of(f.name) for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def _plain_type(kind: Any) -> Any:

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.bases.mirror import Mirror
+from pocketcloud.bases import needs
+from pocketcloud.bases.mirror import Mirror, apt_options, choose
 from pocketcloud.bases.namespace import WORK, confined, give
 from pocketcloud.bases.progress import OnProgress, Progress, cause
+from pocketcloud.bases.recipe import Order
 from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
-from pocketcloud.model.base import Arch, BaseDefinition
+from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
 from pocketcloud.model.sizes import MIB
 from pocketcloud.system import CommandFailed, Completed, Runner
 
@@ -28,6 +30,8 @@ RECIPE = 1
 
 _PARTS = Path(__file__).resolve().parent / "debian"
 _COPY = 4 * MIB
+_UNPACKED = 0.93
+"""How much of the whole time the image takes; storing it takes the rest."""
 _NOT_UNPACKED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 _STILL_UNPACKED = ("/usr/share/doc/*/copyright",)
 
@@ -58,7 +62,7 @@ def parts() -> Iterator[tuple[str, bytes]]:
             yield path.relative_to(_PARTS).as_posix(), path.read_bytes()
 
 
-def packages(definition: BaseDefinition, arch: Arch) -> tuple[str, ...]:
+def packages(definition: BootstrapDefinition, arch: Arch) -> tuple[str, ...]:
     """All packages that are asked for: what any base of this builder must have, then the definition's."""
     name = arch.debian
     boot = (f"linux-image-cloud-{name}", "initramfs-tools", "lz4", f"grub-efi-{name}", f"grub-efi-{name}-signed", "shim-signed")
@@ -67,8 +71,43 @@ def packages(definition: BaseDefinition, arch: Arch) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*boot, *system, *lab, *definition.packages)))
 
 
+class Bootstrap:
+    """See Recipe."""
+
+    def inputs(self, definition: BootstrapDefinition, arch: Arch) -> Iterator[tuple[str, bytes]]:  # noqa: ARG002 - the same for all
+        """See Recipe.inputs."""
+        yield "recipe", str(RECIPE).encode()
+        yield from parts()
+
+    def firmware(self, definition: BootstrapDefinition, arch: Arch) -> Firmware:  # noqa: ARG002 - the same for all
+        """See Recipe.firmware."""
+        return Firmware.EFI
+
+    def check(self, order: Order[BootstrapDefinition]) -> None:
+        """See Recipe.check."""
+        needs.check(order.definition, order.arch, order.work, order.storage, order.here, order.run)
+
+    def make(self, order: Order[BootstrapDefinition], volume: str) -> str:
+        """See Recipe.make."""
+        mirror = choose(order.definition, order.mirror)
+        order.tell("packages from the mirror asked for" if order.mirror else f"packages from {mirror.origin} mirror", 0.0)
+        tools = made_with(order.run)
+        image = make_image(
+            order.definition, order.arch, mirror, apt_options(order.run), order.work, order.run,
+            lambda text, part: order.tell(text, part * _UNPACKED),
+        )  # fmt: skip
+        rest = 1.0 - _UNPACKED
+
+        def fill(target: Path) -> None:
+            copy_sparse(image, target, lambda done: order.tell("storing the image", _UNPACKED + done * rest / 2))
+
+        order.tell("storing the image", _UNPACKED)
+        order.storage.create(volume, order.definition.size, fill)
+        return tools
+
+
 def make_image(
-    definition: BaseDefinition, arch: Arch, mirror: Mirror, apt_options: str, work: Path, run: Runner, tell: OnProgress
+    definition: BootstrapDefinition, arch: Arch, mirror: Mirror, apt_options: str, work: Path, run: Runner, tell: OnProgress
 ) -> Path:
     """Build the disk image in `work`, an empty folder of the namespace's root, and return its path: raw, sparse, of the
     definition's size. `apt_options` is text for an apt.conf. Raises HostLacks, NoSpace or PartlyDone with the lines that
@@ -84,7 +123,7 @@ def make_image(
     return work / "disk.raw"
 
 
-def _values(definition: BaseDefinition, arch: Arch) -> dict[str, str]:
+def _values(definition: BootstrapDefinition, arch: Arch) -> dict[str, str]:
     platform, esp = _PLATFORMS[arch], uuid.uuid4().hex[:8].upper()
     return {
         "ROOT_ID": str(uuid.uuid4()),
@@ -101,7 +140,7 @@ def _values(definition: BaseDefinition, arch: Arch) -> dict[str, str]:
     }
 
 
-def _lay_out(definition: BaseDefinition, mirror: Mirror, apt_options: str, values: Mapping[str, str], work: Path) -> None:
+def _lay_out(definition: BootstrapDefinition, mirror: Mirror, apt_options: str, values: Mapping[str, str], work: Path) -> None:
     """Put what the namespace needs into the work folder. Addresses and proxies may carry passwords, so they go into files
     that only its root reads, not into command lines."""
     signed = f"[signed-by={definition.keyring}]"
@@ -136,7 +175,7 @@ def _overlay() -> bytes:
     return buffer.getvalue()
 
 
-def _installed(definition: BaseDefinition, arch: Arch, work: Path, run: Runner, tell: OnProgress) -> None:
+def _installed(definition: BootstrapDefinition, arch: Arch, work: Path, run: Runner, tell: OnProgress) -> None:
     argv = [
         "mmdebstrap", "--verbose", "--mode=unshare", "--format=directory", "--variant=minbase",
         f"--architectures={arch.debian}",
@@ -156,7 +195,7 @@ def _installed(definition: BaseDefinition, arch: Arch, work: Path, run: Runner, 
 
 
 def _step(
-    definition: BaseDefinition, work: Path, run: Runner, argv: list[str], on_line: Callable[[str], None] | None = None
+    definition: BootstrapDefinition, work: Path, run: Runner, argv: list[str], on_line: Callable[[str], None] | None = None
 ) -> Completed:
     """Run a command in the namespace; its failure is explained by its own lines."""
     inside = {name: str(WORK / "tmp") for name in ("HOME", "TMPDIR")}
@@ -166,7 +205,7 @@ def _step(
         raise _explained(definition, argv[0], error) from error
 
 
-def _explained(definition: BaseDefinition, tool: str, error: CommandFailed) -> PocketcloudError:
+def _explained(definition: BootstrapDefinition, tool: str, error: CommandFailed) -> PocketcloudError:
     why = cause(error.completed.out + error.completed.err)
     text = f"base {definition.base} was not built: {tool} failed\n" + "\n".join(f"  {line}" for line in why.lines)
     if why.full:

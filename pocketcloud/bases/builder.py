@@ -9,28 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from pocketcloud.bases import bootstrap, needs, records
-from pocketcloud.bases.mirror import Mirror, apt_options, choose
+from pocketcloud.bases.bootstrap import copy_sparse
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
-from pocketcloud.documents import dump_json
+from pocketcloud.bases.recipe import Order, Recipe
+from pocketcloud.documents import plain
 from pocketcloud.errors import Refused, UsageError
-from pocketcloud.model.base import Arch, Base, BaseDefinition, Builder, Firmware
+from pocketcloud.hypervisor import Hypervisor, open_hypervisor
+from pocketcloud.model.base import Arch, Base, Builder, Definition, Firmware
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name, joined
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run
 
 _QCOW2_MAGIC = b"QFI\xfb"
-_UNPACKED = 0.93
-"""How much of the whole time the image takes; storing it takes the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +42,34 @@ class Built:
     fresh: bool
 
 
-ImageMaker = Callable[[BaseDefinition, Arch, Mirror, str, Path, Runner, OnProgress], Path]
-"""What a builder is: see bootstrap.make_image."""
+_RECIPES: Mapping[Builder, Recipe[Any]] = {Builder.BOOTSTRAP: bootstrap.Bootstrap()}
 
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def inputs_digest(definition: BaseDefinition, arch: Arch) -> str:
-    """What a base is made from, as hex: its definition, the architecture and the recipe. Touches no network.
+def inputs_digest(definition: Definition, arch: Arch) -> str:
+    """What a base is made from, as hex: its definition, the architecture and what its builder adds. Touches no network.
 
-    The packages' versions are not in it: newer ones come with `force`.
+    The packages' versions are not in it: newer ones come with `force`. Keys of the definition that are empty are left out, so
+    that one that only a later version of us knows makes no other base of it.
     """
-    digest = hashlib.sha256(f"{bootstrap.RECIPE}\0{arch}\0".encode())
-    digest.update(dump_json(definition).encode())
-    for name, content in bootstrap.parts():
+    said = {key: value for key, value in plain(definition).items() if value}
+    digest = hashlib.sha256(f"{arch}\0{json.dumps(said, ensure_ascii=False)}".encode())
+    for name, content in _recipe(definition).inputs(definition, arch):
         digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def volume_name(definition: BaseDefinition, arch: Arch, digest: str) -> str:
+def _recipe(definition: Definition) -> Recipe[Any]:
+    recipe = _RECIPES.get(definition.builder)
+    if recipe is None:
+        raise UsageError(f"base {definition.base}: this version of pocketcloud has no builder {definition.builder}")
+    return recipe
+
+
+def volume_name(definition: Definition, arch: Arch, digest: str) -> str:
     """The name of the base's volume in the store."""
     return _volume(definition.base, arch, digest)
 
@@ -73,14 +81,16 @@ def _volume(name: str, arch: Arch, digest: str) -> str:
 def build(
     kit: Kit,
     storage: Storage,
-    definition: BaseDefinition,
+    definition: Definition,
     arch: Arch,
     *,
     mirror: str | None = None,
     force: bool = False,
+    offline: bool = False,
     run: Runner = run,
     on_progress: OnProgress,
     here: needs.Ground | None = None,
+    hypervisor: Callable[[], Hypervisor] = open_hypervisor,
     clock: Callable[[], datetime] = _utc_now,
 ) -> Built:
     """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages.
@@ -97,29 +107,20 @@ def build(
         known_base = records.find(kit, definition.base, arch)
         if known_base and known_base.digest == digest and known_base.volume in present:
             return Built(known_base, fresh=False)
-    base = Base(
-        definition.base, arch, digest, _unused(name, present), Firmware.EFI, "", title=definition.title, made_with="",
-    )  # fmt: skip
-    source = choose(definition, mirror)
+    recipe = _recipe(definition)
+    volume = _unused(name, present)
+    base = Base(definition.base, arch, digest, volume, recipe.firmware(definition, arch), "", title=definition.title)
     with _work_folder(kit, definition, arch) as work:
-        needs.check(definition, arch, work, storage, here or needs.ground(), run)
-        on_progress(f"packages from {source.origin} mirror" if mirror is None else "packages from the mirror asked for", 0.0)
-        base = replace(base, made_with=bootstrap.made_with(run))
-        image = _builder(definition)(
-            definition, arch, source, apt_options(run), work, run, lambda text, part: on_progress(text, part * _UNPACKED)
+        order = Order(
+            kit, storage, definition, arch, digest, work, mirror, here or needs.ground(), run, on_progress, hypervisor, offline
         )
-        _store(storage, base.volume, definition.size, image, on_progress)
+        recipe.check(order)
+        base = replace(base, made_with=recipe.make(order, base.volume))
     base = replace(base, built=clock().isoformat(timespec="seconds"))
     records.write(kit, base)
     _remove_older(storage, base)
     on_progress("done", 1.0)
     return Built(base, fresh=True)
-
-
-def _builder(definition: BaseDefinition) -> ImageMaker:
-    match definition.builder:
-        case Builder.BOOTSTRAP:
-            return bootstrap.make_image
 
 
 def register(kit: Kit, storage: Storage, name: str, arch: Arch, image: Path, firmware: Firmware, run: Runner = run) -> Base:
@@ -158,7 +159,7 @@ def register(kit: Kit, storage: Storage, name: str, arch: Arch, image: Path, fir
 
             storage.create(base.volume, info["virtual-size"], fill)
         else:
-            _store(storage, base.volume, image.stat().st_size, image, lambda _text, _fraction: None)
+            storage.create(base.volume, image.stat().st_size, lambda target: copy_sparse(image, target, lambda _done: None))
     base = replace(base, built=_utc_now().isoformat(timespec="seconds"))
     records.write(kit, base)
     _remove_older(storage, base)
@@ -171,18 +172,8 @@ def _unused(name: str, present: set[str]) -> str:
     return next(tried for tried in chain([name], numbered) if tried not in present)
 
 
-def _store(storage: Storage, name: str, size: int, image: Path, on_progress: OnProgress) -> None:
-    rest = 1.0 - _UNPACKED
-
-    def fill(target: Path) -> None:
-        bootstrap.copy_sparse(image, target, lambda done: on_progress("storing the image", _UNPACKED + done * rest / 2))
-
-    on_progress("storing the image", _UNPACKED)
-    storage.create(name, size, fill)
-
-
 @contextmanager
-def _work_folder(kit: Kit, definition: BaseDefinition, arch: Arch) -> Iterator[Path]:
+def _work_folder(kit: Kit, definition: Definition, arch: Arch) -> Iterator[Path]:
     """An empty folder of the namespace's root in the kit, where that has its room; what an interrupted build left is swept."""
     work = kit.path / "media" / f".work-{definition.base}-{arch}"
     _sweep(work)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pocketcloud.errors import UsageError
 from pocketcloud.host.release import read_distribution
-from pocketcloud.model.base import BaseDefinition
+from pocketcloud.model.base import BootstrapDefinition
 from pocketcloud.system import Runner, run, which
 
 # What of the host's apt configuration decides whether a mirror is reached: proxies, certificates, clocks and patience.
@@ -38,7 +38,7 @@ class Mirror:
     origin: str
 
 
-def choose(definition: BaseDefinition, explicit: str | None, root: Path = Path("/")) -> Mirror:
+def choose(definition: BootstrapDefinition, explicit: str | None, root: Path = Path("/")) -> Mirror:
     """The user's mirror (`explicit`), else the one of the host at `root` if that is the same distribution, else the definition's.
 
     Raises UsageError if the user's is not a URL that apt takes.

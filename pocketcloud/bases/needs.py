@@ -14,7 +14,7 @@ from pocketcloud.bases.namespace import confined, give
 from pocketcloud.errors import HostLacks, NoSpace, PocketcloudError
 from pocketcloud.host.packages import install_command
 from pocketcloud.host.release import read_distribution
-from pocketcloud.model.base import Arch, BaseDefinition
+from pocketcloud.model.base import Arch, BootstrapDefinition
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run, which
@@ -52,7 +52,7 @@ def ground() -> Ground:
     return Ground(Path("/"), platform.machine(), os.geteuid() == 0)
 
 
-def check(definition: BaseDefinition, arch: Arch, work: Path, storage: Storage, here: Ground, run: Runner = run) -> None:
+def check(definition: BootstrapDefinition, arch: Arch, work: Path, storage: Storage, here: Ground, run: Runner = run) -> None:
     """Raise HostLacks with everything that is missing, or NoSpace if it is only space. `work`: the work folder, made already."""
     lacking = list(_lacking(definition, arch, here))
     if not lacking:
@@ -68,7 +68,7 @@ def check(definition: BaseDefinition, arch: Arch, work: Path, storage: Storage, 
     raise kind(f"base {definition.base} ({arch}) cannot be built here: " + "; ".join(said), hint="; ".join(hints))
 
 
-def _lacking(definition: BaseDefinition, arch: Arch, here: Ground) -> Iterator[tuple[str, str]]:
+def _lacking(definition: BootstrapDefinition, arch: Arch, here: Ground) -> Iterator[tuple[str, str]]:
     """What is missing, each with its remedy."""
     distribution = read_distribution(here.root)
     if not here.privileged:

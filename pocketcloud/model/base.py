@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import GIB, Size
+from pocketcloud.model.sizes import GIB, MIB, Size
 
 _STRICT = {"extra": "forbid"}
+
+
+def key_of(field_name: str) -> str:
+    """A field's key in documents: words of Python's own (`from`) have an underscore as fields only."""
+    return field_name.rstrip("_")
+
+
+_WITH_FROM = _STRICT | {"alias_generator": key_of}
 
 
 class Firmware(StrEnum):
@@ -20,9 +30,19 @@ class Firmware(StrEnum):
 
 
 class Builder(StrEnum):
-    """How a base comes to be. `bootstrap`: a package bootstrap into a disk image, in a namespace."""
+    """How a base comes to be.
+
+    bootstrap: a package bootstrap into a disk image, in a namespace. kickstart, preseed, autoinstall: the distribution's own
+    installer in a throw-away machine, with that answer file. cloud-image: the distribution's ready image, fetched and checked.
+    layer: another base, with packages and steps of its own on top.
+    """
 
     BOOTSTRAP = "bootstrap"
+    KICKSTART = "kickstart"
+    PRESEED = "preseed"
+    AUTOINSTALL = "autoinstall"
+    CLOUD_IMAGE = "cloud-image"
+    LAYER = "layer"
 
 
 class Arch(StrEnum):
@@ -37,24 +57,141 @@ class Arch(StrEnum):
         return {Arch.X86_64: "amd64", Arch.AARCH64: "arm64"}[self]
 
 
+class CpuLevel(StrEnum):
+    """What an x86 processor must have, by the levels of the psABI (x86-64 psABI, 3.1.1)."""
+
+    V1 = "x86-64-v1"
+    V2 = "x86-64-v2"
+    V3 = "x86-64-v3"
+    V4 = "x86-64-v4"
+
+
 @dataclass(frozen=True, slots=True)
-class BaseDefinition:
-    """A base's definition, one YAML file in `bases/`. `mirror` is a URL, `keyring` a file of the host's keyring package."""
+class Requirements:
+    """What the host and the machine must have before anything starts: the `cpu` of x86 machines, the `memory` of the machine
+    that installs (left out: the builder's own figure)."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
+
+    cpu: CpuLevel | None = None
+    memory: Size | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file to be fetched: where it is (`url`, or `file` on this host), and how it is known to be the right one.
+
+    `sha256` (hex) pins it; `sums` is the URL of a list of SHA-256 sums that names it; `signature` the URL of a detached OpenPGP
+    signature, of the list where there is one, else of the file, made by a key in `keyring`, a file of this host.
+    """
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    url: str = ""
+    file: str = ""
+    sha256: str = ""
+    sums: str = ""
+    signature: str = ""
+    keyring: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.url) == bool(self.file):
+            raise ValueError("expected either `url:` or `file:`")
+        if self.sha256 and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256: expected 64 hexadecimal digits, got {self.sha256[:70]!r}")
+        if self.signature and not self.keyring:
+            raise ValueError("signature: needs `keyring:`, the file of the keys that may sign")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """What every base's definition has, one YAML file in `bases/`.
+
+    `packages` are installed beside the builder's own; `patches` are unified diffs against files of the new system (paths from
+    its root, `-p1`), `post` lines of sh, run as its root in this order; neither ever runs as the host's root.
+    """
 
     base: Name
     title: str
     family: str
     version: str
-    suite: str
     builder: Builder
     architectures: tuple[Arch, ...]
+    size: Size = Size(40 * GIB)
+    packages: tuple[str, ...] = ()
+    patches: tuple[str, ...] = ()
+    post: tuple[str, ...] = ()
+    requires: Requirements = Requirements()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapDefinition(Definition):
+    """A Debian, bootstrapped. `mirror` and `security` are URLs, `keyring` is a file of the host's keyring package."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    builder: Literal[Builder.BOOTSTRAP]
+    suite: str
     mirror: str
     keyring: str
     security: str = ""
-    size: Size = Size(10 * GIB)
-    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallDefinition(Definition):
+    """A system that its own installer puts on an empty disk. In URLs `{arch}` stands for the architecture as the distribution
+    names it (Debian and Ubuntu: amd64, arm64).
+
+    `template`: the answer file in `kickstarts/`. `tree`: the install tree (Debian: the mirror, with its `suite`); `media`: an
+    image of the installer's disc instead, by architecture. `repos`: further package sources by name, with the updates among them.
+    `registration`: for RHEL.
+    """
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    builder: Literal[Builder.KICKSTART, Builder.PRESEED, Builder.AUTOINSTALL]
+    template: str
+    tree: str = ""
+    suite: str = ""
+    keyring: str = ""
+    media: Mapping[Arch, Download] = field(default_factory=dict)
+    repos: Mapping[Name, str] = field(default_factory=dict)
+    registration: Registration | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Where RHEL gets its packages: the organization's number, and the file of this host that holds its activation key."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    organization: str
+    activation_key_file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDefinition(Definition):
+    """A distribution's ready cloud image, by architecture."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    builder: Literal[Builder.CLOUD_IMAGE]
+    images: Mapping[Arch, Download]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDefinition(Definition):
+    """Another base with something on top: a thin clone of `from`, keyed by both. What is left out is as in the other base; the
+    larger `size` of the two counts."""
+
+    __pydantic_config__: ClassVar[Any] = _WITH_FROM
+
+    builder: Literal[Builder.LAYER] = Builder.LAYER
+    from_: Name
+    family: str = ""
+    version: str = ""
+    architectures: tuple[Arch, ...] = tuple(Arch)
+    size: Size = Size(MIB)
 
 
 @dataclass(frozen=True, slots=True)

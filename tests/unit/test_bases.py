@@ -11,7 +11,7 @@ import pytest
 from pocketcloud.bases import bootstrap, builder, definitions, records
 from pocketcloud.bases.needs import Ground
 from pocketcloud.errors import BadDocument, HostLacks, NotFound, Refused, UsageError
-from pocketcloud.model.base import Arch, BaseDefinition, Firmware
+from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import MIB, Size
@@ -31,8 +31,10 @@ def storage(kit: Kit) -> Storage:
 
 
 @pytest.fixture
-def debian() -> BaseDefinition:
-    return definitions.find("debian-12")
+def debian() -> BootstrapDefinition:
+    definition = definitions.find("debian-12")
+    assert isinstance(definition, BootstrapDefinition)
+    return definition
 
 
 def image(folder: Path, text: str) -> Path:
@@ -45,7 +47,7 @@ def silent(_text: str, _fraction: float) -> None:
     """Progress nobody looks at."""
 
 
-def test_the_shipped_definitions_are_good(debian: BaseDefinition) -> None:
+def test_the_shipped_definitions_are_good(debian: BootstrapDefinition) -> None:
     assert debian in definitions.available()
     assert set(debian.architectures) == set(Arch)
 
@@ -63,7 +65,7 @@ def test_a_definition_is_named_as_its_file(tmp_path: Path) -> None:
         definitions.find("other", tmp_path)
 
 
-def test_the_digest_follows_every_input(debian: BaseDefinition) -> None:
+def test_the_digest_follows_every_input(debian: BootstrapDefinition) -> None:
     digest = builder.inputs_digest(debian, Arch.X86_64)
     assert digest == builder.inputs_digest(definitions.find("debian-12"), Arch.X86_64)
     others = [
@@ -82,7 +84,7 @@ def test_what_lies_beside_the_packages_is_part_of_the_recipe() -> None:
     assert names == sorted(names)
 
 
-def test_the_packages_are_those_of_the_architecture(debian: BaseDefinition) -> None:
+def test_the_packages_are_those_of_the_architecture(debian: BootstrapDefinition) -> None:
     wanted = bootstrap.packages(debian, Arch.AARCH64)
     assert {"linux-image-cloud-arm64", "grub-efi-arm64-signed", "shim-signed", "python3"} <= set(wanted)
     assert not [name for name in wanted if "amd64" in name]
@@ -153,13 +155,13 @@ def test_a_base_in_use_is_not_removed(kit: Kit, storage: Storage, tmp_path: Path
     assert not records.remove(kit, storage, Name("tiny"), Arch.X86_64)
 
 
-def test_an_architecture_that_the_definition_leaves_out(kit: Kit, storage: Storage, debian: BaseDefinition) -> None:
+def test_an_architecture_that_the_definition_leaves_out(kit: Kit, storage: Storage, debian: BootstrapDefinition) -> None:
     only = dataclasses.replace(debian, architectures=(Arch.X86_64,))
     with pytest.raises(UsageError, match="aarch64"):
         builder.build(kit, storage, only, Arch.AARCH64, on_progress=silent)
 
 
-def test_all_that_a_host_lacks_is_said_at_once(kit: Kit, storage: Storage, debian: BaseDefinition, tmp_path: Path) -> None:
+def test_all_that_a_host_lacks_is_said_at_once(kit: Kit, storage: Storage, debian: BootstrapDefinition, tmp_path: Path) -> None:
     """A host with nothing: not root, no keyring, and a processor that runs neither."""
     root = tmp_path / "host"
     (root / "etc").mkdir(parents=True)
@@ -181,7 +183,7 @@ def test_all_that_a_host_lacks_is_said_at_once(kit: Kit, storage: Storage, debia
     [("enabled\ninterpreter /x\nflags: PF\n", True), ("enabled\nflags: P\n", False), ("disabled\nflags: PF\n", False)],
 )
 def test_a_foreign_architecture_needs_its_interpreter_fixed(
-    kit: Kit, storage: Storage, debian: BaseDefinition, tmp_path: Path, entry: str, *, runs: bool
+    kit: Kit, storage: Storage, debian: BootstrapDefinition, tmp_path: Path, entry: str, *, runs: bool
 ) -> None:
     root = tmp_path / "host"
     (root / "proc/sys/fs/binfmt_misc").mkdir(parents=True)

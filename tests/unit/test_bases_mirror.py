@@ -9,8 +9,16 @@ import pytest
 from pocketcloud.bases import definitions
 from pocketcloud.bases.mirror import Source, carried, choose, sources
 from pocketcloud.errors import UsageError
+from pocketcloud.model.base import BootstrapDefinition
 
-DEBIAN = definitions.find("debian-12")
+
+def _debian() -> BootstrapDefinition:
+    definition = definitions.find("debian-12")
+    assert isinstance(definition, BootstrapDefinition)
+    return definition
+
+
+DEBIAN = _debian()
 NEW = """\
 # a comment
 Types: deb deb-src

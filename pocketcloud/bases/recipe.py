@@ -1,0 +1,64 @@
+"""What a builder is to builder.py: a recipe, which says what goes into a base, what it takes, and makes the volume.
+
+The recipes are in modules of their own (bootstrap.py and others). When a base is needed, under which name, its record and what is
+left of older ones are builder.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from pocketcloud.bases.needs import Ground
+from pocketcloud.bases.progress import OnProgress
+from pocketcloud.hypervisor import Hypervisor
+from pocketcloud.model.base import Arch, Definition, Firmware
+from pocketcloud.model.kit import Kit
+from pocketcloud.storage import Storage
+from pocketcloud.system import Runner
+
+D_co = TypeVar("D_co", bound=Definition, covariant=True)
+D_contra = TypeVar("D_contra", bound=Definition, contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Order(Generic[D_co]):
+    """One build. `work` is an empty folder in the kit, owned by the namespace's root, which goes afterwards whatever happens;
+    `digest` that of all that goes in; `mirror` is where the user wants packages from; `hypervisor` connects when it is asked;
+    `tell` gets the fraction done of the whole build; `offline`: nothing may be fetched but from the kit's cache."""
+
+    kit: Kit
+    storage: Storage
+    definition: D_co
+    arch: Arch
+    digest: str
+    work: Path
+    mirror: str | None
+    here: Ground
+    run: Runner
+    tell: OnProgress
+    hypervisor: Callable[[], Hypervisor]
+    offline: bool = False
+
+
+class Recipe(Protocol[D_contra]):
+    """How bases of one builder are made. Raises HostLacks, NoSpace, NotFound or PartlyDone, with the lines that explain it."""
+
+    def inputs(self, definition: D_contra, arch: Arch) -> Iterator[tuple[str, bytes]]:
+        """What makes the base beside its definition and the architecture: names and contents in a fixed order. Touches no
+        network and asks nobody."""
+        ...
+
+    def check(self, order: Order[D_contra]) -> None:
+        """Raise with everything that is missing at once, before anything is begun."""
+        ...
+
+    def make(self, order: Order[D_contra], volume: str) -> str:
+        """Make the volume of that name in the store, whole or not at all; return what it was made with, for people."""
+        ...
+
+    def firmware(self, definition: D_contra, arch: Arch) -> Firmware:
+        """What starts machines from it."""
+        ...

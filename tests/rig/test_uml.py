@@ -38,7 +38,7 @@ SHORT = tuple(file for file in FILES if file not in (CASES, SEQUENCES, SPACE, LA
 # What takes long has a boot of its own in `make test`, the longest first, so that none is left alone at the end. The others
 # share boots: to get to the first test takes eleven seconds. Those of the driver share a volume group, which nothing takes down
 # before the boot ends.
-SAMPLE = [Boot(files, sampled=True) for files in ((CASES, SEQUENCES, SPACE), SHORT, (SCENARIO,), (LAB,), (INTERLOCKS,))]
+SAMPLE = [Boot(files, sampled=True) for files in ((LAB,), (CASES, SEQUENCES, SPACE), SHORT, (SCENARIO,), (INTERLOCKS,))]
 WHOLE = [*(Boot((file,), slow=True) for file in FILES), *(Boot((file,), udev=True) for file in (CASES, SCENARIO))]
 
 needs_uml = pytest.mark.skipif(bool(missing()), reason=missing())

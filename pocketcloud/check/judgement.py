@@ -11,7 +11,7 @@ from pocketcloud.check.fixes import Action, Command, lines
 from pocketcloud.check.waiting import Asked
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.host.disks import read_block_devices
-from pocketcloud.host.packages import install_words
+from pocketcloud.host.packages import has_no_lists, install_words
 from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
@@ -124,7 +124,11 @@ class Surroundings:
     def installing(self, *capabilities: str) -> tuple[Action, ...]:
         """What installs that which brings these capabilities (rows of packages.tsv); empty where no package names are known."""
         words = install_words(self.facts.distribution, self.facts.machine, capabilities)
-        return (Command(words),) if words else ()
+        if not words:
+            return ()
+        # New computers and containers have no lists of packages yet, and apt then knows of none; dnf fetches its own.
+        listless = words[0] == "apt-get" and has_no_lists(self.root)
+        return (*((Command(("apt-get", "update")),) if listless else ()), Command(words))
 
     def install(self, *capabilities: str) -> tuple[str, ...]:
         """The remedy that installs what brings these capabilities on this distribution."""

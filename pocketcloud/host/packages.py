@@ -91,3 +91,16 @@ def install_words(distribution: Distribution, machine: str, names: Iterable[str]
         return ()
     apt = family(distribution) in (Family.DEBIAN, Family.UBUNTU)
     return ("apt-get" if apt else "dnf", "install", "-y", *wanted)
+
+
+def has_no_lists(root: Path) -> bool:
+    """Whether the apt of the host under `root` has no lists of packages yet (apt-get(8): /var/lib/apt/lists)."""
+    folder = root / "var/lib/apt/lists"
+    return folder.is_dir() and not any("_Packages" in name for name in _names(folder))
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [path.name for path in folder.iterdir()]
+    except OSError:
+        return ["_Packages"]  # not ours to see: taken for a computer in use

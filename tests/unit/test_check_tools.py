@@ -39,6 +39,16 @@ def test_a_missing_tool_is_named_with_the_package_of_the_distribution(
     assert check.remedy == (remedy,)
 
 
+def test_a_debian_without_lists_of_packages_fetches_them_first(laptop: Computer) -> None:
+    laptop.tools.remove("ssh")
+    lists = plant(laptop.root, {"var/lib/apt/lists/partial/": "", "var/lib/apt/lists/lock": ""}) / "var/lib/apt/lists"
+    check = laptop.checks()["ssh"]
+    assert check.remedy == ("apt-get update", "apt-get install -y openssh-client")
+    assert [action.line for action in check.fix] == list(check.remedy)
+    (lists / "example.com_debian_dists_trixie_main_binary-amd64_Packages.lz4").touch()
+    assert laptop.checks()["ssh"].remedy == ("apt-get install -y openssh-client",)
+
+
 def test_what_only_builds_bases_is_no_failure_what_runs_labs_is(laptop: Computer) -> None:
     laptop.tools -= {"mmdebstrap", "sfdisk", "mke2fs", "mcopy", "ssh"}
     assert not failed(check for check in laptop.checks().values() if check.group != "space")

@@ -74,7 +74,11 @@ def _medium(target: BlockDevice, measured: Measured | None) -> Iterator[Remark]:
             yield Remark(Topic.MEDIUM, State.WARN, text, ("Keep kits on an SSD",))
         case None:
             text = "SSD: not known; it calls itself rotating, which many USB bridges say of SSDs too"
-            yield Remark(Topic.MEDIUM, State.UNKNOWN, text, ("Have its reads measured: that tells",) if measured is None else ())
+            remedy = "Have its reads measured: that tells"
+            if measured is not None and measured.random_reads:
+                text += f", and its reads, {_ms(measured.p50)} each, do not tell"
+                remedy = f"When this computer has nothing else to do: sudo pocketcloud check --device {target.path}"
+            yield Remark(Topic.MEDIUM, State.UNKNOWN, text, (remedy,))
 
 
 def _speed(target: BlockDevice, measured: Measured | None, least: DiskSpeed | None) -> Iterator[Remark]:

@@ -62,6 +62,13 @@ def test_an_ssd_is_known_by_its_word_or_by_its_reads(
     assert first.startswith({True: "SSD: yes", False: "SSD: no", None: "SSD: not known"}[expected])
 
 
+def test_a_disk_that_its_reads_do_not_tell_is_to_be_measured_again() -> None:
+    for measured in (BETWEEN, replace(ARM, others=300 * MIB)):
+        first = verdict(USB, measured)[0]
+        assert "each, do not tell" in first.text
+        assert first.remedy == (f"When this computer has nothing else to do: sudo pocketcloud check --device {USB.path}",)
+
+
 def test_a_good_disk_gets_short_praise() -> None:
     assert texts(USB, FAST) == (
         "SSD: yes (by the time of its reads; it calls itself rotating, as many USB bridges do)",

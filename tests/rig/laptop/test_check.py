@@ -120,6 +120,10 @@ def test_the_path_of_a_disk_is_judged(controller: str, kind: str, usb: str, word
     device = plug(DISK, controller, 1, kind)
     try:
         found = checks("--device", device)
+        # On a busy host the emulated port is as slow as a quick hard disk; then it is done again, as the remedy says.
+        for _ in range(2):
+            if "each, do not tell" in found[f"medium:{device.name}"]["evidence"]:
+                found = checks("--device", device)
         assert {name.partition(":")[2] for name, check in found.items() if check["group"] == "storage"} == {device.name}
         path = found[f"usb:{device.name}"]
         assert path["state"] == usb

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
 from pocketcloud.model.names import Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
 from pocketcloud.model.profile import Profile
@@ -67,9 +69,12 @@ def _disks(machine: MachineRecord, seed: Path | None, profile: Profile, kit: Kit
     return tuple(specs)
 
 
-def network_spec(kit: Kit, record: Record, name: Name) -> NetworkSpec:
-    """The specification of one network: its leases are those of all machines on it."""
+def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Network] = ()) -> NetworkSpec:
+    """The specification of one network: its leases are those of all machines on it. `near` are the networks that the host is on
+    or has routes to, which are kept from machines that may not reach them."""
     network = record.networks[name]
+    wanted = record.lab.networks.get(name)
+    fenced = network.kind is NetworkKind.NAT and not (wanted and wanted.lan)
     leases = []
     for machine_name, machine in record.machines.items():
         for attached, mac in nic_macs(record, machine_name):
@@ -84,6 +89,7 @@ def network_spec(kit: Kit, record: Record, name: Name) -> NetworkSpec:
         subnet=network.subnet,
         domain=lab_domain(record.instance),
         leases=tuple(leases),
+        fenced=tuple(near) if fenced else None,
     )
 
 

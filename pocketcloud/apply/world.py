@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
 
 from pocketcloud.errors import NotReady
 from pocketcloud.events import Event
@@ -26,7 +27,8 @@ from pocketcloud.storage import Storage
 @dataclass
 class World:
     """One instance's surroundings while a plan is applied. `now` gives the time as ISO 8601 text in UTC; `authorized` are the
-    public keys that may log in beside the kit's; `record` is the record as committed (None: none yet)."""
+    public keys that may log in beside the kit's; `near` the networks that this host is on or has routes to; `record` is the
+    record as committed (None: none yet)."""
 
     files: InstanceFiles
     storage: Storage
@@ -37,6 +39,7 @@ class World:
     authorized: tuple[str, ...]
     now: Callable[[], str]
     emit: Callable[[Event], None]
+    near: tuple[IPv4Network, ...] = ()
     record: Record | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     _commit: threading.Lock = field(default_factory=threading.Lock)
@@ -91,7 +94,7 @@ class World:
 
     def network(self, name: str) -> NetworkSpec:
         """The network's specification as the record has it now."""
-        return network_spec(self.kit, self.known, Name(name))
+        return network_spec(self.kit, self.known, Name(name), self.near)
 
     def address(self, machine: str) -> str:
         """Where the host reaches the machine: its address on the first of its networks."""

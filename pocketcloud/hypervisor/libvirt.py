@@ -19,6 +19,7 @@ import libvirt
 
 from pocketcloud.errors import NotFound, NotOurs, Refused
 from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.hypervisor.handles import AGENT_SECONDS, ask_to_power_off, domain_of, kill, look, remember_frozen, resume
 from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
 from pocketcloud.model.base import Arch
@@ -43,6 +44,7 @@ class LibvirtHypervisor:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        self._fences = Fences()
         self._lock = threading.Lock()
         self._connection: Any = None
 
@@ -274,6 +276,8 @@ class LibvirtHypervisor:
         text = xml.network_xml(spec)
         known = self._check_network(spec) is not None
         connection = self._open()
+        # Before the first packet, and while it runs: what may be reached can be changed at any time.
+        self._fences.settle(spec)
         with explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
             if handle.isActive():
@@ -298,9 +302,12 @@ class LibvirtHypervisor:
         if handle is None:
             return
         with explained(f"network {name} cannot be removed"), absence(complaints.NO_NETWORK):
+            bridge, persistent = xml.read_network(handle.XMLDesc(0)).bridge, handle.isPersistent()
             if handle.isActive():
                 handle.destroy()
-            if handle.isPersistent():
+            # As long as libvirt knows the network, a removal that was interrupted finds it again.
+            self._fences.remove(bridge)
+            if persistent:
                 handle.undefine()
 
     def subnets(self) -> tuple[Subnet, ...]:

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import replace
 
 from pocketcloud.apply.world import World
+from pocketcloud.hypervisor.firewall import fence_script
+from pocketcloud.model.machine import NetworkSpec
 from pocketcloud.model.names import joined
 from pocketcloud.plan.drafting import volume_name
 from pocketcloud.plan.steps import (
@@ -39,6 +41,13 @@ def explain(plan: Plan, world: World) -> dict[str, tuple[str, ...]]:
     return {step.id: tuple(_lines(step, seen)) for step in plan.steps}
 
 
+def _network_lines(network: NetworkSpec, world: World) -> list[str]:
+    define = _virsh_xml("net-define", world.hypervisor.network_xml(network), f"virsh net-start {network.name}")
+    if network.fenced is None:
+        return define
+    return ["nft -f - <<'END'", *fence_script(network.bridge, network.fenced).splitlines(), "END", *define]
+
+
 def _lines(step: Step, world: World) -> list[str]:
     domain = shlex.quote(world.domain(step.machine)) if step.machine else ""
     match step:
@@ -49,11 +58,7 @@ def _lines(step: Step, world: World) -> list[str]:
         case RemoveVolumes():
             return [line for name in step.names for line in world.storage.explain("remove", name)]
         case EnsureNetwork():
-            return _virsh_xml(
-                "net-define",
-                world.hypervisor.network_xml(world.network(step.network)),
-                f"virsh net-start {world.domain(step.network)}",
-            )
+            return _network_lines(world.network(step.network), world)
         case RemoveNetwork():
             name = joined(world.kit.name, world.instance, step.network)
             return [f"virsh net-destroy {name}", f"virsh net-undefine {name}"]

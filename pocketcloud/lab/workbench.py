@@ -131,6 +131,7 @@ class Workbench:
             authorized=self.authorized,
             now=self.now,
             emit=emit or self.emit,
+            near=tuple(taken.network for taken in self.facts.subnets),
             record=record,
             stop=self.stop,
         )

@@ -38,14 +38,18 @@ class NetworkKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class LabNetwork:
     """A network of a lab; `subnet`, a private /24, where it has to be this one and no other: left out, one that is free is
-    chosen, and another where that is taken."""
+    chosen, and another where that is taken. `lan`: whether machines on a `nat` network reach the networks that this host is on,
+    or only what is beyond them."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     kind: NetworkKind = NetworkKind.NAT
     subnet: IPv4Network | None = None
+    lan: bool = False
 
     def __post_init__(self) -> None:
+        if self.lan and self.kind is not NetworkKind.NAT:
+            raise ValueError(f"lan: is for networks of kind nat; from one that is {self.kind} nothing reaches out")
         if self.subnet is not None and not (self.subnet.prefixlen == 24 and self.subnet.is_private):
             raise ValueError(f"subnet: expected a private /24, as 10.99.1.0/24, got {self.subnet}")
 

@@ -96,7 +96,8 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
-    """A lab network for the hypervisor room: the host has the subnet's first address on `bridge`."""
+    """A lab network for the hypervisor room: the host has the subnet's first address on `bridge`. `fenced` are networks that its
+    machines may not reach, beside all private ones; None: they may reach what the host reaches."""
 
     name: str
     uuid: str
@@ -106,3 +107,4 @@ class NetworkSpec:
     subnet: IPv4Network
     domain: str
     leases: tuple[Lease, ...]
+    fenced: tuple[IPv4Network, ...] | None = None

@@ -1,0 +1,105 @@
+"""The fence around networks of kind `nat`: their machines reach the world beyond this host's networks, not those networks.
+
+libvirt lets out whatever comes from such a network, to the conference's LAN as well as to the world. Our rules stand in a table
+of nftables of our own, beside libvirt's and everybody else's: a packet has to pass all of them, so none is opened by ours.
+
+Outside facts: nft(8) (verdict maps, `reject`, priorities; scripts of `nft -f` take effect whole or not at all); private IPv4
+ranges are those of RFC 1918, RFC 6598 (carriers' networks), RFC 3927 (link-local).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Network, collapse_addresses
+from pathlib import Path
+
+from pocketcloud.errors import HostLacks, PocketcloudError
+from pocketcloud.model.machine import NetworkSpec
+from pocketcloud.system import CommandFailed, Runner, run
+
+TABLE = "inet pocketcloud"
+_MAP = "fences"
+PRIVATE = tuple(IPv4Network(net) for net in ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"))
+_TIMEOUT = 30.0
+_LOCK = Path("/run/pocketcloud/locks/firewall.lock")
+
+
+class Fences:
+    """The fences of one host. Nothing is kept of them but what nftables have."""
+
+    def __init__(self, run: Runner = run) -> None:
+        self._run = run
+
+    def settle(self, spec: NetworkSpec) -> None:
+        """Have the network fenced, or not, as it says. Raises HostLacks where it is to be and there are no nftables."""
+        if spec.fenced is None:
+            self.remove(spec.bridge)
+            return
+        try:
+            self._change(fence_script(spec.bridge, spec.fenced))
+        except (CommandFailed, HostLacks) as failure:
+            raise HostLacks(
+                f"network {spec.name} cannot be kept out of this host's networks: {failure.message.splitlines()[-1]}",
+                hint="install nftables (pocketcloud check names the package), or say `lan: true` of the network in the lab file",
+            ) from failure
+
+    def remove(self, bridge: str) -> None:
+        """Take a bridge's fence down, and the table with the last; none is success, as it is where there are no nftables."""
+        with self._held():
+            known = self.bridges()
+            if bridge in known:
+                self._run(["nft", "-f", "-"], stdin=_removal(bridge, last=known == (bridge,)).encode(), timeout=_TIMEOUT)
+
+    def bridges(self) -> tuple[str, ...]:
+        """The bridges that have a fence, by name."""
+        try:
+            said = self._run(["nft", "list", "map", *TABLE.split(), _MAP], timeout=_TIMEOUT).out
+        except PocketcloudError:
+            return ()
+        return tuple(sorted(re.findall(r'"([^"]+)" : jump', said)))
+
+    def _change(self, script: str) -> None:
+        with self._held():
+            self._run(["nft", "-f", "-"], stdin=script.encode(), timeout=_TIMEOUT)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Against another command that takes the last fence away, and the table with it, just as one is put up."""
+        _LOCK.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with _LOCK.open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def fence_script(bridge: str, networks: Iterable[IPv4Network]) -> str:
+    """What nft is told: all of it is there afterwards, whatever of it was there before."""
+    closed = ", ".join(str(net) for net in collapse_addresses((*PRIVATE, *networks)))
+    return "\n".join(
+        (
+            f"add table {TABLE}",
+            f"add chain {TABLE} forward {{ type filter hook forward priority filter - 10; policy accept; }}",
+            f"add map {TABLE} {_MAP} {{ type ifname : verdict; }}",
+            f"flush chain {TABLE} forward",
+            # Answers to those who may come in: machines of other labs, who then pass their own fence.
+            f"add rule {TABLE} forward ct state established,related accept",
+            f"add rule {TABLE} forward iifname vmap @{_MAP}",
+            f"add chain {TABLE} {bridge}",
+            f"flush chain {TABLE} {bridge}",
+            f'add rule {TABLE} {bridge} oifname "{bridge}" accept',
+            f"add rule {TABLE} {bridge} ip daddr {{ {closed} }} reject with icmp type admin-prohibited",
+            # Lab networks have no addresses of IPv6; whoever gives himself some gets nowhere.
+            f"add rule {TABLE} {bridge} meta nfproto ipv6 drop",
+            f'add element {TABLE} {_MAP} {{ "{bridge}" : jump {bridge} }}',
+            "",
+        )
+    )
+
+
+def _removal(bridge: str, *, last: bool) -> str:
+    if last:
+        return f"delete table {TABLE}\n"
+    element = f'delete element {TABLE} {_MAP} {{ "{bridge}" : jump {bridge} }}'
+    return f"{element}\nflush chain {TABLE} {bridge}\ndelete chain {TABLE} {bridge}\n"

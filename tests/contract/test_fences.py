@@ -1,0 +1,233 @@
+"""Where machines on a `nat` network get to: real libvirt networks and the host's own nftables, between network namespaces.
+
+A guest, a LAN and the world beyond it are namespaces that the test makes: packets take the way that a machine's take, from a port
+of the network's bridge through the host. All names and subnets are random; what is made here is removed, failed or not.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+
+import pytest
+
+from pocketcloud.hypervisor import Hypervisor, open_hypervisor
+from pocketcloud.hypervisor.firewall import Fences
+from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.machine import Mark, NetworkSpec
+from pocketcloud.model.names import joined, network_uuid
+from pocketcloud.subnets import choose
+from pocketcloud.system import run
+
+# What a conference's LAN may have: private networks of all kinds, and a public one that the host is on. Ten ways out.
+LAN = IPv4Network("203.0.113.0/28")
+PRIVATE = (
+    "10.251.7.9",
+    "10.252.0.1",
+    "172.16.9.9",
+    "172.31.255.1",
+    "192.168.251.3",
+    "192.168.252.77",
+    "100.64.3.3",
+    "169.254.77.7",
+)
+ESCAPES = (*PRIVATE, str(LAN[2]), str(LAN[3]))
+WORLD = "198.51.100.77"
+PORT = 7777
+
+# Answers on the addresses that are its arguments, to TCP and to UDP: by UDP an answer has to come from where it was asked.
+SERVER = """
+import selectors, socket, sys
+ready = selectors.DefaultSelector()
+for address in sys.argv[1:]:
+    ready.register(socket.create_server((address, PORT)), selectors.EVENT_READ, True)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind((address, PORT))
+    ready.register(udp, selectors.EVENT_READ, False)
+print("listening", flush=True)
+while True:
+    for key, _ in ready.select():
+        if key.data:
+            key.fileobj.accept()[0].close()
+        else:
+            data, peer = key.fileobj.recvfrom(100)
+            key.fileobj.sendto(data, peer)
+"""
+# Which of its arguments answer, by TCP and by UDP.
+CLIENT = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+def tcp(address):
+    with socket.create_connection((address, PORT), timeout=SECONDS):
+        return True
+def udp(address):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(SECONDS)
+        sock.connect((address, PORT))
+        sock.send(b"?")
+        return sock.recv(10) == b"?"
+def reached(way, address):
+    try:
+        return way(address)
+    except OSError:
+        return False
+wanted = sys.argv[1:]
+with ThreadPoolExecutor(32) as pool:
+    by = {name: pool.map(lambda address: reached(way, address), wanted) for name, way in (("tcp", tcp), ("udp", udp))}
+    found = {name: [address for address, there in zip(wanted, answers) if there] for name, answers in by.items()}
+print(json.dumps(found))
+"""
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@dataclass
+class Place:
+    """A network namespace with one interface, whose other end `outside` is the host's."""
+
+    name: str
+    outside: str
+
+    def ip(self, *words: str) -> None:
+        ip("-n", self.name, *words)
+
+    def python(self, program: str, seconds: float) -> list[str]:
+        text = program.replace("PORT", str(PORT)).replace("SECONDS", str(seconds))
+        return ["ip", "netns", "exec", self.name, sys.executable, "-I", "-c", text]
+
+    @contextmanager
+    def serving(self, *addresses: str) -> Iterator[None]:
+        """Answer on these addresses."""
+        with subprocess.Popen([*self.python(SERVER, 0), *addresses], stdout=subprocess.PIPE) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"listening\n"
+            try:
+                yield
+            finally:
+                server.kill()
+
+    def reached(self, *addresses: str, seconds: float = 1.0) -> dict[str, list[str]]:
+        """Those that answer, by `tcp` and by `udp`."""
+        done = subprocess.run([*self.python(CLIENT, seconds), *addresses], capture_output=True, text=True, check=True, timeout=60)
+        answer: dict[str, list[str]] = json.loads(done.stdout)
+        return answer
+
+
+@pytest.fixture
+def place() -> Iterator[Callable[[], Place]]:
+    with ExitStack() as undo:
+
+        def make() -> Place:
+            token = secrets.token_hex(3)
+            made = Place(f"pctest-{token}", f"pct{token}o")
+            ip("netns", "add", made.name)
+            undo.callback(subprocess.run, ["ip", "netns", "delete", made.name], check=True)
+            ip("link", "add", made.outside, "type", "veth", "peer", "name", "eth0", "netns", made.name)
+            made.ip("link", "set", "lo", "up")
+            made.ip("link", "set", "eth0", "up")
+            ip("link", "set", made.outside, "up")
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def lan(place: Callable[[], Place]) -> Iterator[Place]:
+    """The LAN that this host is on, with a router to the world; it answers on all its addresses."""
+    there = place()
+    ip("address", "add", f"{LAN[1]}/{LAN.prefixlen}", "dev", there.outside)
+    there.ip("address", "add", f"{LAN[2]}/{LAN.prefixlen}", "dev", "eth0")
+    there.ip("address", "add", f"{LAN[3]}/{LAN.prefixlen}", "dev", "eth0")
+    for address in (*PRIVATE, WORLD):
+        there.ip("address", "add", f"{address}/32", "dev", "lo")
+        ip("route", "add", f"{address}/32", "via", str(LAN[2]))  # goes with the interface
+    with there.serving(*ESCAPES, WORLD):
+        yield there
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    return open_hypervisor()
+
+
+@pytest.fixture
+def network(hypervisor: Hypervisor) -> Iterator[Callable[[], NetworkSpec]]:
+    kit, kit_id = f"pctest{secrets.token_hex(3)}", str(uuid.uuid4())
+    made: list[NetworkSpec] = []
+
+    def make() -> NetworkSpec:
+        part = f"net{len(made)}"
+        subnet = choose(IPv4Network("10.224.0.0/12"), hypervisor.subnets(), seed=kit)
+        name, identity = joined(kit, "demo", part), str(network_uuid(kit_id, "demo", part))
+        bridge = f"pct-{secrets.token_hex(4)}"
+        spec = NetworkSpec(
+            name, identity, Mark(kit, kit_id, "demo", part), bridge, NetworkKind.NAT, subnet, "demo.internal", (), fenced=(LAN,)
+        )
+        made.append(spec)
+        hypervisor.ensure_network(spec)
+        return spec
+
+    yield make
+    for spec in made:
+        hypervisor.remove_network(spec.name)
+    assert not {spec.bridge for spec in made} & set(Fences(run).bridges())
+
+
+def plug(guest: Place, spec: NetworkSpec, host: int = 9) -> str:
+    """Put the guest on a network as a machine is, and return its address."""
+    address = str(spec.subnet[host])
+    ip("link", "set", guest.outside, "master", spec.bridge)
+    guest.ip("address", "add", f"{address}/{spec.subnet.prefixlen}", "dev", "eth0")
+    guest.ip("route", "add", "default", "via", str(spec.subnet[1]))
+    return address
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_lab_reaches_the_world_and_not_the_lan(
+    place: Callable[[], Place], network: Callable[[], NetworkSpec], hypervisor: Hypervisor
+) -> None:
+    guest, spec = place(), network()
+    plug(guest, spec)
+    assert guest.reached(WORLD, seconds=10) == {"tcp": [WORLD], "udp": [WORLD]}
+    assert guest.reached(*ESCAPES) == {"tcp": [], "udp": []}
+    # By another source address, and by a route of its own that says the LAN is next door.
+    guest.ip("address", "add", f"{LAN[5]}/{LAN.prefixlen}", "dev", "eth0")
+    guest.ip("route", "replace", "172.16.0.0/12", "via", str(spec.subnet[1]), "src", str(LAN[5]))
+    assert guest.reached("172.16.9.9", str(LAN[2])) == {"tcp": [], "udp": []}
+    guest.ip("address", "delete", f"{LAN[5]}/{LAN.prefixlen}", "dev", "eth0")
+
+    # The lab's file is changed while its machines run; and back.
+    hypervisor.ensure_network(replace(spec, fenced=None))
+    assert guest.reached(*ESCAPES, seconds=10) == {"tcp": list(ESCAPES), "udp": list(ESCAPES)}
+    hypervisor.ensure_network(spec)
+    assert guest.reached(WORLD, *ESCAPES) == {"tcp": [WORLD], "udp": [WORLD]}
+
+
+def test_labs_do_not_reach_each_other_and_machines_of_one_do(
+    place: Callable[[], Place], network: Callable[[], NetworkSpec]
+) -> None:
+    one, neighbour, other = place(), place(), place()
+    first, second = network(), network()
+    plug(one, first)
+    near, far = plug(neighbour, first, 10), plug(other, second)
+    with neighbour.serving(near), other.serving(far):
+        assert one.reached(near, far, seconds=3) == {"tcp": [near], "udp": [near]}
+
+
+def test_the_last_fence_takes_the_table_with_it_and_no_other(hypervisor: Hypervisor, network: Callable[[], NetworkSpec]) -> None:
+    first, second = network(), network()
+    assert {first.bridge, second.bridge} <= set(Fences(run).bridges())
+    hypervisor.remove_network(first.name)
+    left = Fences(run).bridges()
+    assert second.bridge in left
+    assert first.bridge not in left
+    hypervisor.remove_network(first.name)  # absent is success

@@ -10,14 +10,15 @@ from pocketcloud.cli import access
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
+    instance_name,
     instance_of,
     is_new,
     kit_option,
     lab_options,
+    lab_under,
     open_kit,
     output_option,
     require_root,
-    wanted_lab,
 )
 from pocketcloud.cli.view import ask, print_json, print_table
 from pocketcloud.errors import HostLacks, NotFound
@@ -105,7 +106,13 @@ def _print_plan(planned: Planned, bench: Workbench, output: str) -> None:
     click.echo(f"{len(plan.steps)} steps; nothing was done.")
 
 
+def _alias(_context: click.Context, _option: click.Parameter, text: str | None) -> Name | None:
+    return None if text is None else instance_name(text)
+
+
 def _up_options(function: click.decorators.FC) -> click.decorators.FC:
+    named = "Raise it under this name: a second copy, with networks, addresses and disks of its own."
+    function = click.option("--as", "alias", metavar="NAME", callback=_alias, help=named)(function)
     function = click.option("--prune", is_flag=True, help="Remove machines that left the file.")(function)
     function = click.option("--reconfigure", is_flag=True, help="Make the changes of an edited file.")(function)
     return click.argument("lab", required=False)(function)
@@ -114,24 +121,24 @@ def _up_options(function: click.decorators.FC) -> click.decorators.FC:
 @command.command()
 @_up_options
 @lab_options()
-def plan(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def plan(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Show what `lab up` would do, with the exact commands and XML."""
-    _plan_up(lab, options, reconfigure=reconfigure, prune=prune)
+    _plan_up(lab, alias, options, reconfigure=reconfigure, prune=prune)
 
 
-def _plan_up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def _plan_up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     from pocketcloud.lab.commands import plan_for_up
 
     require_root("look at all that a plan depends on")
     with bench(options) as here:
-        wanted, instance = wanted_lab(lab, here.kit.path)
+        wanted, instance = lab_under(lab, here.kit, alias)
         _print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
 
 
 @command.command()
 @_up_options
 @lab_options("no_wait", "dry_run", "yes")
-def up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
     Interrupted or half there, running it again completes it. Changes of an edited file wait for --reconfigure.
@@ -139,12 +146,12 @@ def up(lab: str | None, options: LabOptions, *, reconfigure: bool, prune: bool) 
     from pocketcloud.lab.commands import up as bring_up
 
     if options.dry_run:
-        _plan_up(lab, options, reconfigure=reconfigure, prune=prune)
+        _plan_up(lab, alias, options, reconfigure=reconfigure, prune=prune)
         return
     require_root("make and start machines")
     instance_of(lab)  # a bad file or name is told before a kit is made for it
     with bench(options, make=is_new(lab)) as here:
-        wanted, instance = wanted_lab(lab, here.kit.path)
+        wanted, instance = lab_under(lab, here.kit, alias)
         confirm = _confirm_loss(yes=options.yes)
         done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)
     _summary(here, instance, done, options.output, "is up")

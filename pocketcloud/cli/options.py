@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pocketcloud.errors import HostLacks, NotFound, UsageError
+from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.cli.view import View
@@ -210,6 +210,21 @@ def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
         f"no lab {name} in the kit, and none that we ship ({known})",
         hint="pocketcloud lab list shows the kit's; a file needs a `/` or `.yaml`",
     )
+
+
+def lab_under(text: str | None, kit: Kit, alias: Name | None) -> tuple[Lab | None, Name]:
+    """As `wanted_lab`; with `alias` it is to be raised under that name, which no instance of another lab may have (Refused)."""
+    lab, name = wanted_lab(text, kit.path)
+    if alias is None:
+        return lab, name
+    from pocketcloud.records import InstanceFiles, read_record
+
+    if lab is None and (record := read_record(InstanceFiles(kit, name))) is not None:
+        lab = record.lab
+    known = read_record(InstanceFiles(kit, alias))
+    if known is not None and lab is not None and known.lab.lab != lab.lab:
+        raise Refused(f"{alias} is there, as an instance of the lab {known.lab.lab}", hint="give it another name")
+    return lab, alias
 
 
 def is_new(text: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pocketcloud.records import read_record
@@ -45,6 +46,23 @@ def test_the_second_command_on_a_lab_waits_or_refuses() -> None:
         assert "waiting for" in waited.err
         assert f"lab up {file}" in waited.err, "the message does not name the first command"
         assert str(first.pid) in waited.err
+
+
+def test_two_copies_of_one_lab_side_by_side() -> None:
+    with lab_kit() as kit:
+        file = kit.lab(lab_text("twin"))
+        started = [kit.start("lab", "up", file), kit.start("lab", "up", file, "--as", "twin-2")]
+        for process in started:
+            kit.finish(process).expect(0, "is up")
+        kit.cli("lab", "up", "twin", "--as", "twin-3").expect(0, "Lab twin-3 is up")
+        names = ("twin", "twin-2", "twin-3")
+        assert len({subnet(kit, name) for name in names}) == len(names)
+        other = kit.lab(lab_text("other"), "other.yaml")
+        kit.cli("lab", "up", other, "--as", "twin-2").expect(5, "instance of the lab twin", "another name")
+        kit.cli("lab", "up", file, "--as", "Twin 4").expect(2, "not a name")
+        kit.cli("lab", "destroy", "twin-2", "-y").expect(0)
+        left = json.loads(kit.cli("lab", "list", "-o", "json").out)["labs"]
+        assert [(line["instance"], line["lab"], line["running"]) for line in left] == [("twin", "twin", 1), ("twin-3", "twin", 1)]
 
 
 def test_labs_of_one_kit_come_up_side_by_side() -> None:

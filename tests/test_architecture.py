@@ -26,7 +26,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("plan", "specs"),
     ("profiles", "records", "seed", "verdict"),
     ("documents", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
-    ("events", "files", "render", "resources", "system"),
+    ("cpio", "events", "files", "iso", "render", "resources", "system"),
     ("model", "errors"),
 )
 LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}

@@ -49,9 +49,10 @@ _TRIES = 5
 
 @dataclass(frozen=True, slots=True)
 class GuestOrder:
-    """A guest. `purpose` becomes part of its name (a process has one guest of a purpose at a time); `folder`, on a path that QEMU's
-    user may pass through, receives its console, its ports and its firmware's variables; `memory` in bytes. Of `disks` the
-    first is booted, unless there is a `kernel`. `network`: give it one, with a way out through the host."""
+    """A guest. `purpose` becomes part of its name (a process has one guest of a purpose at a time); `folder`, on a path that
+    QEMU's user may pass through, receives its console (`console.log`), its ports (`PORT.log`) and its firmware's variables;
+    `memory` in bytes. Of `disks` the first is booted, unless there is a `kernel`. `network`: give it one, with a way out
+    through the host."""
 
     purpose: Name
     title: str
@@ -215,10 +216,10 @@ def machine_spec(order: GuestOrder) -> MachineSpec:
         nvram=order.folder / "nvram.fd" if order.firmware is Firmware.EFI else None,
         disks=order.disks,
         nics=(NicSpec(_mac(order), name),) if order.network else (),
-        serial_log=order.folder / CONSOLE,
+        serial_log=order.folder / f"{CONSOLE}.log",
         cpus=shaped.cpus,
         kernel=order.kernel,
-        ports=tuple(PortSpec(port, order.folder / port) for port in order.ports),
+        ports=tuple(PortSpec(port, order.folder / f"{port}.log") for port in order.ports),
         restarts=False,
     )
 

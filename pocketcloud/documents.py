@@ -13,7 +13,7 @@ import functools
 import json
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -66,8 +66,16 @@ def parse_yaml(text: str, kind: type[T], source: str) -> T:
     return _validated(raw, kind, source, lines, faults)
 
 
-def load_one_of(path: Path, key: str, kinds: Mapping[str, type[T]]) -> T:
-    """Read a YAML file whose text under `key` says which of `kinds` it is. Raises NotFound, or BadDocument with all faults."""
+def load_one_of(
+    path: Path,
+    key: str,
+    kinds: Mapping[str, type[T]],
+    faults_of: Callable[[T], Iterable[tuple[KeyPath, str]]] = lambda _value: (),
+) -> T:
+    """Read a YAML file whose text under `key` says which of `kinds` it is. Raises NotFound, or BadDocument with all faults.
+
+    `faults_of` says what is wrong with a value whose keys and types are right: key paths and messages.
+    """
     source = str(path)
     raw, lines, faults = _read_yaml(_read(path), source)
     said = raw.get(key) if isinstance(raw, dict) else None
@@ -75,7 +83,10 @@ def load_one_of(path: Path, key: str, kinds: Mapping[str, type[T]]) -> T:
     if kind is None:
         got = "missing" if said is None else f"expected one of {', '.join(kinds)}, got {_shown(said)}"
         raise BadDocument(source, [*faults, _fault(lines, (key,), got)])
-    return _validated(raw, kind, source, lines, faults)
+    value = _validated(raw, kind, source, lines, faults)
+    if wrong := [_fault(lines, at, message) for at, message in faults_of(value)]:
+        raise BadDocument(source, sorted(wrong, key=lambda fault: fault.line))
+    return value
 
 
 def parse_json(text: str, kind: type[T], source: str) -> T:

@@ -7,21 +7,16 @@ Sources: cloud-init's reference for the NoCloud source (label, file names) and f
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import pycdlib
-
 from pocketcloud.files import write_whole
+from pocketcloud.iso import iso_image
 from pocketcloud.keys import KeyPair
 
 # NoCloud looks for a file system labelled `cidata` or `CIDATA`; ISO 9660 allows capital letters only.
 _LABEL = "CIDATA"
-
-# Names as ISO 9660 interchange level 3 allows them; Rock Ridge and Joliet carry the real ones.
-_ISO_NAMES = {"meta-data": "/METADATA.;1", "user-data": "/USERDATA.;1", "network-config": "/NETWORK.;1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +116,5 @@ def write_seed(path: Path, seed: Seed) -> None:
 
     Its mode is 0600, because the host key is in it; libvirt gives disks to QEMU's user when a machine starts.
     """
-    image = _image({"meta-data": meta_data(seed), "user-data": user_data(seed), "network-config": network_config(seed)})
-    write_whole(path, image, 0o600)
-
-
-def _image(files: dict[str, str]) -> bytes:
-    """An ISO 9660 image with Joliet and Rock Ridge that holds `files`."""
-    iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=_LABEL)
-    try:
-        for name, text in files.items():
-            content = text.encode("ascii")
-            iso.add_fp(io.BytesIO(content), len(content), _ISO_NAMES[name], rr_name=name, joliet_path=f"/{name}")
-        image = io.BytesIO()
-        iso.write_fp(image)
-    finally:
-        iso.close()
-    return image.getvalue()
+    files = {"meta-data": meta_data(seed), "user-data": user_data(seed), "network-config": network_config(seed)}
+    write_whole(path, iso_image(_LABEL, {name: text.encode("ascii") for name, text in files.items()}), 0o600)

@@ -19,6 +19,7 @@ from typing import Any
 
 from pocketcloud.bases import bootstrap, needs, records
 from pocketcloud.bases.bootstrap import copy_sparse
+from pocketcloud.bases.install.installation import Installation
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.bases.recipe import Order, Recipe
@@ -42,7 +43,12 @@ class Built:
     fresh: bool
 
 
-_RECIPES: Mapping[Builder, Recipe[Any]] = {Builder.BOOTSTRAP: bootstrap.Bootstrap()}
+_RECIPES: Mapping[Builder, Recipe[Any]] = {
+    Builder.BOOTSTRAP: bootstrap.Bootstrap(),
+    Builder.KICKSTART: Installation(),
+    Builder.PRESEED: Installation(),
+    Builder.AUTOINSTALL: Installation(),
+}
 
 
 def _utc_now() -> datetime:

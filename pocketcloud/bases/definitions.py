@@ -1,13 +1,15 @@
-"""The bases that can be built: `bases/*.yaml`."""
+"""The bases that can be built: `bases/*.yaml`, the user's own first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from pocketcloud.bases.faults import faults
 from pocketcloud.documents import load_one_of
-from pocketcloud.errors import BadDocument, Fault, NotFound
+from pocketcloud.errors import BadDocument, Fault, NotFound, UsageError
 from pocketcloud.model.base import (
+    Arch,
     BootstrapDefinition,
     Builder,
     Definition,
@@ -15,7 +17,7 @@ from pocketcloud.model.base import (
     InstallDefinition,
     LayerDefinition,
 )
-from pocketcloud.resources import shipped
+from pocketcloud.resources import overlaid, shipped
 
 _KINDS: Mapping[str, type[Definition]] = {
     Builder.BOOTSTRAP: BootstrapDefinition,
@@ -28,7 +30,8 @@ _KINDS: Mapping[str, type[Definition]] = {
 
 
 def available(folder: Path | None = None) -> tuple[Definition, ...]:
-    """The definitions in `folder` (left out: those we ship), by name. Raises BadDocument with the faults of a bad file."""
+    """The definitions in `folder` (left out: the user's own and those we ship), by name. Raises BadDocument with the faults of
+    a bad file, NotFound if the user's folder is not there."""
     return tuple(_read(path) for path in _files(folder))
 
 
@@ -44,12 +47,34 @@ def find(name: str, folder: Path | None = None) -> Definition:
     )
 
 
+def origin(name: str) -> Path:
+    """The file that `find(name)` reads."""
+    return next(path for path in _files(None) if path.stem == name)
+
+
+def is_own(name: str) -> bool:
+    """Whether that file is the user's own."""
+    return origin(name).parent != shipped("bases")
+
+
+def refuse_other(definition: Definition, arch: Arch) -> None:
+    """Raise UsageError if the base is not made for that architecture."""
+    if arch not in definition.architectures:
+        known = ", ".join(definition.architectures)
+        raise UsageError(f"base {definition.base} is not made for {arch}", hint=f"--arch takes: {known}")
+
+
 def _files(folder: Path | None) -> list[Path]:
-    return sorted((folder or shipped("bases")).glob("*.yaml"))
+    """By name; a file of the user's own stands in place of ours of the same name."""
+    found: dict[str, Path] = {}
+    for place in (folder,) if folder else overlaid("bases"):
+        for path in place.glob("*.yaml"):
+            found.setdefault(path.name, path)
+    return [found[name] for name in sorted(found)]
 
 
 def _read(path: Path) -> Definition:
-    definition = load_one_of(path, "builder", _KINDS)
+    definition = load_one_of(path, "builder", _KINDS, faults)
     if definition.base != path.stem:
         raise BadDocument(str(path), [Fault(0, "base", f"the file's name says {path.stem}, this says {definition.base}")])
     return definition

@@ -43,15 +43,20 @@ def choose(definition: BootstrapDefinition, explicit: str | None, root: Path = P
 
     Raises UsageError if the user's is not a URL that apt takes.
     """
-    own = _own(definition.family, root)
+    return choose_from(definition.family, definition.mirror, definition.security, explicit, root)
+
+
+def choose_from(family: str, archive: str, security: str, explicit: str | None, root: Path = Path("/")) -> Mirror:
+    """As `choose`, of a definition that has these."""
+    own = _own(family, root)
     if explicit is not None:
         if urlsplit(explicit).scheme not in _SCHEMES:
             raise UsageError(f"{explicit!r} is not a mirror's address", hint="--mirror https://HOST/debian, or file:/PATH")
-        security = own.security if own and own.security else definition.security
+        security = own.security if own and own.security else security
         return Mirror(explicit.rstrip("/"), security.rstrip("/"), "as asked")
     if own is not None:
-        return Mirror(own.archive, own.security or definition.security, own.origin)
-    return Mirror(definition.mirror.rstrip("/"), definition.security.rstrip("/"), "the definition's")
+        return Mirror(own.archive, own.security or security, own.origin)
+    return Mirror(archive.rstrip("/"), security.rstrip("/"), "the definition's")
 
 
 def _own(family: str, root: Path) -> Mirror | None:

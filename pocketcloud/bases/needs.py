@@ -15,6 +15,7 @@ from pocketcloud.errors import HostLacks, NoSpace, PocketcloudError
 from pocketcloud.host.packages import install_command
 from pocketcloud.host.release import read_distribution
 from pocketcloud.model.base import Arch, BootstrapDefinition
+from pocketcloud.model.profile import Profile
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run, which
@@ -40,11 +41,13 @@ _STORE_SPACE = 1300 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The host as far as building goes: `root` of its file system, `machine` as `uname -m`, whether we are `privileged`."""
+    """The host as far as building goes: `root` of its file system, `machine` as `uname -m`, whether we are `privileged`; the
+    `profile` that shapes the machines of installers (None: the one that suits the host)."""
 
     root: Path
     machine: str
     privileged: bool
+    profile: Profile | None = None
 
 
 def ground() -> Ground:

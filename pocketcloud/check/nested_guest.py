@@ -20,8 +20,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from pocketcloud.check.init_program import At, InitProgram, results
+from pocketcloud.cpio import cpio
 from pocketcloud.host import kvm_probe as kvm
-from pocketcloud.host.kernels import cpio
 from pocketcloud.model.base import Arch
 from pocketcloud.system import CommandFailed, Runner, which
 

@@ -54,6 +54,7 @@ _TOOLS = (
         ("sfdisk",), "fdisk", State.WARN, "--version", (2, 33), "with `setpriv --pdeathsig`, which ends a build with its parent"
     ),
     Tool(("mke2fs",), "e2fsprogs", State.WARN, "-V", (1, 43), "with `-d` and `offset`, which fill an image without mounting it"),
+    Tool(("gpgv",), "signatures", State.WARN, "--version"),
     Tool(("mkfs.vfat",), "dosfstools", State.WARN),
     Tool(("mcopy",), "mtools", State.WARN, "--version"),
 )

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import instance_name, kit_option, open_kit, output_option, progress_options, require_root, yes_option
+from pocketcloud.cli.options import (
+    instance_name,
+    kit_option,
+    open_kit,
+    output_option,
+    own_files_option,
+    progress_options,
+    require_root,
+    yes_option,
+)
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
 from pocketcloud.errors import NotFound, UsageError
 
@@ -16,6 +25,13 @@ if TYPE_CHECKING:
     from pocketcloud.model.inventory import Volume
 
 _ARCH = click.Choice(["x86_64", "aarch64"])
+
+templates_option = own_files_option(
+    "--templates", "POCKETCLOUD_TEMPLATES", "A folder of your own templates; each takes the place of ours of its name."
+)
+bases_option = own_files_option(
+    "--bases", "POCKETCLOUD_BASES", "A folder of your own definitions; each takes the place of ours of its name."
+)
 
 
 @click.group("base")
@@ -25,22 +41,16 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--available", is_flag=True, help="List what could be built, not what is.")
+@bases_option
 @kit_option
 @output_option
 def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
     """List the kit's bases, and which labs use them."""
-    from pocketcloud.bases import definitions, records
+    from pocketcloud.bases import records
     from pocketcloud.storage import open_storage
 
     if available:
-        found = definitions.available()
-        if output == "json":
-            print_json(found)
-            return
-        print_table(
-            ("BASE", "TITLE", "ARCHITECTURES", "BUILDER"),
-            [(d.base, d.title, ", ".join(d.architectures), d.builder) for d in found],
-        )
+        _list_available(output)
         return
     kit = open_kit(kit_name)
     volumes = {volume.name: volume for volume in open_storage(kit).volumes()}
@@ -62,11 +72,56 @@ def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
     )
 
 
+def _list_available(output: str) -> None:
+    from pocketcloud.bases import definitions
+    from pocketcloud.documents import plain
+
+    found = definitions.available()
+    if output == "json":
+        print_json([{**plain(d), "file": str(definitions.origin(d.base))} for d in found])
+        return
+    rows = [
+        (
+            d.base,
+            d.title,
+            ", ".join(d.architectures),
+            d.builder,
+            d.requires.cpu or "-",
+            "yours" if definitions.is_own(d.base) else "",
+        )
+        for d in found
+    ]
+    print_table(("BASE", "TITLE", "ARCHITECTURES", "BUILDER", "NEEDS", ""), rows)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@templates_option
+@bases_option
+def render(name: str, arch: str | None) -> None:
+    """Print what the installer of the base NAME would be told: the answer file, with secrets masked."""
+    from pocketcloud.bases import answers, definitions
+    from pocketcloud.model.base import Arch, InstallDefinition
+
+    definition = definitions.find(name)
+    wanted = Arch(_arch(arch))
+    if not isinstance(definition, InstallDefinition):
+        raise UsageError(
+            f"base {name} has no answer file: it is made by {definition.builder}, not by an installer",
+            hint="pocketcloud base list --available shows how each is made",
+        )
+    definitions.refuse_other(definition, wanted)
+    click.echo(answers.preview(definition, wanted), nl=False)
+
+
 @command.command()
 @click.argument("name")
 @click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
 @click.option("--mirror", metavar="URL", help="Where packages come from; left out: this host's mirror, else the definition's.")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@templates_option
+@bases_option
 @kit_option
 @progress_options
 def build(

@@ -42,6 +42,18 @@ def kit_option(function: F) -> F:
     )
 
 
+def own_files_option(flag: str, variable: str, text: str) -> Callable[[F], F]:
+    """`FLAG DIR`: a folder of the user's own files. It is said in the environment, where resources.py looks for it, so that it is
+    the same for everything the command does, and for the command when it runs again through sudo."""
+
+    def keep(_context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+        if value is not None:
+            os.environ[variable] = str(value.absolute())
+
+    kind = click.Path(exists=True, file_okay=False, path_type=Path)
+    return click.option(flag, type=kind, metavar="DIR", envvar=variable, callback=keep, expose_value=False, help=text)
+
+
 def yes_option(function: F) -> F:
     """`-y`."""
     return click.option("-y", "--yes", is_flag=True, help="Answer the question with yes.")(function)

@@ -65,7 +65,7 @@ def show(name: str | None, output: str) -> None:
 
 def _values(profile: Profile) -> Iterator[tuple[str, str, str]]:
     """What the profile says: words for the key, the value, and the key whose origin is told."""
-    from pocketcloud.model.sizes import size_text
+    from pocketcloud.model.sizes import duration_text, size_text
 
     yield "profile", profile.profile, "profile"
     yield "for", profile.title, "title"
@@ -85,6 +85,8 @@ def _values(profile: Profile) -> Iterator[tuple[str, str, str]]:
     for medium, least in profile.disk_speed.items():
         told = f"{least.sequential} MB/s, {least.random_reads} random reads a second"
         yield f"least of a disk, {medium}", told, f"disk_speed.{medium}"
+    idle, total = map(duration_text, (profile.install.idle, profile.install.total))
+    yield "installers' deadlines", f"{idle} without a new line, {total} in all", "install"
     if board := profile.board:
         yield "such a board has", f"{' or '.join(map(size_text, board.memory))} of memory", "board"
         yield "", ", ".join(f"{count} {core}" for core, count in board.cores.items()), "board"

@@ -86,6 +86,12 @@ def read_cpus(root: Path) -> int:
     return count or max(1, sum(entry.startswith("processor") for entry in text(root, "proc/cpuinfo").splitlines()))
 
 
+def read_cpu_flags(root: Path) -> frozenset[str]:
+    """The features of an x86 processor, as /proc/cpuinfo names them; empty on others."""
+    flags = next((entry.partition(":")[2] for entry in text(root, "proc/cpuinfo").splitlines() if entry.startswith("flags")), "")
+    return frozenset(flags.split())
+
+
 def read_memory(root: Path) -> tuple[int, int]:
     """Bytes of memory in all (MemTotal) and to be had without swapping (MemAvailable); 0 where it is not said."""
     values = {}

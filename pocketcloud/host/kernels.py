@@ -7,7 +7,6 @@ and Arch, /boot/Image-RELEASE on some ARM systems. modules.dep and modules.built
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,16 +75,3 @@ def module_files(root: Path, release: str, module: str) -> tuple[Path, ...] | No
 def _name(file: str) -> str:
     """The module's name: the kernel takes - and _ for the same, and files may be compressed."""
     return Path(file).name.partition(".ko")[0].replace("-", "_")
-
-
-def cpio(entries: Sequence[tuple[str, int, bytes, int]]) -> bytes:
-    """An archive in the format that kernels unpack at their start ("newc", Documentation/driver-api/early-userspace/
-    buffer-format.rst): name, mode with its type, content, device number (as makedev has it) of each."""
-    made = bytearray()
-    for number, (name, mode, content, device) in enumerate((*entries, ("TRAILER!!!", 0, b"", 0)), start=1):
-        path = name.encode() + b"\0"
-        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, os.major(device), os.minor(device), len(path), 0)
-        made += b"070701" + b"".join(b"%08X" % field for field in fields) + path
-        made += bytes(-len(made) % 4) + content
-        made += bytes(-len(made) % 4)
-    return bytes(made)

@@ -55,9 +55,10 @@ class Hypervisor(Protocol):
         """Define the domain, or redefine ours of the same name and UUID (it takes effect at its next start)."""
         ...
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *, tied: bool = False) -> None:
         """Cold start, never from saved memory; a running one is left running. Truncates its serial log first, so that the
-        log holds this start only. Raises Refused with libvirt's reason and our hint."""
+        log holds this start only. With `tied` it ends with this connection, so with our process at the latest, however that
+        ends. Raises Refused with libvirt's reason and our hint."""
         ...
 
     def shutdown(self, name: str, within: float) -> bool:

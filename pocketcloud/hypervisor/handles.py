@@ -42,7 +42,8 @@ def domain_of(handle: Any) -> Domain | None:
     elif number == libvirt.VIR_DOMAIN_PAUSED and cause == libvirt.VIR_DOMAIN_PAUSED_USER:
         reason = "suspended"
     saved = state is DomainState.OFF and bool(handle.hasManagedSaveImage())
-    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory, saved)
+    clean = number == libvirt.VIR_DOMAIN_SHUTOFF and cause == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
+    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory, saved, clean)
 
 
 def resume(handle: Any) -> None:

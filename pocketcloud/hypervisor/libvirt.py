@@ -124,7 +124,7 @@ class LibvirtHypervisor:
         with explained(f"machine {spec.name} cannot be defined"):
             self._open().defineXML(text)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *, tied: bool = False) -> None:
         """See Hypervisor.start. The log is truncated through `<log append='off'>`, by whoever writes it."""
         handle = self._ours(name)
         with explained(f"machine {name} cannot be started"):
@@ -133,7 +133,9 @@ class LibvirtHypervisor:
             if handle.hasManagedSaveImage():
                 handle.managedSaveRemove()
             try:
-                handle.createWithFlags(libvirt.VIR_DOMAIN_START_FORCE_BOOT)
+                handle.createWithFlags(
+                    libvirt.VIR_DOMAIN_START_FORCE_BOOT | (libvirt.VIR_DOMAIN_START_AUTODESTROY if tied else 0)
+                )
             except libvirt.libvirtError:
                 if not handle.isActive():  # else somebody else was quicker
                     raise

@@ -52,6 +52,7 @@ def machine_xml(spec: MachineSpec) -> str:
         # `on` leaves those few out, nesting stays. ARM's QEMU has no such switch and libvirt refuses the attribute.
         "migratable": spec.arch is Arch.X86_64 and spec.cpu_mode == "host-passthrough",
         "disks": [_disk_values(disk) for disk in spec.disks],
+        "scsi": any(disk.disc for disk in spec.disks),
         "nics": spec.nics,
         "serial_log": _path(spec.serial_log),
         "kernel": spec.kernel and _kernel_values(spec.kernel),
@@ -92,7 +93,10 @@ def _disk_values(disk: DiskSpec) -> dict[str, object]:
         "cache": disk.tuning.cache,
         "io": disk.tuning.io,
         "serial": disk.serial,
-        "readonly": disk.readonly,
+        "readonly": disk.readonly or disk.disc,
+        # SCSI is the one bus of CD-ROM drives that both PCs and ARM's virt have.
+        "device": "cdrom" if disk.disc else "disk",
+        "bus": "scsi" if disk.disc else "virtio",
     }
 
 

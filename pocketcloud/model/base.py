@@ -57,6 +57,15 @@ class Arch(StrEnum):
         return {Arch.X86_64: "amd64", Arch.AARCH64: "arm64"}[self]
 
 
+# Families whose architectures have Debian's names; all others have the kernel's.
+_DEBIANS = ("debian", "ubuntu")
+
+
+def spelled(text: str, family: str, arch: Arch) -> str:
+    """A definition's URL for one architecture: `{arch}` is put in as the distribution names it."""
+    return text.replace("{arch}", arch.debian if family in _DEBIANS else arch)
+
+
 class CpuLevel(StrEnum):
     """What an x86 processor must have, by the levels of the psABI (x86-64 psABI, 3.1.1)."""
 
@@ -81,8 +90,9 @@ class Requirements:
 class Download:
     """A file to be fetched: where it is (`url`, or `file` on this host), and how it is known to be the right one.
 
-    `sha256` (hex) pins it; `sums` is the URL of a list of SHA-256 sums that names it; `signature` the URL of a detached OpenPGP
-    signature, of the list where there is one, else of the file, made by a key in `keyring`, a file of this host.
+    `sha256` (hex) pins it; `sums` is the URL of a list of sums that names it, SHA-256 or SHA-512 by their length; `signature` the
+    URL of a detached OpenPGP signature, of the list where there is one, else of the file, made by a key in `keyring`, a file of
+    this host. A list that carries its signature in itself, as Fedora's do, is named by both.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -142,9 +152,9 @@ class InstallDefinition(Definition):
     """A system that its own installer puts on an empty disk. In URLs `{arch}` stands for the architecture as the distribution
     names it (Debian and Ubuntu: amd64, arm64).
 
-    `template`: the answer file in `kickstarts/`. `tree`: the install tree (Debian: the mirror, with its `suite`); `media`: an
-    image of the installer's disc instead, by architecture. `repos`: further package sources by name, with the updates among them.
-    `registration`: for RHEL.
+    `template`: the answer file in `kickstarts/`. `tree`: the install tree (Debian and Ubuntu: the mirror, with its `suite`);
+    `media`: an image of the installer's disc, by architecture. `repos`: further package sources by name, the updates among them
+    (Debian and Ubuntu: `security`; Ubuntu: `ports`, the mirror of all but x86). `registration`: for RHEL.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -161,12 +171,15 @@ class InstallDefinition(Definition):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Where RHEL gets its packages: the organization's number, and the file of this host that holds its activation key."""
+    """Where RHEL gets its packages: the organization's number, and the file of this host that holds its activation key.
+
+    Left out, the number stands in that file before the key: `ORGANIZATION:KEY`.
+    """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
-    organization: str
     activation_key_file: str
+    organization: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,7 +68,7 @@ class Domain:
     """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
     crash, and a pause from which it can go on (`no space`, `I/O error`, `suspended` by somebody), else empty; `agent` whether
     the guest agent's channel is open. `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from
-    (managed save)."""
+    (managed save); `clean`: the guest itself switched it off (or rebooted, where that ends it)."""
 
     name: str
     mark: Mark
@@ -78,6 +78,7 @@ class Domain:
     reason: str = ""
     memory: int = 0
     saved: bool = False
+    clean: bool = False
 
     @property
     def active(self) -> bool:

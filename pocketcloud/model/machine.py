@@ -23,7 +23,8 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class DiskSpec:
-    """A disk of a machine: `target` (vda), what to open and how; `serial` shows in the guest."""
+    """A disk of a machine: `target` (vda; sda for a `disc`, which is in a CD-ROM drive), what to open and how; `serial` shows in
+    the guest."""
 
     target: str
     path: Path
@@ -31,6 +32,7 @@ class DiskSpec:
     tuning: DiskTuning
     serial: str = ""
     readonly: bool = False
+    disc: bool = False
 
 
 @dataclass(frozen=True, slots=True)

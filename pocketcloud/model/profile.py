@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pocketcloud.model.base import Arch
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import GIB, KIB, Size, size_text
+from pocketcloud.model.sizes import GIB, KIB, Duration, Size, size_text
 
 _STRICT = {"extra": "forbid"}
 
@@ -65,6 +65,17 @@ class DiskSpeed:
 
 
 @dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long an installer may take, in seconds: `idle` without a new line, `total` in all. kickstart-tests give one half an
+    hour, with a mirror at hand."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    idle: Duration = Duration(600)
+    total: Duration = Duration(7200)
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """What every board of a kind has, because its maker decided it: the sizes of `memory` it is sold with, ascending; how many
     `cores` of each name, the slow ones first; the version of its interrupt controller (`gic`); `usb`, the speed of its
@@ -106,8 +117,9 @@ class Profile:
 
     `machine` is QEMU's machine type per architecture; `cpu_mode` libvirt's CPU mode; `host_memory` stays with the host,
     whatever labs ask for; `machine_overhead` is what QEMU needs for each machine beside its memory; `max_vcpus` bounds one
-    machine; `disk_speed` is the least that a kit's disk should do. Of the profiles whose selector matches, the one with the
-    highest `precedence` is chosen. `board` is left out where hosts of the kind have little in common.
+    machine; `disk_speed` is the least that a kit's disk should do; `install` bounds what installs a base. Of the profiles
+    whose selector matches, the one with the highest `precedence` is chosen. `board` is left out where hosts of the kind have
+    little in common.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -125,6 +137,7 @@ class Profile:
     media: Mapping[Medium, DiskTuning]
     disk_speed: Mapping[Medium, DiskSpeed]
     board: Board | None = None
+    install: Deadlines = Deadlines()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,3 +161,4 @@ class ProfileFile:
     media: Mapping[Medium, DiskTuning] | None = None
     disk_speed: Mapping[Medium, DiskSpeed] | None = None
     board: Board | None = None
+    install: Deadlines | None = None

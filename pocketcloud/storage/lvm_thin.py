@@ -403,7 +403,8 @@ class ThinPool:
     def _settled(self, rows: tuple[LogicalVolume, ...]) -> tuple[LogicalVolume, ...]:
         """Put right what an interruption left: remove what nobody makes any more, end a replacement, seal and open again."""
         ours = [row for row in rows if row.thin and row.tagged(NAME)]
-        dead = [row for row in ours if (token := row.tagged(MAKING)) and not self._alive(token)]
+        # One that is still open (an installer's machine outlives its killed maker by a moment) has to wait for a later verb.
+        dead = [row for row in ours if (token := row.tagged(MAKING)) and not self._alive(token) and not row.open]
         standing = {row.tagged(NAME) for row in ours if NEXT not in row.tags}
         dead += [row for row in ours if NEXT in row.tags and row.tagged(NAME) in standing and row not in dead]
         changed = False

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -204,6 +205,38 @@ def test_a_machine_from_its_definition_to_its_removal(bed: Bed) -> None:
     assert hypervisor.domains(bed.kit_id) == ()
     with pytest.raises(NotFound, match=web.name):
         hypervisor.start(web.name)
+
+
+def off(hypervisor: LibvirtHypervisor, name: str) -> bool:
+    """Wait until the machine is off; whether it switched itself off."""
+    deadline = time.monotonic() + PATIENCE
+    while (domain := hypervisor.domain(name)) is not None and domain.active:
+        assert time.monotonic() < deadline, f"{name} is still up"
+        time.sleep(0.05)
+    assert domain is not None
+    return domain.clean
+
+
+def test_a_tied_machine_ends_with_its_process(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web")
+    hypervisor.define(web)
+    code = (
+        "import sys, time\nfrom pocketcloud.hypervisor import open_hypervisor\n"
+        "held = open_hypervisor()\nheld.start(sys.argv[1], tied=True)\nprint('up', flush=True)\ntime.sleep(1000)"
+    )
+    top = Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", code, web.name], cwd=top, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "up\n"
+            says(web, "hello from web")
+        finally:
+            other.kill()
+    assert off(hypervisor, web.name) is False, "it was ended, and did not end by itself"
+    hypervisor.start(web.name)
+    says(web, "hello from web")
+    assert hypervisor.shutdown(web.name, PATIENCE)
+    assert off(hypervisor, web.name) is True
 
 
 def test_memory_goes_on_where_it_was_on_other_disks(bed: Bed) -> None:

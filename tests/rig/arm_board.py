@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pocketcloud.host.kernels import cpio
+from pocketcloud.cpio import cpio
 
 TOP = Path(__file__).resolve().parents[2]
 _CACHE = TOP / ".cache" / "arm-board"

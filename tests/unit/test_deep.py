@@ -23,9 +23,10 @@ from pocketcloud.check.init_program import At, InitProgram, results
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.check.nested_guest import Answer, Module, Verdict, init_program, initramfs, proof, read_module, verdict
 from pocketcloud.check.trial import LINE, Trial
+from pocketcloud.cpio import cpio
 from pocketcloud.errors import HostLacks
 from pocketcloud.host import kvm_probe, read_facts
-from pocketcloud.host.kernels import cpio, module_files, read_kernels
+from pocketcloud.host.kernels import module_files, read_kernels
 from pocketcloud.hypervisor import DomainState, Hypervisor
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Kvm, KvmState

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from pocketcloud.errors import HostLacks, PocketcloudError
 
 # Administrators' tools lie in sbin, which an ordinary user's PATH leaves out on Debian.
 _SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LINE_END = re.compile(rb"\r?\n|\r")
 _KEPT = ("HOME", "TMPDIR", "http_proxy", "https_proxy", "no_proxy", "SSH_AUTH_SOCK")
 
 
@@ -92,7 +94,7 @@ def run(
 
     `stdin` is what it reads (nothing by default); `codes` are the exit codes that are not failures; `timeout` is in seconds;
     `env` is added to `environment()`. `on_line` is called with each line of its output and errors as they come (then both
-    are in `out`, merged).
+    are in `out`, merged); a line that it writes over, as progress is shown, counts as one.
 
     Raises HostLacks if the program is not installed, CommandFailed on any other exit code or when the time is up. The
     command does not outlive the call: an exception in here, Ctrl-C too, ends its whole process group; only one that the kernel
@@ -144,7 +146,7 @@ def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None], ti
                 raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
             piece = os.read(process.stdout.fileno(), 65536)
             seen.append(piece)
-            *lines, rest = (rest + piece).split(b"\n")
+            *lines, rest = _LINE_END.split(rest + piece)
             for line in [*lines, rest] if not piece and rest else lines:
                 on_line(line.decode(errors="replace"))
             if not piece:

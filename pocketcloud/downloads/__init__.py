@@ -224,7 +224,8 @@ def _expected(job: _Job) -> _Expected:
     """Fetch what vouches for the file, and check that itself."""
     download = job.download
     pinned = (Sum("sha256", download.sha256),) if download.sha256 else ()
-    signature = _voucher(job, download.signature, f"the signature of {job.name}") if download.signature else None
+    apart = download.signature and download.signature != download.sums  # a list that is named as both carries its own
+    signature = _voucher(job, download.signature, f"the signature of {job.name}") if apart else None
     if not download.sums:
         return _Expected(pinned, signature)
     what = f"the list of sums for {job.name}"

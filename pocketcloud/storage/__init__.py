@@ -7,6 +7,7 @@ firmware variables and seeds are not volumes: storage never hears of QEMU.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,37 @@ from typing import Protocol
 
 from pocketcloud.model.inventory import Clone, Marks, Volume
 from pocketcloud.model.kit import Kit
+from pocketcloud.system import Runner, run
 
-__all__ = ["Clone", "Filler", "Marks", "Storage", "Usage", "Volume", "open_storage"]
+__all__ = ["Clone", "Filler", "Image", "Marks", "Storage", "Usage", "Volume", "open_storage"]
+
+_PERCENT = re.compile(r"\((\d+\.\d+)/100%\)")
 
 Filler = Callable[[Path], None]
 """Writes a new volume's whole content, as a raw image, to the path of a file or block device of the volume's size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A disk image of this host that a new volume gets its content from, in whatever form the store keeps it.
+
+    `format` is QEMU's name of it; it has been looked at: it names no other file. `tell` gets the fraction done.
+    """
+
+    path: Path
+    format: str
+    tell: Callable[[float], None] = lambda _done: None
+
+    def convert(self, target: Path, form: str, run: Runner = run) -> None:
+        """Copy it to `target`, which exists, is as large at least and reads as zeros, in QEMU's format `form`."""
+
+        def line(text: str) -> None:
+            if match := _PERCENT.search(text):
+                self.tell(float(match[1]) / 100)
+
+        # Formats are named, never guessed; out of order (-W) is quicker where the target is no spinning disk.
+        argv: list[str | Path] = ["qemu-img", "convert", "-p", "-n", "-W", "--target-is-zero", "-f", self.format, "-O", form]
+        run([*argv, "--", self.path, target], on_line=line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +66,10 @@ class Storage(Protocol):
     NoSpace when the store is full and NotFound for a named volume that should exist and does not.
     """
 
-    def create(self, name: str, size: int, fill: Filler | None = None, marks: Marks | None = None) -> Volume:
+    def create(self, name: str, size: int, fill: Filler | Image | None = None, marks: Marks | None = None) -> Volume:
         """Make a volume of `size` bytes, which a store may round up. With `fill` it is sealed, and published only when filled
-        whole; without, it is live and reads as zeros. Refused if the name exists."""
+        whole; without, it is live and reads as zeros. An Image is copied in one pass, a smaller one than `size` to its
+        beginning. Refused if the name exists."""
         ...
 
     def clone(self, source: str, name: str, size: int | None = None) -> Volume:

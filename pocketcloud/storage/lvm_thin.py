@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, Refused
 from pocketcloud.model.inventory import Volume
-from pocketcloud.storage import Clone, Filler, Marks, Usage
+from pocketcloud.storage import Clone, Filler, Image, Marks, Usage
 from pocketcloud.storage.ballast import extend_metadata, restore_ballast
 from pocketcloud.storage.devmapper import METADATA_BLOCK, PoolMode, PoolStatus, node_name, pool_status, resume_left_suspended
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
@@ -102,7 +102,7 @@ class ThinPool:
 
     # -- verbs
 
-    def create(self, name: str, size: int, fill: Filler | None = None, marks: Marks | None = None) -> Volume:
+    def create(self, name: str, size: int, fill: Filler | Image | None = None, marks: Marks | None = None) -> Volume:
         """See Storage.create. A filled one is written in place, and has no name until it is whole."""
         logical = volume_of(self._vg, name)
         with self._errors(name), self._making() as maker:
@@ -314,10 +314,13 @@ class ThinPool:
                 return True
         return False
 
-    def _fill(self, logical: str, fill: Filler, maker: str) -> None:
+    def _fill(self, logical: str, fill: Filler | Image, maker: str) -> None:
         path = path_of(self._vg, logical)
         try:
-            fill(path)
+            if isinstance(fill, Image):
+                fill.convert(path, "raw", self._run)
+            else:
+                fill(path)
             _sync(path)
         except BaseException:
             with self._held():

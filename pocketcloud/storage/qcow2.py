@@ -22,7 +22,7 @@ from pathlib import Path
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.files import sync_folder
 from pocketcloud.model.inventory import Volume
-from pocketcloud.storage import Clone, Filler, Marks, Usage
+from pocketcloud.storage import Clone, Filler, Image, Marks, Usage
 from pocketcloud.storage.image_locks import is_open, is_written
 from pocketcloud.storage.qcow2_header import NotQcow2, read_header
 from pocketcloud.system import CommandFailed, Runner, run
@@ -90,15 +90,18 @@ class Qcow2Directory:
 
     # -- verbs
 
-    def create(self, name: str, size: int, fill: Filler | None = None, marks: Marks | None = None) -> Volume:  # noqa: ARG002 - no place for them
-        """See Storage.create. `fill` writes to a sparse file, which then becomes qcow2: that takes its space twice meanwhile.
+    def create(self, name: str, size: int, fill: Filler | Image | None = None, marks: Marks | None = None) -> Volume:  # noqa: ARG002 - no place for them
+        """See Storage.create. A function fills a sparse file, which then becomes qcow2: that takes its space twice meanwhile.
         Marks are not kept: a folder of images has no place for them."""
         path = self._absent(name)
         with self._store_errors(name), self._partial(name) as partial:
-            if fill is None:
+            if fill is None or isinstance(fill, Image):
                 self._run(_create(partial, size))
-            else:
+            if isinstance(fill, Image):
+                fill.convert(partial, "qcow2", self._run)
+            elif fill is not None:
                 self._fill(name, size, fill, partial)
+            if fill is not None:
                 partial.chmod(_SEALED)
             self._publish(partial, path)
         return self._volume(name)

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.errors import NoSpace, NotFound, PocketcloudError, Refused
-from pocketcloud.storage import Clone, Storage
+from pocketcloud.storage import Clone, Image, Storage
 from pocketcloud.storage.lvm import environment
-from pocketcloud.system import Completed, run
+from pocketcloud.system import CommandFailed, Completed, run
 from tests.contract.stores import IN_RIG, UNIT, Bench, Watched, bench_in, content, filled, held, names, volume_of, write
 
 
@@ -80,6 +80,39 @@ def test_a_filler_that_fails_leaves_nothing(bench: Bench, store: Storage) -> Non
         store.create("base", UNIT, fail)
     assert names(store) == []
     assert bench.leftovers() == []
+
+
+@pytest.mark.parametrize("form", ["raw", "qcow2"])
+def test_an_image_becomes_a_volume_in_one_pass(store: Storage, tmp_path: Path, form: str) -> None:
+    raw, image, told = tmp_path / "raw", tmp_path / "image", list[float]()
+    raw.write_bytes(bytes(UNIT) + b"\7" * 4096)
+    run(["qemu-img", "convert", "-f", "raw", "-O", form, raw, image])
+    made = store.create("base", 16 * UNIT, Image(image, form, told.append))
+    assert (made.size, made.sealed, made.parent) == (16 * UNIT, True, None)
+    assert made.used is None or made.used < UNIT
+    read = content(store, "base")
+    assert read[: UNIT + 4096] == raw.read_bytes()
+    assert read.count(7) == 4096
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    with pytest.raises(Refused, match="sealed"):
+        store.grow("base", 17 * UNIT)
+
+
+def test_an_image_that_cannot_be_read_leaves_nothing(bench: Bench, store: Storage, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"no image at all")
+    with pytest.raises(CommandFailed):
+        store.create("base", UNIT, Image(image, "qcow2"))
+    with pytest.raises(CommandFailed):  # it does not fit
+        store.create("base", UNIT, Image(_zeros(image, 2 * UNIT), "raw"))
+    assert names(store) == []
+    assert bench.leftovers() == []
+
+
+def _zeros(path: Path, size: int) -> Path:
+    path.write_bytes(bytes(size))
+    return path
 
 
 def test_a_clone_shares_and_goes_its_own_way(store: Storage) -> None:

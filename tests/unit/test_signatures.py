@@ -145,6 +145,8 @@ def test_a_file_of_this_host_by_a_signed_list(gnupg: Signers, tmp_path: Path) ->
     sums.write_bytes(gnupg.clearsigned("good", line))
     found = fetch(Download(file=str(disk), sums=str(sums), keyring=str(keys)), tmp_path)
     assert (found.path, len(found.signer)) == (disk, 40)
+    both = Download(file=str(disk), sums=str(sums), signature=str(sums), keyring=str(keys))
+    assert fetch(both, tmp_path) == found
     sums.write_bytes(line)
     with pytest.raises(Refused, match="is not signed"):
         fetch(Download(file=str(disk), sums=str(sums), keyring=str(keys)), tmp_path)

@@ -61,3 +61,9 @@ def test_no_handle_is_left_open() -> None:
         with pytest.raises(CommandFailed):
             run(["sleep", "60"], timeout=0.1)
     assert handles() == before
+
+
+def test_a_line_that_is_written_over_counts_as_one() -> None:
+    lines: list[str] = []
+    run(["printf", r"1%%\r2%%\rdone\r\nlast"], on_line=lines.append)
+    assert lines == ["1%", "2%", "done", "last"]

@@ -43,9 +43,14 @@ def _one_line(value: object) -> str:
     return text
 
 
+def _quotes(text: str) -> str:
+    # shlex.quote leaves words alone that mean nothing to a shell; at the start of a line one with `%` is a section of kickstart.
+    return shlex.quote(text) if "%" not in text else "'" + text.replace("'", "'\"'\"'") + "'"
+
+
 def sh(value: object) -> Quoted:
     """One word of a shell command."""
-    return Quoted(shlex.quote(_one_line(value)))
+    return Quoted(_quotes(_one_line(value)))
 
 
 def sh_lines(value: object) -> list[Quoted]:
@@ -53,12 +58,12 @@ def sh_lines(value: object) -> list[Quoted]:
     text = str(value)
     if wrong := unfit(text, lines=True):
         raise ValueError(f"{wrong} cannot stand in a text here")
-    return [Quoted(shlex.quote(line)) for line in text.removesuffix("\n").split("\n")]
+    return [Quoted(_quotes(line)) for line in text.removesuffix("\n").split("\n")]
 
 
 def ks(value: object) -> Quoted:
     """The value of a kickstart option or argument, which pykickstart reads by shlex with comments."""
-    return Quoted(shlex.quote(_one_line(value)))
+    return Quoted(_quotes(_one_line(value)))
 
 
 def yaml(value: object) -> Quoted:

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pocketcloud.errors import BadDocument, Fault, NotFound
 from pocketcloud.quoting import FILTERS, Quoted
 
-_PLAIN = re.compile(r"[\w./:@%+=,~-]*", re.ASCII)
+_PLAIN = re.compile(r"[\w./:@+=,~-]*", re.ASCII)
 _LONGEST = 1 << 20
 _COMMON: Mapping[str, Any] = {
     "undefined": jinja2.StrictUndefined,
@@ -71,12 +71,17 @@ class _Answers(ImmutableSandboxedEnvironment):
         self.filters.update(FILTERS)
 
 
+@functools.lru_cache(maxsize=8)
+def _answers(folders: tuple[Path, ...]) -> _Answers:
+    return _Answers(folders)
+
+
 def render_answer(folders: Sequence[Path], template: str, values: Mapping[str, object]) -> str:
     """Render a template of an installer's answer from the first of `folders` that has it; so with what it includes.
 
     Raises NotFound if no folder has it, BadDocument with the template's file and line for whatever is wrong in one.
     """
-    environment = _Answers(folders)
+    environment = _answers(tuple(folders))
     try:
         return "".join(_bounded(environment.get_template(template).generate(**values)))
     except jinja2.TemplateNotFound as error:

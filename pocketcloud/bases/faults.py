@@ -33,7 +33,7 @@ _GROUP = re.compile(r"@\^?[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}", re.ASCII)
 _TEMPLATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\.j2", re.ASCII)
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,31}", re.ASCII)
-_PLACEHOLDER = re.compile(r"\{[^{}]*\}?|\}")
+_PLACEHOLDER = re.compile(r"\{[^{}/]*\}?|\}")
 _SMALLEST = {Builder.KICKSTART: 8 * GIB, Builder.PRESEED: 4 * GIB, Builder.AUTOINSTALL: 8 * GIB}
 _LONGEST_TEXT = 64 * 1024
 """Of a patch or a step, in characters: a command line takes 128 KiB at most, and some installers get it as one."""

@@ -63,7 +63,10 @@ def sh_lines(value: object) -> list[Quoted]:
 
 def ks(value: object) -> Quoted:
     """The value of a kickstart option or argument, which pykickstart reads by shlex with comments."""
-    return Quoted(_quotes(_one_line(value)))
+    text = _one_line(value)
+    if text == "--":
+        raise ValueError("`--` cannot stand in a value here")  # argparse, which pykickstart stands on, drops it anywhere
+    return Quoted(_quotes(text))
 
 
 def yaml(value: object) -> Quoted:

@@ -8,7 +8,7 @@ appendix B, and partman-auto's recipes; for Ubuntu the autoinstall reference and
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -39,13 +39,13 @@ class Installation:
 
     build_id: str
     disk: str
-    tree: str
-    repos: Mapping[str, str]
-    proxy: str
-    apt_mirror: str
+    tree: str = field(repr=False)
+    repos: Mapping[str, str] = field(repr=False)
+    proxy: str = field(repr=False)
+    apt_mirror: str = field(repr=False)
     console: str
     port: str
-    activation_key: str
+    activation_key: str = field(repr=False)
 
 
 def values(definition: InstallDefinition, arch: Arch, here: Installation) -> dict[str, Any]:

@@ -63,10 +63,7 @@ class Answer:
     @property
     def shown(self) -> str:
         """The text with its secrets masked."""
-        text = self.text
-        for secret in self.secrets:
-            text = text.replace(secret, MASK)
-        return text
+        return _masked(self.text, self.secrets)
 
 
 def site(definition: InstallDefinition, arch: Arch, build_id: str) -> Site:
@@ -87,8 +84,20 @@ def render(definition: InstallDefinition, arch: Arch, site: Site, templates: Pat
         raise HostLacks(f"base {definition.base}: there is no activation key to register with")
     _refuse_unfit(definition)
     said = values(definition, arch, Installation(**{name: getattr(site, name) for name in Installation.__dataclass_fields__}))
-    text = render_answer(folders, definition.template, {**said, "script": _script(folders, definition, said)})
-    return Answer(_NAMES[definition.builder], text, _secrets(site))
+    secrets = _secrets(site)
+    try:
+        text = render_answer(folders, definition.template, {**said, "script": _script(folders, definition, said)})
+    except BadDocument as bad:
+        # What a template makes of a secret can be in jinja2's message.
+        faults = [replace(fault, message=_masked(fault.message, secrets)) for fault in bad.faults]
+        raise BadDocument(bad.source, faults, hint=bad.hint) from None
+    return Answer(_NAMES[definition.builder], text, secrets)
+
+
+def _masked(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, MASK)
+    return text
 
 
 def _script(folders: Sequence[Path], definition: InstallDefinition, said: Mapping[str, object]) -> Script:

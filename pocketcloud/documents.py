@@ -136,6 +136,21 @@ def lab_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "pocketcloud lab"}
 
 
+def schema_of_one(kinds: Iterable[type], title: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a document that is of one of `kinds`, for editors."""
+    shared: dict[str, Any] = {}
+    found = []
+    for kind in dict.fromkeys(kinds):
+        schema: dict[str, Any] = _adapter(kind).json_schema()
+        shared |= schema.pop("$defs", {})
+        found.append(schema)
+    for owner in (*found, *shared.values()):
+        for key in owner.get("properties", {}).values():
+            if key.get("patternProperties"):
+                key["additionalProperties"] = False
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, "oneOf": found, "$defs": shared}
+
+
 def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:
     empty_too = str(schema.get("$ref", "")).rpartition("/")[2] in ("LabNetwork", "Attachment")
     return {"anyOf": [schema, {"type": "null"}]} if empty_too else schema

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pocketcloud.bases.faults import faults
-from pocketcloud.documents import load_one_of
+from pocketcloud.documents import load_one_of, schema_of_one
 from pocketcloud.errors import BadDocument, Fault, NotFound, UsageError
 from pocketcloud.model.base import (
     Arch,
@@ -45,6 +46,11 @@ def find(name: str, folder: Path | None = None) -> Definition:
         f"there is no base {name!r} to build; there are: {', '.join(path.stem for path in files) or 'none'}",
         hint="pocketcloud base list --available shows them",
     )
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a definition, for editors."""
+    return schema_of_one(_KINDS.values(), "pocketcloud base")
 
 
 def origin(name: str) -> Path:

@@ -95,6 +95,14 @@ def _list_available(output: str) -> None:
 
 
 @command.command()
+def schema() -> None:
+    """Print the JSON Schema of a base's definition, for editors."""
+    from pocketcloud.bases import definitions
+
+    print_json(definitions.schema())
+
+
+@command.command()
 @click.argument("name")
 @click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
 @templates_option

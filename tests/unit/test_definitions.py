@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import jsonschema
 import pytest
 
 from pocketcloud.bases import definitions
@@ -24,6 +25,7 @@ from pocketcloud.model.base import (
 )
 from pocketcloud.model.sizes import GIB
 from pocketcloud.resources import shipped
+from tests.answer_files import read_yaml
 
 OURS = definitions.available(shipped("bases"))
 INSTALL = """\
@@ -109,6 +111,17 @@ def test_images_are_of_the_version() -> None:
         if isinstance(definition, ImageDefinition):
             for download in definition.images.values():
                 assert re.search(rf"[-_/]{re.escape(definition.version)}[-.]", download.url), download.url
+
+
+def test_editors_get_a_schema_that_ours_fit() -> None:
+    checker = jsonschema.Draft202012Validator(definitions.schema())
+    jsonschema.Draft202012Validator.check_schema(checker.schema)
+    for definition in OURS:
+        text = (shipped("bases") / f"{definition.base}.yaml").read_text(encoding="utf-8")
+        document = read_yaml(text, (1, 2))
+        assert list(checker.iter_errors(document)) == []
+        for wrong in (document | {"temlate": "x"}, document | {"size": []}, {k: v for k, v in document.items() if k != "title"}):
+            assert list(checker.iter_errors(wrong)), "an editor shall mark it"
 
 
 # -- what can be wrong ------------------------------------------------------------------------------------------------------

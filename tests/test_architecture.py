@@ -20,7 +20,8 @@ PACKAGE = TOP / "pocketcloud"
 LINES: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("lab",),
-    ("kit", "bases", "check", "cache"),
+    ("cache",),
+    ("kit", "bases", "check"),
     ("apply", "observe"),
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),

@@ -74,6 +74,25 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env | dict(extra or {})
 
 
+def unproxied(run: Runner) -> Runner:
+    """A runner as `run` whose commands see nothing of the proxies in the user's environment."""
+
+    def ran(
+        argv: Sequence[str | Path],
+        *,
+        stdin: bytes | None = None,
+        codes: Sequence[int] = (0,),
+        timeout: float | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Completed:
+        none = dict.fromkeys(("http_proxy", "https_proxy", "no_proxy"), "")
+        return run(argv, stdin=stdin, codes=codes, timeout=timeout, env=none | dict(env or {}), cwd=cwd, on_line=on_line)
+
+    return ran
+
+
 def which(tool: str) -> Path | None:
     """The path of a tool, or None; looks where `run` would."""
     found = shutil.which(tool, path=environment()["PATH"])

@@ -12,18 +12,19 @@ import shlex
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pocketcloud.bases import needs
-from pocketcloud.bases.mirror import Mirror, apt_options, choose
+from pocketcloud.bases.mirror import Mirror, apt_options, choose, from_cache
 from pocketcloud.bases.namespace import WORK, confined, give
 from pocketcloud.bases.progress import OnProgress, Progress, cause
 from pocketcloud.bases.recipe import Order
 from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
 from pocketcloud.model.sizes import MIB
-from pocketcloud.system import CommandFailed, Completed, Runner
+from pocketcloud.system import CommandFailed, Completed, Runner, unproxied
 
 RECIPE = 1
 """The version of what this module does beside the files in `debian/`: raised when an image would come out differently."""
@@ -89,13 +90,12 @@ class Bootstrap:
 
     def make(self, order: Order[BootstrapDefinition], volume: str) -> str:
         """See Recipe.make."""
-        mirror = choose(order.definition, order.mirror)
-        order.tell("packages from the mirror asked for" if order.mirror else f"packages from {mirror.origin} mirror", 0.0)
         tools = made_with(order.run)
-        image = make_image(
-            order.definition, order.arch, mirror, apt_options(order.run), order.work, order.run,
-            lambda text, part: order.tell(text, part * _UNPACKED),
-        )  # fmt: skip
+        with _source(order) as (mirror, options, run):
+            image = make_image(
+                order.definition, order.arch, mirror, options, order.work, run,
+                lambda text, part: order.tell(text, part * _UNPACKED),
+            )  # fmt: skip
         rest = 1.0 - _UNPACKED
 
         def fill(target: Path) -> None:
@@ -104,6 +104,20 @@ class Bootstrap:
         order.tell("storing the image", _UNPACKED)
         order.storage.create(volume, order.definition.size, fill)
         return tools
+
+
+@contextmanager
+def _source(order: Order[BootstrapDefinition]) -> Iterator[tuple[Mirror, str, Runner]]:
+    """Where packages come from, how apt gets there, and what runs it."""
+    if order.supply is not None:
+        order.tell("packages from the kit's cache", 0.0)
+        with order.supply.serve() as proxy:
+            # apt would go past the proxy to hosts that the user's environment excepts.
+            yield *from_cache(order.definition, proxy), unproxied(order.run)
+        return
+    mirror = choose(order.definition, order.mirror)
+    order.tell("packages from the mirror asked for" if order.mirror else f"packages from {mirror.origin} mirror", 0.0)
+    yield mirror, apt_options(order.run), order.run
 
 
 def make_image(

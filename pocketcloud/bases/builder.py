@@ -22,9 +22,9 @@ from pocketcloud.bases.bootstrap import copy_sparse
 from pocketcloud.bases.install.installation import Installation
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
-from pocketcloud.bases.recipe import Order, Recipe
+from pocketcloud.bases.recipe import Order, Recipe, Supply
 from pocketcloud.documents import plain
-from pocketcloud.errors import Refused, UsageError
+from pocketcloud.errors import NotFound, Refused, UsageError
 from pocketcloud.hypervisor import Hypervisor, open_hypervisor
 from pocketcloud.model.base import Arch, Base, Builder, Definition, Firmware
 from pocketcloud.model.kit import Kit
@@ -32,6 +32,7 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run
 
+_SHOWN = 20
 _QCOW2_MAGIC = b"QFI\xfb"
 
 
@@ -92,16 +93,18 @@ def build(
     *,
     mirror: str | None = None,
     force: bool = False,
-    offline: bool = False,
+    supply: Supply | None = None,
     run: Runner = run,
     on_progress: OnProgress,
     here: needs.Ground | None = None,
     hypervisor: Callable[[], Hypervisor] = open_hypervisor,
     clock: Callable[[], datetime] = _utc_now,
 ) -> Built:
-    """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages.
+    """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages. With
+    `supply` nothing is fetched but from there, and what it lacks is told before anything starts.
 
-    The caller holds the lock of this base. Raises UsageError, HostLacks, NoSpace or PartlyDone; nothing half-made is left then.
+    The caller holds the lock of this base. Raises UsageError, HostLacks, NotFound, NoSpace or PartlyDone; nothing half-made is
+    left then.
     """
     if arch not in definition.architectures:
         known = ", ".join(definition.architectures)
@@ -114,11 +117,12 @@ def build(
         if known_base and known_base.digest == digest and known_base.volume in present:
             return Built(known_base, fresh=False)
     recipe = _recipe(definition)
+    _check_supply(supply, definition, arch)
     volume = _unused(name, present)
     base = Base(definition.base, arch, digest, volume, recipe.firmware(definition, arch), "", title=definition.title)
     with _work_folder(kit, definition, arch) as work:
         order = Order(
-            kit, storage, definition, arch, digest, work, mirror, here or needs.ground(), run, on_progress, hypervisor, offline
+            kit, storage, definition, arch, digest, work, mirror, here or needs.ground(), run, on_progress, hypervisor, supply
         )
         recipe.check(order)
         base = replace(base, made_with=recipe.make(order, base.volume))
@@ -127,6 +131,18 @@ def build(
     _remove_older(storage, base)
     on_progress("done", 1.0)
     return Built(base, fresh=True)
+
+
+def _check_supply(supply: Supply | None, definition: Definition, arch: Arch) -> None:
+    lacking = supply.lacking(definition, arch) if supply else ()
+    if lacking:
+        shown = [f"  {line}" for line in lacking[:_SHOWN]]
+        shown += [f"  and {len(lacking) - _SHOWN} more"] if len(lacking) > _SHOWN else []
+        raise NotFound(
+            "\n".join([f"base {definition.base} ({arch}) cannot be built offline; the kit's cache lacks:", *shown]),
+            hint=f"with a network: pocketcloud cache add {definition.base} --arch {arch}, then pocketcloud cache sync; if there"
+            " is one now: --online",
+        )
 
 
 def register(kit: Kit, storage: Storage, name: str, arch: Arch, image: Path, firmware: Firmware, run: Runner = run) -> Base:

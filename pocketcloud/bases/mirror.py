@@ -59,6 +59,20 @@ def choose_from(family: str, archive: str, security: str, explicit: str | None, 
     return Mirror(archive.rstrip("/"), security.rstrip("/"), "the definition's")
 
 
+def over_http(url: str) -> str:
+    """The same address by plain HTTP, where the cache can stand in for it; others are left as they are. What is fetched so must
+    be checked by its own signatures or sums."""
+    return f"http://{url.removeprefix('https://')}" if url.startswith("https://") else url
+
+
+def from_cache(definition: BootstrapDefinition, proxy: str) -> tuple[Mirror, str]:
+    """The definition's mirror by way of the cache, and the text for an apt.conf that leads there. The cache is of its day, and
+    its lists may have expired since: they count all the same."""
+    mirror = Mirror(over_http(definition.mirror).rstrip("/"), over_http(definition.security).rstrip("/"), "the kit's cache")
+    options = {"http::Proxy": proxy, "Check-Valid-Until": "false", "Retries": "0"}
+    return mirror, "".join(f'Acquire::{name} "{value}";\n' for name, value in options.items())
+
+
 def _own(family: str, root: Path) -> Mirror | None:
     """The mirror of the host, if it is of that distribution and a mirror of the distribution itself is among its sources.
 

@@ -7,6 +7,7 @@ left of older ones are builder.py's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -23,11 +24,25 @@ D_co = TypeVar("D_co", bound=Definition, covariant=True)
 D_contra = TypeVar("D_contra", bound=Definition, contravariant=True)
 
 
+class Supply(Protocol):
+    """The kit's content cache, as far as builds go: it stands in for the network."""
+
+    def lacking(self, definition: Definition, arch: Arch) -> tuple[str, ...]:
+        """What the build would fetch and the cache does not have, a line each; empty where all is there. Starts nothing."""
+        ...
+
+    def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
+        """An HTTP proxy on that address of the host while the context lasts, which answers from the cache alone; its URL.
+        Addresses must be asked for by http://, whatever they are elsewhere. Raises Refused or HostLacks."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Order(Generic[D_co]):
     """One build. `work` is an empty folder in the kit, owned by the namespace's root, which goes afterwards whatever happens;
     `digest` that of all that goes in; `mirror` is where the user wants packages from; `hypervisor` connects when it is asked;
-    `tell` gets the fraction done of the whole build; `offline`: nothing may be fetched but from the kit's cache."""
+    `tell` gets the fraction done of the whole build; `supply`: the kit's cache, and nothing may be fetched but from there;
+    None: from anywhere."""
 
     kit: Kit
     storage: Storage
@@ -40,7 +55,12 @@ class Order(Generic[D_co]):
     run: Runner
     tell: OnProgress
     hypervisor: Callable[[], Hypervisor]
-    offline: bool = False
+    supply: Supply | None = None
+
+    @property
+    def offline(self) -> bool:
+        """Whether nothing may be fetched but from the kit's cache."""
+        return self.supply is not None
 
 
 class Recipe(Protocol[D_contra]):

@@ -59,12 +59,6 @@ def checked(url: str) -> str:
     return url
 
 
-def over_http(url: str) -> str:
-    """The same address by plain HTTP, which the cache can stand in for; others are left as they are. What is fetched so has to
-    be checked by its own signatures or sums."""
-    return f"http://{url.removeprefix('https://')}" if url.startswith("https://") else url
-
-
 def url_below(url: str, path: str) -> str:
     """The URL of a file below a folder's."""
     return f"{url.rstrip('/')}/{quote(path)}"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketcloud.cache.addresses import checked, key_of, keyed, masked, over_http
+from pocketcloud.bases.mirror import over_http
+from pocketcloud.cache.addresses import checked, key_of, keyed, masked
 from pocketcloud.cache.store import Store, id_of
 from pocketcloud.errors import Refused, UsageError
 from pocketcloud.model.base import Arch

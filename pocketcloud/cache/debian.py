@@ -1,0 +1,310 @@
+"""The part of a Debian archive that a base is made from, fetched by apt: indexes as the archive signed them, and exactly the
+packages that apt would install.
+
+apt does what it is good at: it finds mirrors and proxies, checks signatures and sums, resolves what is needed, goes on with half
+a file. It runs as bootstraps do, in a namespace apart, on folders of its own. The indexes are kept byte for byte, so that whoever
+installs from the cache checks the distribution's own signature.
+Sources: apt-get(8), apt.conf(5), apt-patterns(7); `KeepCompressedAs` is in apt's doc/acquire-additional-files.md; by-hash is in
+the page DebianRepository/Format of Debian's wiki.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pocketcloud.bases.mirror import Mirror
+from pocketcloud.bases.namespace import WORK, confined, give
+from pocketcloud.bases.progress import OnProgress, cause
+from pocketcloud.cache.addresses import key_of, masked, url_below
+from pocketcloud.cache.store import Store
+from pocketcloud.errors import HostLacks, NoSpace, NotFound, PartlyDone, PocketcloudError
+from pocketcloud.model.base import Arch
+from pocketcloud.model.cache import Stored
+from pocketcloud.model.sizes import MIB, size_text
+from pocketcloud.system import CommandFailed, Runner
+
+_URI = re.compile(r"'([^']+)' (\S+) (\d+)(?: (\S+))?")
+_GET = re.compile(r"Get:\d+ \S+ \S+ \S+ (\S+)")
+_ABSENT = re.compile(r"E: (?:Unable to locate package|Package) '?([a-z0-9][a-z0-9+.:-]*)")
+_MARGIN = 64 * MIB
+_FOLDERS = ("etc", "state/lists/partial", "archives/partial", "scratch")
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What is wanted of a Debian archive: `mirror` and `security` (may be empty) are the URLs under which it is kept; `packages`
+    those of the base, `extra` those that machines of it may install later, with what they recommend."""
+
+    title: str
+    arch: Arch
+    suite: str
+    keyring: str
+    mirror: str
+    security: str
+    packages: tuple[str, ...]
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Package:
+    uri: str
+    file: str
+    size: int
+
+
+def wanted(archive: Archive) -> tuple[str, ...]:
+    """The packages that are asked for by name."""
+    return tuple(dict.fromkeys((*archive.packages, *archive.extra)))
+
+
+def lacking(archive: Archive, files: Iterable[str]) -> tuple[str, ...]:
+    """Those that none of the cached files is. With a package everything it needs is in the cache too, as apt resolved it so."""
+    there = {key.rpartition("/")[2].partition("_")[0] for key in files if key.endswith(".deb")}
+    return tuple(name for name in wanted(archive) if name.partition(":")[0] not in there)
+
+
+def fetch(
+    archive: Archive,
+    origin: Mirror,
+    options: str,
+    store: Store,
+    work: Path,
+    known: Mapping[str, Stored],
+    run: Runner,
+    tell: OnProgress,
+) -> dict[str, Stored]:
+    """Fetch what is wanted from `origin`; the files by key. `options` is text for an apt.conf, `known` what the cache has.
+    `work` is kept when this is interrupted, and goes on from. Raises HostLacks, NotFound, NoSpace or PartlyDone.
+    """
+    _lay_out(archive, origin, options, work)
+    apt = _Apt(archive, work, run)
+    tell("reading package lists", 0.01)
+    apt.do(["update"])
+    indexes = tuple(apt.indexes())
+    for _, path in indexes:
+        _unpack(path)
+    tell("finding what is needed", 0.1)
+    rounds = tuple(_rounds(archive))
+    packages = {package.file: package for asked in rounds for package in apt.needed(asked)}
+    places = _Places(archive, origin)
+    linked = _link_known(packages.values(), places, known, store, work)
+    absent = sum(package.size for package in packages.values() if package.file not in linked)
+    _check_room(archive, absent, work)
+    got = _Counter(len(packages) - len(linked), tell)
+    for asked in rounds:
+        apt.do(["--download-only", *asked], got.line)
+    tell("taking it into the store", 0.95)
+    found: dict[str, Stored] = {}
+    for uri, path in (*indexes, *((package.uri, work / "archives" / package.file) for package in packages.values())):
+        stored = store.adopt(path)
+        for key in places.keys(uri):
+            found[key] = stored
+            if (folder := key.rpartition("/")[0]).find("/binary-") > 0 and "/dists/" in key:
+                found[f"{folder}/by-hash/SHA256/{stored.sha256}"] = stored
+    shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _rounds(archive: Archive) -> Iterator[list[str]]:
+    """What apt is asked to install, one after the other, as mmdebstrap does: what is essential by itself first, as alternatives
+    can come out differently when there is more to choose from."""
+    plain = ["-o", "APT::Install-Recommends=false", "install", "?essential"]
+    yield plain
+    whole = [*plain, "?priority(required)", "apt", *archive.packages]
+    yield whole
+    if archive.extra:
+        yield [*whole, *archive.extra]
+        yield ["-o", "APT::Install-Recommends=true", *whole[2:], *archive.extra]
+
+
+class _Places:
+    """From where apt fetches to where it is kept."""
+
+    def __init__(self, archive: Archive, origin: Mirror) -> None:
+        pairs = [(origin.archive, archive.mirror)]
+        if origin.security and archive.security:
+            pairs.append((origin.security, archive.security))
+        self._pairs = [(f"{_fetchable(there).rstrip('/')}/", own) for there, own in pairs]
+
+    def keys(self, uri: str) -> list[str]:
+        """The keys of a file that apt names so."""
+        # The longest address that fits: an archive may lie below another.
+        fitting = [(there, own) for there, own in self._pairs if uri.startswith(there)]
+        longest = max((len(there) for there, _ in fitting), default=0)
+        # What comes is escaped already.
+        return [key_of(f"{own.rstrip('/')}/{uri.removeprefix(there)}") for there, own in fitting if len(there) == longest]
+
+
+def _fetchable(url: str) -> str:
+    """apt reads archives in folders in place; it copies them where it is asked for that."""
+    return f"copy:{url.removeprefix('file:')}" if url.startswith("file:") else url
+
+
+def _lay_out(archive: Archive, origin: Mirror, options: str, work: Path) -> None:
+    """Make the folders, and what apt is told; packages that an interruption left stay, indexes are fetched anew. Addresses may
+    carry passwords: they go into files that only its root reads."""
+    shutil.rmtree(work / "state", ignore_errors=True)
+    for name in _FOLDERS:
+        (work / name).mkdir(parents=True, exist_ok=True)
+    for path in (work, *(work / part for name in _FOLDERS for part in (*Path(name).parents, Path(name)) if part != Path())):
+        if path.stat().st_uid == os.geteuid():  # apt gives some to a user of its own
+            path.chmod(0o755)
+            give(path)
+    signed = f"[signed-by={archive.keyring}]"
+    main = _fetchable(origin.archive)
+    lines = [f"deb {signed} {main} {suite} main" for suite in (archive.suite, f"{archive.suite}-updates")]
+    if origin.security and archive.security:
+        lines.append(f"deb {signed} {_fetchable(origin.security)} {archive.suite}-security main")
+    conf = f"""\
+Dir "{WORK}";
+Dir::Etc "{WORK}/etc";
+Dir::State "{WORK}/state";
+Dir::State::status "{WORK}/state/status";
+Dir::Cache "{WORK}";
+Dir::Cache::archives "{WORK}/archives";
+Dir::Log "{WORK}/scratch";
+APT::Architecture "{archive.arch.debian}";
+APT::Architectures {{ "{archive.arch.debian}"; }};
+APT::Get::Assume-Yes "true";
+Acquire::Languages "none";
+Acquire::GzipIndexes "true";
+Acquire::IndexTargets::deb::Packages::KeepCompressedAs "xz";
+Acquire::PDiffs "false";
+Acquire::Retries "3";
+{options}"""
+    for name, text in {"etc/sources.list": "\n".join(lines) + "\n", "apt.conf": conf, "state/status": ""}.items():
+        path = work / name
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+        give(path)
+    (work / "etc/sources.list").chmod(0o644)
+
+
+class _Apt:
+    """apt-get on the folders in `work`, in the namespace."""
+
+    def __init__(self, archive: Archive, work: Path, run: Runner) -> None:
+        self._archive, self._work, self._run = archive, work, run
+
+    def do(self, arguments: list[str], on_line: Callable[[str], None] | None = None, tool: str = "apt-get") -> str:
+        """Run it; its failure is explained by its own lines."""
+        env = {
+            "APT_CONFIG": f"{WORK}/apt.conf",
+            "HOME": f"{WORK}/scratch",
+            "TMPDIR": f"{WORK}/scratch",
+            "DEBIAN_FRONTEND": "noninteractive",
+        }
+        try:
+            return self._run(confined(self._work, [tool, "-q", *arguments]), env=env, on_line=on_line).out
+        except CommandFailed as error:
+            raise self._explained(error) from None
+
+    def needed(self, asked: list[str]) -> Iterator[_Package]:
+        """What would have to be fetched for that, if nothing were here."""
+        none = ["-o", f"Dir::Cache::archives={WORK}/scratch", "-o", "Acquire::ForceHash=SHA256", "--print-uris", "-q"]
+        for line in self.do([*none, *asked]).splitlines():
+            if match := _URI.fullmatch(line.strip()):
+                name = match[2]
+                if "/" in name or name.startswith("."):
+                    raise PartlyDone(
+                        f"apt names a package's file {name!r}", hint="nothing is taken from that mirror; use another"
+                    )
+                yield _Package(match[1], name, int(match[3]))
+
+    def indexes(self) -> Iterator[tuple[str, Path]]:
+        """The indexes that apt has, with their URIs: each suite's signed list, and its lists of packages."""
+        said = self.do(["--format", "$(FILENAME)|$(BASE_URI)|$(URI)", "indextargets"])
+        seen = set()
+        for line in said.splitlines():
+            name, base, uri = line.split("|")
+            path = self._work / "state/lists" / Path(name).name
+            if not path.name.endswith("_Packages.xz"):
+                raise PartlyDone(
+                    f"{self._archive.title}: the archive has no lists of packages packed with xz, as Debian's own has",
+                    hint="another mirror may: pocketcloud cache sync --mirror URL",
+                )
+            yield f"{uri}.xz", path
+            if base not in seen:
+                seen.add(base)
+                stem = re.sub(r"_[^_]+_binary-[^_]+_Packages\.xz$", "", path.name)
+                yield url_below(base, "InRelease"), path.with_name(f"{stem}_InRelease")
+
+    def _explained(self, error: CommandFailed) -> PocketcloudError:
+        title, output = self._archive.title, error.completed.out + error.completed.err
+        why = cause(output)
+        text = f"{title} was not fetched: apt-get failed\n" + "\n".join(f"  {_without_passwords(line)}" for line in why.lines)
+        again = "what was fetched is kept; to go on: pocketcloud cache sync"
+        if why.full:
+            return NoSpace(text, hint="pocketcloud cache prune; remove labs or bases that are not needed")
+        if why.trust:
+            return HostLacks(
+                text, hint=f"is {self._archive.keyring} up to date? Upgrade the keyring's package, or name another --mirror"
+            )
+        if absent := dict.fromkeys(_ABSENT.findall(output)):
+            return NotFound(text, hint=f"is it spelt right, and in {self._archive.suite}? {', '.join(absent)}")
+        if why.network:
+            return HostLacks(text, hint=f"is the mirror reachable? --mirror names another one; {again}")
+        return PartlyDone(text, hint=again)
+
+
+def _unpack(index: Path) -> None:
+    """Put an index beside itself unpacked, which apt prefers: it looks up packages by their place in it, and would unpack a
+    packed one from its beginning for each (20 times slower, measured)."""
+    if index.suffix == ".xz":
+        with lzma.open(index) as packed, index.with_suffix("").open("wb") as plain:
+            shutil.copyfileobj(packed, plain, MIB)
+
+
+def _without_passwords(line: str) -> str:
+    return re.sub(r"\w+://\S+", lambda match: masked(match[0]), line)
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Tells how far the downloads are, from the lines that apt prints."""
+
+    expected: int
+    tell: OnProgress
+    done: int = 0
+
+    def line(self, text: str) -> None:
+        if match := _GET.match(text):
+            self.done += 1
+            share = min(1.0, self.done / max(1, self.expected))
+            self.tell(f"fetching {match[1]} ({self.done} of {self.expected})", 0.12 + 0.83 * share)
+
+
+def _link_known(packages: Iterable[_Package], places: _Places, known: Mapping[str, Stored], store: Store, work: Path) -> set[str]:
+    """Put what the cache has already where apt looks for it; the names of those files, and of those that were fetched before an
+    interruption."""
+    linked = set()
+    for package in packages:
+        target = work / "archives" / package.file
+        with suppress(FileNotFoundError):
+            if target.stat().st_size == package.size:
+                linked.add(package.file)
+                continue
+            target.unlink()
+        for key in places.keys(package.uri):
+            if (stored := known.get(key)) and stored.size == package.size:
+                os.link(store.path(stored.sha256), target)
+                linked.add(package.file)
+                break
+    return linked
+
+
+def _check_room(archive: Archive, size: int, work: Path) -> None:
+    free = shutil.disk_usage(work).free
+    if size + _MARGIN > free:
+        raise NoSpace(
+            f"{archive.title}: {size_text(size)} are to be fetched, {size_text(free)} are free in the kit",
+            hint="pocketcloud cache prune; remove labs or bases that are not needed",
+        )

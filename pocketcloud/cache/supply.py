@@ -1,0 +1,96 @@
+"""What builds and labs ask of the cache: what it lacks for them, and to be served. Nothing is fetched here."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from pocketcloud.bases import bootstrap, definitions
+from pocketcloud.cache.debian import Archive, lacking
+from pocketcloud.cache.serving import serving
+from pocketcloud.cache.store import Store, folder_of, id_of
+from pocketcloud.errors import NotFound, PocketcloudError
+from pocketcloud.model.base import Arch, BootstrapDefinition, Definition, LayerDefinition
+from pocketcloud.model.cache import Collection, Kind, Wish
+from pocketcloud.model.kit import Kit
+
+
+class KitSupply:
+    """The cache of a kit, for its builds: a bases.recipe.Supply."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._store = Store(folder_of(kit))
+
+    def lacking(self, definition: Definition, arch: Arch) -> tuple[str, ...]:
+        """See Supply.lacking. What is there is read whole, as half a build is lost when it ends at the last package."""
+        if isinstance(definition, LayerDefinition):
+            return self._lacking_of_layer(definition, arch)
+        wish = Wish(Kind.BASE, definition.base, arch)
+        found = self._store.collection(id_of(wish))
+        if found is None:
+            return (f"all of {wish.title}: it was never synced",)
+        archive = archive_of(definition, arch)
+        names = lacking(archive, found.files) if archive else ()
+        return (*(f"the package {name}" for name in names), *self._unusable(found))
+
+    def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
+        """See Supply.serve."""
+        return serving(self._store.folder, address)
+
+    def _unusable(self, collection: Collection) -> tuple[str, ...]:
+        missing = set(self._store.missing(collection))
+        bad = self._store.damaged(collection)
+        return tuple(f"{key} ({'missing' if key in missing else 'damaged'})" for key in bad)
+
+    def _lacking_of_layer(self, definition: LayerDefinition, arch: Arch) -> tuple[str, ...]:
+        """The packages of a layer come from the collection of the base at its bottom."""
+        bottom, names = bottom_of(definition)
+        found = self._store.collection(id_of(Wish(Kind.BASE, bottom.base, arch)))
+        archive = archive_of(bottom, arch, names)
+        if not names:
+            return ()
+        if found is None:
+            return (f"all of base {bottom.base} ({arch}), which {definition.base} stands on: it was never synced",)
+        return tuple(f"the package {name}" for name in (lacking(archive, found.files) if archive else ()) if name in names)
+
+
+def bottom_of(definition: Definition) -> tuple[Definition, tuple[str, ...]]:
+    """The base at the bottom of a layer, and the packages of all layers above it; of another base itself, and none. Raises
+    NotFound where one is missing or layers stand on each other in a circle."""
+    names: list[str] = []
+    seen = {definition.base}
+    while isinstance(definition, LayerDefinition):
+        names += definition.packages
+        definition = definitions.find(definition.from_)
+        if definition.base in seen:
+            raise NotFound(f"layers stand on each other in a circle: {', '.join(sorted(seen))}", hint="mend their `from:`")
+        seen.add(definition.base)
+    return definition, tuple(dict.fromkeys(names))
+
+
+def archive_of(definition: Definition, arch: Arch, extra: tuple[str, ...] = ()) -> Archive | None:
+    """What the definition takes of a Debian archive; None if it takes nothing of one."""
+    title = f"base {definition.base} ({arch})"
+    if isinstance(definition, BootstrapDefinition):
+        packages = bootstrap.packages(definition, arch)
+        return Archive(title, arch, definition.suite, definition.keyring, definition.mirror, definition.security, packages, extra)
+    return None
+
+
+def needs_of(kit: Kit, wish: Wish) -> str:
+    """What is wrong with the wish's collection, for people, without reading its contents; empty if it is there."""
+    store = Store(folder_of(kit))
+    found = store.collection(id_of(wish))
+    if found is None:
+        return "never synced"
+    missing = store.missing(found)
+    if missing:
+        return f"{len(missing)} of {len(found.files)} files are missing"
+    if wish.kind is Kind.BASE:
+        try:
+            bottom, names = bottom_of(definitions.find(wish.name))
+            archive = archive_of(bottom, wish.arch, (*wish.packages, *names))
+        except PocketcloudError as error:
+            return error.message.splitlines()[0]
+        if archive and (absent := lacking(archive, found.files)):
+            return f"lacks {', '.join(absent[:5])}{' and more' if len(absent) > 5 else ''}"
+    return ""

@@ -191,6 +191,25 @@ def _end(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def start(argv: Sequence[str | Path], log: Path) -> Callable[[], int | None]:
+    """Start `argv` as a process that outlives us, apart from our terminal, with all it says in the file `log`; the function that
+    is returned tells its exit code, None while it runs."""
+    with log.open("wb") as said:
+        child = subprocess.Popen(
+            [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=_own_environment(),
+            cwd="/", start_new_session=True,
+        )  # fmt: skip
+    _abandoned.append(child)
+    return child.poll
+
+
+def _own_environment() -> dict[str, str]:
+    """For children that are pocketcloud itself: what says where kits are, and where our modules are found."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("POCKETCLOUD_", "PYTHON"))}
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, [ours.get("PYTHONPATH")])])
+    return environment(ours | {"PYTHONPATH": path})
+
+
 def become(argv: Sequence[str], env: Mapping[str, str] | None = None) -> NoReturn:
     """Replace this process by another program (sudo, a pager, ssh); never returns. `env` is the whole new environment."""
     os.execvpe(argv[0], list(argv), dict(os.environ if env is None else env))  # noqa: S606 - argv, no shell

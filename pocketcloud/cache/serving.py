@@ -29,6 +29,7 @@ from pocketcloud.cache.addresses import keyed, masked
 from pocketcloud.cache.store import Store
 from pocketcloud.errors import HostLacks, Refused
 from pocketcloud.model.cache import Stored
+from pocketcloud.subnets import PREFIX
 
 _AT_ONCE = 48
 """More connections than this are turned away: a lab's machines ask a few at a time."""
@@ -296,14 +297,20 @@ def listen(folder: Path, address: str, port: int, peers: IPv4Network, say: Calla
         ) from None
 
 
+def peers_of(address: str) -> IPv4Network:
+    """Who may ask at an address: the network that it is in."""
+    if IPv4Address(address).is_loopback:
+        return IPv4Network("127.0.0.0/8")
+    return IPv4Network(f"{address}/{PREFIX}", strict=False)
+
+
 @contextlib.contextmanager
 def serving(
     folder: Path, address: str = "127.0.0.1", port: int = 0, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[str]:
     """Serve the cache in `folder` from threads of this process, for as long as the context lasts; its URL. For builds: nothing
     can be left behind."""
-    network = IPv4Network("127.0.0.0/8") if IPv4Address(address).is_loopback else IPv4Network(f"{address}/24", strict=False)
-    server = listen(folder, address, port, network, say)
+    server = listen(folder, address, port, peers_of(address), say)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, name="cache", daemon=True)
     thread.start()
     try:

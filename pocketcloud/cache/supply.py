@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from pocketcloud.bases import bootstrap, definitions
+from pocketcloud.cache.addresses import key_of, masked
 from pocketcloud.cache.debian import Archive, lacking
 from pocketcloud.cache.serving import serving
 from pocketcloud.cache.store import Store, folder_of, id_of
+from pocketcloud.downloads import fetch, shown
 from pocketcloud.errors import NotFound, PocketcloudError
-from pocketcloud.model.base import Arch, BootstrapDefinition, Definition, LayerDefinition
+from pocketcloud.model.base import (
+    Arch,
+    BootstrapDefinition,
+    Builder,
+    Definition,
+    Download,
+    ImageDefinition,
+    InstallDefinition,
+    LayerDefinition,
+)
 from pocketcloud.model.cache import Collection, Kind, Wish
 from pocketcloud.model.kit import Kit
 
@@ -19,18 +31,29 @@ class KitSupply:
 
     def __init__(self, kit: Kit) -> None:
         self._store = Store(folder_of(kit))
+        self._media = kit.path / "media"
 
     def lacking(self, definition: Definition, arch: Arch) -> tuple[str, ...]:
         """See Supply.lacking. What is there is read whole, as half a build is lost when it ends at the last package."""
         if isinstance(definition, LayerDefinition):
             return self._lacking_of_layer(definition, arch)
+        if reason := not_kept(definition):
+            return (reason,)
         wish = Wish(Kind.BASE, definition.base, arch)
+        downloads = downloads_of(definition, arch)
+        absent = tuple(f"{shown(d.url or d.file)}, or it is damaged" for d in downloads if not _is_here(d, self._media))
+        if downloads and archive_of(definition, arch) is None and not any(repositories_of(definition, arch)):
+            return absent
         found = self._store.collection(id_of(wish))
         if found is None:
             return (f"all of {wish.title}: it was never synced",)
         archive = archive_of(definition, arch)
         names = lacking(archive, found.files) if archive else ()
-        return (*(f"the package {name}" for name in names), *self._unusable(found))
+        tree, repos = repositories_of(definition, arch)
+        urls = [url for url in (tree, *repos) if url]
+        elsewhere = [url for url in urls if not any(key.startswith(f"{key_of(url).rstrip('/')}/") for key in found.files)]
+        lines = (*(f"the package {name}" for name in names), *(f"all of {masked(url)}" for url in elsewhere))
+        return (*absent, *lines, *self._unusable(found))
 
     def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
         """See Supply.serve."""
@@ -51,6 +74,14 @@ class KitSupply:
         if found is None:
             return (f"all of base {bottom.base} ({arch}), which {definition.base} stands on: it was never synced",)
         return tuple(f"the package {name}" for name in (lacking(archive, found.files) if archive else ()) if name in names)
+
+
+def _is_here(download: Download, media: Path) -> bool:
+    try:
+        fetch(download, media, offline=True)
+    except PocketcloudError:
+        return False
+    return True
 
 
 def bottom_of(definition: Definition) -> tuple[Definition, tuple[str, ...]]:
@@ -76,7 +107,30 @@ def archive_of(definition: Definition, arch: Arch, extra: tuple[str, ...] = ()) 
     return None
 
 
-def needs_of(kit: Kit, wish: Wish) -> str:
+def repositories_of(definition: Definition, arch: Arch) -> tuple[str, tuple[str, ...]]:
+    """The installer's tree (empty: none) and the package repositories of a kickstart's definition, for that architecture."""
+    if not isinstance(definition, InstallDefinition) or definition.builder is not Builder.KICKSTART:
+        return "", ()
+    urls = (definition.tree, *definition.repos.values())
+    tree, *repos = (url.replace("{arch}", arch) for url in urls)
+    return tree, tuple(repos)
+
+
+def not_kept(definition: Definition) -> str:
+    """Why the cache cannot keep all that a build of it fetches; empty if it can."""
+    if definition.builder in (Builder.PRESEED, Builder.AUTOINSTALL):
+        return f"what its installer ({definition.builder}) fetches is not kept by the cache in this version"
+    return ""
+
+
+def downloads_of(definition: Definition, arch: Arch) -> tuple[Download, ...]:
+    """What the definition has fetched into the kit's `media` before it begins: its cloud image, or its installer's disc."""
+    files = definition.images if isinstance(definition, ImageDefinition) else {}
+    files = definition.media if isinstance(definition, InstallDefinition) else files
+    return (files[arch],) if arch in files else ()
+
+
+def state_of(kit: Kit, wish: Wish) -> str:
     """What is wrong with the wish's collection, for people, without reading its contents; empty if it is there."""
     store = Store(folder_of(kit))
     found = store.collection(id_of(wish))

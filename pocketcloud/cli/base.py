@@ -10,7 +10,9 @@ import click
 
 from pocketcloud.cli.options import (
     instance_name,
+    is_offline,
     kit_option,
+    offline_option,
     open_kit,
     output_option,
     own_files_option,
@@ -130,13 +132,23 @@ def render(name: str, arch: str | None) -> None:
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @templates_option
 @bases_option
+@offline_option
 @kit_option
 @progress_options
 def build(
-    name: str, arch: str | None, mirror: str | None, kit_name: str | None, progress: str, verbose: int, *, force: bool
+    name: str,
+    arch: str | None,
+    mirror: str | None,
+    offline: bool | None,
+    kit_name: str | None,
+    progress: str,
+    verbose: int,
+    *,
+    force: bool,
 ) -> None:
     """Build the base NAME from its definition; unchanged, nothing is done."""
     from pocketcloud.bases import builder, definitions
+    from pocketcloud.cache.supply import KitSupply
     from pocketcloud.events import StepProgress
     from pocketcloud.kit.attached import Places
     from pocketcloud.locks import held
@@ -147,6 +159,10 @@ def build(
     require_root("keep a base where QEMU can read it")
     definition = definitions.find(name)
     wanted = _arch(arch)
+    if offline and mirror:
+        raise UsageError("--offline uses the kit's cache, and --mirror something else", hint="leave one of them out")
+    # A mirror that is named may be in this room, where no route is needed.
+    apart = is_offline(False if mirror and offline is None else offline)
     kit = open_kit(kit_name, make=True)
     storage = open_storage(kit)
     started = time.monotonic()
@@ -162,6 +178,7 @@ def build(
                 Arch(wanted),
                 mirror=mirror,
                 force=force,
+                supply=KitSupply(kit) if apart else None,
                 on_progress=lambda text, fraction: view.emit(StepProgress(f"base {name}", fraction, text)),
             )
     finally:

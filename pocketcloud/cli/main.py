@@ -23,6 +23,7 @@ _NOUNS = {
     "kit": ("pocketcloud.cli.kit", "Make, attach and detach kits, the stores that carry everything."),
     "base": ("pocketcloud.cli.base", "Build and list bases, the images that machines are cloned from."),
     "lab": ("pocketcloud.cli.lab", "Bring labs up, use them, reset them, remove them."),
+    "cache": ("pocketcloud.cli.cache", "Keep what bases and labs need in the kit, for where there is no network."),
     "profile": ("pocketcloud.cli.profile", "Show how machines are shaped for each kind of host."),
 }
 
@@ -137,7 +138,14 @@ def _say(message: str, hint: str) -> None:
 
 
 def _interrupted(arguments: list[str]) -> int:
-    changes = arguments[:2] in (["lab", "up"], ["lab", "reset"], ["lab", "down"], ["lab", "destroy"], ["base", "build"])
+    changes = arguments[:2] in (
+        ["lab", "up"],
+        ["lab", "reset"],
+        ["lab", "down"],
+        ["lab", "destroy"],
+        ["base", "build"],
+        ["cache", "sync"],
+    )
     again = f"; what is done is kept, to go on: pocketcloud {' '.join(arguments)}" if changes else ""
     click.echo(f"\ninterrupted{again}", err=True)
     return 130

@@ -107,6 +107,24 @@ def lab_options(*flags: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
+def offline_option(function: F) -> F:
+    """`--offline/--online`; left out, whether there is a way out decides: `is_offline`."""
+    shown = "Use nothing but the kit's cache; left out: where this computer has no default route."
+    return click.option("--offline/--online", "offline", default=None, envvar="POCKETCLOUD_OFFLINE", help=shown)(function)
+
+
+def is_offline(asked: bool | None) -> bool:
+    """Whether nothing may be fetched: as asked, else because there is no default route, which is told."""
+    if asked is not None:
+        return asked
+    from pocketcloud.host.network import has_way_out
+
+    if has_way_out(Path("/")):
+        return False
+    click.echo("note: no default route; nothing but the kit's cache is used (--online tries the network)", err=True)
+    return True
+
+
 def now() -> str:
     """The time as ISO 8601 text in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

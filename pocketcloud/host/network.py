@@ -1,6 +1,7 @@
 """IPv4 networks that are taken on this host: its addresses and routes. libvirt's networks are the hypervisor room's.
 
-Outside facts: iproute2's JSON (`ip -j`), and /proc/net/route (hexadecimal, in the host's byte order) where there is none.
+Outside facts: iproute2's JSON (`ip -j`), and /proc/net/route (hexadecimal, in the host's byte order) where there is none;
+/proc/net/ipv6_route (destination, prefix, ..., flags, device), whose flags are the kernel's uapi/linux/ipv6_route.h.
 """
 
 from __future__ import annotations
@@ -38,6 +39,20 @@ def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
     except (HostLacks, CommandFailed, ValueError, TypeError, AttributeError):
         found = list(_routed_in_proc(text(root, "proc/net/route")))
     return _without(found, bridges)
+
+
+def has_way_out(root: Path) -> bool:
+    """Whether the kernel has a default route, IPv4 or IPv6, through any interface but the loopback."""
+    for row in text(root, "proc/net/route").splitlines()[1:]:
+        fields = row.split()
+        if len(fields) >= 8 and fields[1] == fields[7] == "00000000" and fields[0] != "lo" and int(fields[3], 16) & 1:
+            return True
+    for row in text(root, "proc/net/ipv6_route").splitlines():
+        fields = row.split()
+        # The kernel keeps a rejecting default route on the loopback, where there is no other (RTF_REJECT, 0x200).
+        if len(fields) >= 10 and fields[1] == "00" and fields[9] != "lo" and not int(fields[8], 16) & 0x200:
+            return True
+    return False
 
 
 def _without(found: Iterable[tuple[str, Subnet]], bridges: frozenset[str]) -> tuple[Subnet, ...]:

@@ -1,0 +1,217 @@
+"""Fulfilling wishes: what each kind is fetched by, and the collection that comes of it, published whole.
+
+What was fetched before an interruption is kept in the wish's work folder, and gone on from. Everything there already is read and
+checked; what is damaged is fetched again. The caller holds the cache's lock.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pocketcloud.bases import definitions
+from pocketcloud.bases.mirror import apt_options, choose
+from pocketcloud.bases.progress import OnProgress
+from pocketcloud.cache import debian
+from pocketcloud.cache.addresses import key_of
+from pocketcloud.cache.store import Store, id_of
+from pocketcloud.cache.supply import archive_of, bottom_of, downloads_of, not_kept, repositories_of
+from pocketcloud.cache.trees import TreeFetch
+from pocketcloud.downloads import fetch
+from pocketcloud.errors import HostLacks, PartlyDone, PocketcloudError, UsageError
+from pocketcloud.files import remove_tree
+from pocketcloud.model.base import Arch, BootstrapDefinition, Download
+from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
+from pocketcloud.system import CommandFailed, Runner, run
+
+IMAGES = "images"
+"""The host's name under which container images are kept: `http://CACHE/images/REFERENCE.tar`."""
+
+# As docker's reference grammar has it, in short: host, path, tag, digest; no scheme, nothing that begins with a dash.
+_REFERENCE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
+_TRANSPORTED = re.compile(r"(docker|oci|oci-archive|docker-archive|dir):.+")
+_SKOPEO_ARCH = {Arch.X86_64: "amd64", Arch.AARCH64: "arm64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a sync works with: `media` is the kit's folder of downloads, `mirror` where the user wants Debian's packages from,
+    `now` gives ISO 8601 text in UTC."""
+
+    store: Store
+    media: Path
+    mirror: str | None
+    now: Callable[[], str]
+    run: Runner = run
+
+
+def sync(means: Means, wish: Wish, tell: OnProgress) -> Collection:
+    """Fetch what the wish lacks, and publish its collection. Raises NotFound, Refused, HostLacks, NoSpace or PartlyDone; what
+    was published before stays then, and so does what was fetched."""
+    store, name = means.store, id_of(wish)
+    store.make()
+    known = store.known(store.collection(name))
+    work = store.work(name)
+    work.mkdir(mode=0o755, exist_ok=True)
+    tell("looking at what is there", 0.0)
+    packages: tuple[str, ...] = ()
+    if wish.kind is Kind.BASE:
+        files, packages = _base(means, wish, work, known, tell)
+    elif wish.kind is Kind.FILE:
+        files = _file(store, wish, work, known, tell)
+    else:
+        files = {image_key(wish.name): _image(means, wish, work, tell)}
+    collection = Collection(CACHE_SCHEMA, wish.title, means.now(), packages, files)
+    store.publish(name, collection, means.run)
+    remove_tree(work)
+    tell("done", 1.0)
+    return collection
+
+
+def _base(
+    means: Means, wish: Wish, work: Path, known: Mapping[str, Stored], tell: OnProgress
+) -> tuple[dict[str, Stored], tuple[str, ...]]:
+    definition, layered = bottom_of(definitions.find(wish.name))
+    if wish.arch not in definition.architectures:
+        raise UsageError(
+            f"base {wish.name} is not made for {wish.arch}", hint=f"--arch takes: {', '.join(definition.architectures)}"
+        )
+    if reason := not_kept(definition):
+        raise UsageError(f"{wish.title}: {reason}", hint="build it while there is a network: the kit keeps bases that are built")
+    extra = tuple(dict.fromkeys((*layered, *wish.packages)))
+    archive = archive_of(definition, wish.arch, extra)
+    found: dict[str, Stored] = {}
+    if archive is not None and isinstance(definition, BootstrapDefinition):
+        origin = choose(definition, means.mirror)
+        found |= debian.fetch(archive, origin, apt_options(means.run), means.store, work, known, means.run, tell)
+    tree, repos = repositories_of(definition, wish.arch)
+    if tree or repos:
+        found |= TreeFetch(wish.title, wish.arch, means.store, work, known, means.run, tell).fetch(tree, repos)
+    for download in downloads_of(definition, wish.arch):
+        fetch(download, means.media, tell=tell, run=means.run)
+    return found, debian.wanted(archive) if archive else ()
+
+
+def _file(store: Store, wish: Wish, work: Path, known: Mapping[str, Stored], tell: OnProgress) -> dict[str, Stored]:
+    key = key_of(wish.name)
+    if key in known and known[key].sha256 == wish.sha256:
+        return {key: known[key]}
+    return {key: store.adopt(fetch(Download(url=wish.name, sha256=wish.sha256), work, tell=tell).path)}
+
+
+# -- container images
+
+
+def checked_reference(text: str) -> str:
+    """A container image's reference from the command line; raises UsageError. `docker://` may be left out."""
+    plain = text.removeprefix("docker://")
+    if _TRANSPORTED.fullmatch(plain) and "//" not in plain:
+        return plain
+    if not _REFERENCE.fullmatch(plain) or ".." in plain or "//" in plain:
+        raise UsageError(
+            f"{text[:100]!r} is not a container image",
+            hint="as docker.io/library/nginx:1.27, quay.io/podman/hello:latest, or oci-archive:FILE",
+        )
+    return plain
+
+
+def image_key(reference: str) -> str:
+    """The key under which an image's archive is kept: of one that comes from a file, the file's name."""
+    if _TRANSPORTED.fullmatch(reference) and not _registry(reference):
+        reference = Path(reference.partition(":")[2].partition(":")[0]).stem
+    return f"{IMAGES}/{reference}.tar"
+
+
+def _registry(reference: str) -> bool:
+    """Whether it is a registry's: `oci:latest` is an image called oci."""
+    transport, _, rest = reference.partition(":")
+    return transport not in ("oci", "oci-archive", "docker-archive", "dir") or not ("/" in rest or Path(rest).exists())
+
+
+def _image(means: Means, wish: Wish, work: Path, tell: OnProgress) -> Stored:
+    """Copied by skopeo, which checks every layer against the manifest's digests; credentials are those of its own files."""
+    target = work / "image.tar"
+    target.unlink(missing_ok=True)
+    source = f"docker://{wish.name}" if _registry(wish.name) else wish.name
+    tell(f"copying {wish.name}", 0.1)
+    argv: list[str | Path] = [
+        "skopeo", "--override-os", "linux", "--override-arch", _SKOPEO_ARCH[wish.arch],
+        "copy", "--quiet", "--", source, f"docker-archive:{target}:{_tag(wish.name)}",
+    ]  # fmt: skip
+    try:
+        means.run(argv)
+    except CommandFailed as error:
+        last = " ".join((error.completed.err or error.completed.out).split())[-500:]
+        raise HostLacks(
+            f"{wish.title} was not fetched: {last}",
+            hint="does it exist, and is the registry reachable? skopeo login, if it asks who you are",
+        ) from None
+    return means.store.adopt(target)
+
+
+def _tag(reference: str) -> str:
+    """The name that the archive carries, which `podman load` and `docker load` give it: a digest cannot be part of it."""
+    if not _registry(reference):
+        return f"{IMAGES}/{Path(image_key(reference)).stem.lower()}:latest"
+    name = reference.partition("@")[0]
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+# -- all of them
+
+
+def sync_all(
+    means: Means, wishes: tuple[Wish, ...], tell: Callable[[Wish, str, float], None]
+) -> Iterator[tuple[Wish, Collection]]:
+    """Sync one after the other; one that fails holds up none of the others, and is raised at the end: alone as it is, several
+    as PartlyDone."""
+    failed: dict[str, PocketcloudError] = {}
+    for wish in wishes:
+        try:
+            yield wish, sync(means, wish, lambda text, part, wish=wish: tell(wish, text, part))  # type: ignore[misc] # bound at once
+        except PocketcloudError as error:
+            failed[wish.title] = error
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        hints = dict.fromkeys(error.hint for error in failed.values() if error.hint)
+        raise PartlyDone("\n".join(f"{title}: {error.message}" for title, error in failed.items()), hint="; ".join(hints))
+
+
+def prune(store: Store, kept: tuple[Wish, ...]) -> int:
+    """Keep those wishes, and remove what none of them needs; the bytes that were freed."""
+    store.wish(*kept)
+    names = {id_of(wish) for wish in kept}
+    for name in [path.stem for path in store.sets.glob("*.json") if not path.name.startswith(".")]:
+        if name not in names:
+            store.withdraw(name)
+    return sweep(store)
+
+
+def sweep(store: Store) -> int:
+    """Remove contents that no collection names, and half-fetched ones of no wish; the bytes that were freed."""
+    freed = 0
+    for path in tuple(store.leftovers()):
+        with suppress(FileNotFoundError):
+            inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
+            freed += sum(found.st_blocks * 512 for one in inside if (found := one.lstat()).st_nlink < 2 or one.is_dir())
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return freed
+
+
+def joined(wishes: tuple[Wish, ...], new: Wish) -> tuple[Wish, ...]:
+    """The wishes with a further one, which is added to the one of the same key."""
+    found = []
+    for wish in wishes:
+        if wish.key == new.key:
+            packages = tuple(dict.fromkeys((*wish.packages, *new.packages)))
+            labs = tuple(dict.fromkeys((*wish.labs, *new.labs)))
+            sha256 = new.sha256 or wish.sha256
+            new = replace(new, packages=packages, labs=labs, asked=wish.asked or new.asked, sha256=sha256)
+        else:
+            found.append(wish)
+    return (*found, new)

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketcloud import guest_cache
 from pocketcloud.files import write_whole
 from pocketcloud.iso import iso_image
 from pocketcloud.keys import KeyPair
@@ -32,6 +33,7 @@ class Seed:
 
     `instance_id` tells cloud-init whether this is a first boot: a new one makes it do everything again. `hostname` is without
     the domain, `domain` may be empty. `host_key` becomes the sshd's only host key. `authorized_keys` are root's.
+    `cache_port` is where the kit's cache is served on the host's addresses in the guest's networks (0: it is not).
     Everything must be printable ASCII (keys.py and model/names.py see to that): ValueError otherwise.
     """
 
@@ -41,6 +43,7 @@ class Seed:
     host_key: KeyPair
     authorized_keys: tuple[str, ...]
     nics: tuple[SeedNic, ...]
+    cache_port: int = 0
 
     def __post_init__(self) -> None:
         lines = (self.instance_id, self.hostname, self.domain, self.host_key.public, *self.authorized_keys)
@@ -77,6 +80,8 @@ def user_data(seed: Seed) -> str:
         "package_update": False,
         "package_upgrade": False,
     }
+    if seed.cache_port:
+        config |= guest_cache.cloud_config(seed.cache_port)
     return "#cloud-config\n" + _document(config)
 
 

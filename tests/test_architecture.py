@@ -26,7 +26,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),
     ("downloads", "profiles", "records", "seed", "verdict"),
-    ("documents", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
+    ("documents", "guest_cache", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
     ("cpio", "events", "files", "iso", "render", "resources", "system"),
     ("model", "errors", "quoting"),
 )

@@ -32,6 +32,7 @@ from pocketcloud.plan.steps import (
     RemoveNetwork,
     RemoveVolumes,
     ResumeMachine,
+    ServeCache,
     SetNvram,
     StartMachine,
     Step,
@@ -99,9 +100,9 @@ def _seed(world: World, step: WriteSeed) -> None:
     authorized = tuple(dict.fromkeys((world.kit_key().public, *world.authorized)))
     nics = tuple(SeedNic(mac) for mac in step.macs)
     # The generation in the instance id makes cloud-init see a machine made anew as new.
-    seed = Seed(
-        f"{world.instance}.{step.machine}.{step.generation}", step.machine, lab_domain(world.instance), key, authorized, nics
-    )
+    identity = f"{world.instance}.{step.machine}.{step.generation}"
+    port = world.cache.port if world.cache else 0
+    seed = Seed(identity, step.machine, lab_domain(world.instance), key, authorized, nics, cache_port=port)
     write_seed(world.files.seed(step.machine), seed)
 
 
@@ -128,6 +129,12 @@ def _write_ssh_config(world: World, record: Record) -> None:
 
 def _network(world: World, step: EnsureNetwork) -> None:
     world.hypervisor.ensure_network(world.network(step.network))
+
+
+def _serve_cache(world: World, step: ServeCache) -> None:
+    if world.cache is None:
+        raise LookupError("the plan serves a cache, and there is none to serve")
+    world.cache.serve([world.network(name) for name in step.networks])
 
 
 def _set_nvram(world: World, step: SetNvram) -> None:
@@ -223,6 +230,7 @@ _EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
     WriteSeed: _seed,
     CommitRecord: _commit,
     EnsureNetwork: _network,
+    ServeCache: _serve_cache,
     SetNvram: _set_nvram,
     DefineMachine: _define,
     StartMachine: _start,

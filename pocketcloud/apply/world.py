@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
+from typing import Protocol
 
 from pocketcloud.errors import NotReady
 from pocketcloud.events import Event
@@ -24,11 +25,28 @@ from pocketcloud.specs import machine_address, machine_spec, network_spec
 from pocketcloud.storage import Storage
 
 
+class LabCache(Protocol):
+    """The kit's cache, for one lab."""
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        ...
+
+    def serve(self, networks: Sequence[NetworkSpec]) -> None:
+        """Have it served on those networks of the host, and nowhere else, while they are there."""
+        ...
+
+    def explain(self, networks: Sequence[NetworkSpec]) -> list[str]:
+        """What a person would type for it."""
+        ...
+
+
 @dataclass
 class World:
     """One instance's surroundings while a plan is applied. `now` gives the time as ISO 8601 text in UTC; `authorized` are the
     public keys that may log in beside the kit's; `near` the networks that this host is on or has routes to; `record` is the
-    record as committed (None: none yet)."""
+    record as committed (None: none yet); `cache` the kit's cache, where machines are to use that (None: they use the network)."""
 
     files: InstanceFiles
     storage: Storage
@@ -42,6 +60,7 @@ class World:
     near: tuple[IPv4Network, ...] = ()
     record: Record | None = None
     stop: threading.Event = field(default_factory=threading.Event)
+    cache: LabCache | None = None
     _commit: threading.Lock = field(default_factory=threading.Lock)
 
     @property

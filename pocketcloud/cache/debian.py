@@ -173,6 +173,7 @@ Dir::Log "{WORK}/scratch";
 APT::Architecture "{archive.arch.debian}";
 APT::Architectures {{ "{archive.arch.debian}"; }};
 APT::Get::Assume-Yes "true";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::GzipIndexes "true";
 Acquire::IndexTargets::deb::Packages::KeepCompressedAs "xz";

@@ -49,7 +49,7 @@ def _held(kit: Kit, what: str) -> Iterator[None]:
     def say(holder: str) -> None:
         click.echo(f"waiting for {holder} to end", err=True)
 
-    with held(Places.from_environment().locks, f"{kit.id}.cache", f"pocketcloud cache {what}", wait=True, on_wait=say):
+    with held(Places.from_environment().locks, f"{kit.id}.cache.kept", f"pocketcloud cache {what}", wait=True, on_wait=say):
         yield
 
 

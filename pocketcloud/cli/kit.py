@@ -272,6 +272,7 @@ def detach(name: str | None, force: bool, within: float, trim: bool, yes: bool) 
 
     Running machines are stopped, after a question. Domains and networks leave libvirt; attaching defines them again.
     """
+    from pocketcloud.cache.process import Servers
     from pocketcloud.kit.attached import Places
     from pocketcloud.kit.detach import detach as detach_kit
     from pocketcloud.kit.detach import leaving
@@ -284,6 +285,8 @@ def detach(name: str | None, force: bool, within: float, trim: bool, yes: bool) 
             if kit.kit is not None:
                 _hold_labs(places, kit.kit, labs)
             left = _take_out_of_libvirt(kit, yes=yes, within=0 if force else within)
+            if kit.kit is not None:
+                Servers(kit.kit, places.run / "cache").end_all()
             notes = detach_kit(places, kit, now=now(), trim=trim)
     for note in notes:
         click.echo(f"note: {note}", err=True)

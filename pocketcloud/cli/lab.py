@@ -120,7 +120,7 @@ def _up_options(function: click.decorators.FC) -> click.decorators.FC:
 
 @command.command()
 @_up_options
-@lab_options()
+@lab_options("offline")
 def plan(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Show what `lab up` would do, with the exact commands and XML."""
     _plan_up(lab, alias, options, reconfigure=reconfigure, prune=prune)
@@ -130,14 +130,14 @@ def _plan_up(lab: str | None, alias: Name | None, options: LabOptions, *, reconf
     from pocketcloud.lab.commands import plan_for_up
 
     require_root("look at all that a plan depends on")
-    with bench(options) as here:
+    with bench(options, raises=True) as here:
         wanted, instance = lab_under(lab, here.kit, alias)
         _print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
 
 
 @command.command()
 @_up_options
-@lab_options("no_wait", "dry_run", "yes")
+@lab_options("no_wait", "dry_run", "yes", "offline")
 def up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
@@ -150,7 +150,7 @@ def up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure:
         return
     require_root("make and start machines")
     instance_of(lab)  # a bad file or name is told before a kit is made for it
-    with bench(options, make=is_new(lab)) as here:
+    with bench(options, make=is_new(lab), raises=True) as here:
         wanted, instance = lab_under(lab, here.kit, alias)
         confirm = _confirm_loss(yes=options.yes)
         done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)

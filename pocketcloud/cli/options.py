@@ -79,9 +79,12 @@ class LabOptions:
     no_wait: bool = False
     dry_run: bool = False
     yes: bool = False
+    offline: bool | None = None
 
 
+_OFFLINE = "Use nothing but the kit's cache; left out: where this computer has no default route."
 _FLAGS = {
+    "offline": click.option("--offline/--online", "offline", default=None, envvar="POCKETCLOUD_OFFLINE", help=_OFFLINE),
     "no_wait": click.option("--no-wait", is_flag=True, help="Fail at once if another command works on the lab."),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, with the exact commands and XML, and do nothing."),
     "yes": click.option("-y", "--yes", is_flag=True, help="Answer the question with yes."),
@@ -109,8 +112,7 @@ def lab_options(*flags: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 def offline_option(function: F) -> F:
     """`--offline/--online`; left out, whether there is a way out decides: `is_offline`."""
-    shown = "Use nothing but the kit's cache; left out: where this computer has no default route."
-    return click.option("--offline/--online", "offline", default=None, envvar="POCKETCLOUD_OFFLINE", help=shown)(function)
+    return _FLAGS["offline"](function)
 
 
 def is_offline(asked: bool | None) -> bool:
@@ -169,7 +171,7 @@ def instance_name(text: str) -> Name:
         raise UsageError(str(error), hint="a file is named by its path: one with `/`, or that ends in .yaml") from None
 
 
-def open_bench(kit: Kit, view: View, *, profile_name: str | None, wait: bool = True) -> Workbench:
+def open_bench(kit: Kit, view: View, *, profile_name: str | None, wait: bool = True, offline: bool = False) -> Workbench:
     """Everything a lab command works with."""
     from pocketcloud import profiles
     from pocketcloud.host import read_facts
@@ -192,18 +194,21 @@ def open_bench(kit: Kit, view: View, *, profile_name: str | None, wait: bool = T
         emit=view.emit,
         command=shlex.join(["pocketcloud", *sys.argv[1:]]),
         wait=wait,
+        offline=offline,
     )
 
 
 @contextmanager
-def bench(options: LabOptions, *, make: bool = False) -> Iterator[Workbench]:
-    """A workbench whose view is closed in every case; with `make` the default kit is made if there is none at all."""
+def bench(options: LabOptions, *, make: bool = False, raises: bool = False) -> Iterator[Workbench]:
+    """A workbench whose view is closed in every case; with `make` the default kit is made if there is none at all; with
+    `raises` a lab is to be raised, which may have to do without a network."""
     from pocketcloud.cli.view import open_view
 
     view = open_view(options.progress, options.verbose)
     try:
         kit = open_kit(options.kit_name, make=make)
-        yield open_bench(kit, view, profile_name=options.profile_name, wait=not options.no_wait)
+        offline = raises and is_offline(options.offline)
+        yield open_bench(kit, view, profile_name=options.profile_name, wait=not options.no_wait, offline=offline)
     finally:
         view.close()
 

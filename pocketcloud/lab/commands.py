@@ -11,6 +11,7 @@ from pocketcloud.apply.effects import effect_of
 from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.errors import Refused
 from pocketcloud.events import Event, Note, StepDone
+from pocketcloud.lab.caching import check_offline
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.lab import Lab
@@ -55,6 +56,8 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
             bench.shape(base.arch)
     for network in wanted.networks:
         bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
+    if bench.offline:
+        check_offline(bench.kit, wanted, instance, bench.bases())
     plan = plan_up(wanted, instance, have, bench.ground(have, instance), reconfigure=reconfigure, prune=prune)
     return Planned(plan, have)
 
@@ -66,6 +69,8 @@ def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, 
         planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
         confirm(planned.plan)
         _say_how(bench, planned)
+        if not bench.served:
+            bench.servers.end(instance)
         return _apply(bench, planned, f"pocketcloud lab up {instance}", allocation)
 
 
@@ -95,7 +100,10 @@ def down(bench: Workbench, instance: Name, machines: Sequence[str], *, within: f
     """Stop a lab, or machines of it."""
     with bench.lock(instance):
         planned = plan_for_down(bench, instance, machines, within)
-        return _apply(bench, planned, f"pocketcloud lab down {instance}")
+        done = _apply(bench, planned, f"pocketcloud lab down {instance}")
+        if not machines:
+            bench.servers.end(instance)
+        return done
 
 
 def plan_for_destroy(bench: Workbench, instance: Name) -> Planned:
@@ -114,7 +122,9 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
     with bench.lock(instance):
         planned = plan_for_destroy(bench, instance)
         confirm(planned.plan)
-        return _apply(bench, planned, f"pocketcloud lab destroy {instance}")
+        done = _apply(bench, planned, f"pocketcloud lab destroy {instance}")
+        bench.servers.end(instance)
+        return done
 
 
 def _say_how(bench: Workbench, planned: Planned) -> None:

@@ -24,6 +24,7 @@ from pocketcloud.plan.steps import (
     RemoveNetwork,
     RemoveVolumes,
     ResumeMachine,
+    ServeCache,
     SetNvram,
     StartMachine,
     Step,
@@ -87,6 +88,8 @@ def _virsh_xml(verb: str, xml: str, *more: str) -> list[str]:
 def _file_lines(step: Step, world: World) -> list[str]:
     files = world.files
     match step:
+        case ServeCache():
+            return world.cache.explain([world.network(name) for name in step.networks]) if world.cache else []
         case CommitRecord():
             return [f"# write {files.record}"]
         case WriteSeed():

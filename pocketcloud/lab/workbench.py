@@ -13,11 +13,13 @@ from ipaddress import IPv4Network
 from pocketcloud import __version__
 from pocketcloud.apply.world import World
 from pocketcloud.bases import records as base_records
+from pocketcloud.cache.process import Servers
 from pocketcloud.errors import HostLacks
 from pocketcloud.events import Event, Note
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
+from pocketcloud.lab.caching import ServedLab, has_cache
 from pocketcloud.locks import held
 from pocketcloud.model.base import Arch, Base
 from pocketcloud.model.facts import Facts, Subnet
@@ -35,7 +37,8 @@ from pocketcloud.subnets import supernet
 
 @dataclass
 class Workbench:
-    """One kit on one host. `now` gives ISO 8601 text in UTC; `command` is what the user typed, for those who wait for us."""
+    """One kit on one host. `now` gives ISO 8601 text in UTC; `command` is what the user typed, for those who wait for us;
+    `offline`: labs use nothing but the kit's cache."""
 
     places: Places
     kit: Kit
@@ -49,6 +52,7 @@ class Workbench:
     command: str
     wait: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
+    offline: bool = False
 
     @property
     def arch(self) -> Arch:
@@ -71,6 +75,16 @@ class Workbench:
         with held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting):
             sweep_unfinished(self.files(instance))
             yield
+
+    @property
+    def servers(self) -> Servers:
+        """The servers of the kit's cache."""
+        return Servers(self.kit, self.places.run / "cache")
+
+    @cached_property
+    def served(self) -> bool:
+        """Whether labs are served from the kit's cache."""
+        return self.offline and has_cache(self.kit)
 
     def allocation(self) -> AbstractContextManager[None]:
         """Hold the host's subnets, from looking which are free to having recorded which are taken."""
@@ -98,6 +112,7 @@ class Workbench:
             now=self.now(),
             made_with=__version__,
             spares=self.kit.manifest.storage == "lvm",
+            cache=self.served,
         )
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:
@@ -134,4 +149,5 @@ class Workbench:
             near=tuple(taken.network for taken in self.facts.subnets),
             record=record,
             stop=self.stop,
+            cache=ServedLab(self.servers, self.kit, instance) if self.served else None,
         )

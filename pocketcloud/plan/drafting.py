@@ -39,7 +39,7 @@ ROOM_PER_MACHINE = 256 * MIB
 class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
-    are worth making in advance in this store."""
+    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache."""
 
     kit: str
     arch: Arch
@@ -51,6 +51,7 @@ class Ground:
     now: str
     made_with: str
     spares: bool = False
+    cache: bool = False
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:

@@ -85,6 +85,13 @@ class RemoveNetwork(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeCache(Step):
+    """Have the kit's cache served on the lab's `networks`, as long as they are there."""
+
+    networks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetNvram(Step):
     """Give the machine the UEFI variables kept in `source` (a file in the kit's `nvram/`; empty: new ones at its start)."""
 
@@ -170,6 +177,7 @@ _TITLES: dict[type[Step], str] = {
     CommitRecord: "commit the record",
     EnsureNetwork: "start network {0.network}",
     RemoveNetwork: "remove network {0.network}",
+    ServeCache: "serve the kit's cache",
     SetNvram: "set the UEFI variables of {0.machine}",
     DefineMachine: "define {0.machine}",
     StartMachine: "start {0.machine}",

@@ -34,6 +34,7 @@ from pocketcloud.plan.steps import (
     Provision,
     RemoveFiles,
     ResumeMachine,
+    ServeCache,
     SetNvram,
     StartMachine,
     Step,
@@ -275,6 +276,9 @@ def _draw_up(
         )
     stops = {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates}
     nets = draw_networks(draft, record, have, commit, leases=True, stops=stops)
+    if ground.cache and nets:
+        serve = ServeCache(id="cache", reason="nothing but the cache is used", after=tuple(nets.values()), networks=tuple(nets))
+        nets = dict.fromkeys(nets, draft.add(serve))
     ready = {fate.name: _draw_machine(draft, fate, have, stops[fate.name] or commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)

@@ -1,0 +1,58 @@
+"""A small Debian archive in a folder: real packages, indexes and a signed release, made with dpkg-deb and gpg."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.signers import Signers
+
+
+@dataclass(frozen=True, slots=True)
+class Deb:
+    """A package: its fields beside the usual ones, and how large a file it has (bytes that do not pack)."""
+
+    name: str
+    fields: dict[str, str] = field(default_factory=dict)
+    version: str = "1"
+
+
+def make_archive(top: Path, debs: Sequence[Deb], signers: Signers, suites: Sequence[str] = ("stable", "stable-updates")) -> None:
+    """Make the archive anew in `top`: all packages are in the first suite, the others are empty."""
+    paragraphs = "".join(_package(top, deb) for deb in debs)
+    for number, suite in enumerate(suites):
+        folder = top / "dists" / suite / "main/binary-amd64"
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = paragraphs.encode() if number == 0 else b""
+        lists = {"main/binary-amd64/Packages": plain, "main/binary-amd64/Packages.xz": lzma.compress(plain)}
+        for name, content in lists.items():
+            (top / "dists" / suite / name).write_bytes(content)
+        sums = "".join(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}\n" for name, content in lists.items())
+        release = (
+            f"Origin: Tests\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64\nComponents: main\n"
+            f"Date: Mon, 01 Jan 2024 00:00:00 UTC\nAcquire-By-Hash: yes\nSHA256:\n{sums}"
+        )
+        (top / "dists" / suite / "InRelease").write_bytes(signers.clearsigned("tests", release.encode()))
+
+
+def _package(top: Path, deb: Deb) -> str:
+    """Make a package's file; its paragraph for the index."""
+    pool = top / "pool" / deb.name
+    pool.mkdir(parents=True, exist_ok=True)
+    tree = pool / "tree/DEBIAN"
+    tree.mkdir(parents=True, exist_ok=True)
+    fields = {
+        "Package": deb.name, "Version": deb.version, "Architecture": "amd64", "Maintainer": "Tests <tests@example.com>",
+        "Description": "for tests", **deb.fields,
+    }  # fmt: skip
+    control = "".join(f"{name}: {value}\n" for name, value in fields.items())
+    (tree / "control").write_text(control)
+    path = pool / f"{deb.name}_{deb.version}_amd64.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", tree.parent, path], check=True, capture_output=True)
+    content = path.read_bytes()
+    sums = f"Size: {len(content)}\nSHA256: {hashlib.sha256(content).hexdigest()}\n"
+    return f"{control}Filename: {path.relative_to(top)}\n{sums}\n"

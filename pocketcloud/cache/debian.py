@@ -87,7 +87,7 @@ def fetch(
     apt = _Apt(archive, work, run)
     tell("reading package lists", 0.01)
     apt.do(["update"])
-    indexes = tuple(apt.indexes())
+    indexes = tuple(apt.indexes(origin))
     for _, path in indexes:
         _unpack(path)
     tell("finding what is needed", 0.1)
@@ -220,12 +220,15 @@ class _Apt:
                     )
                 yield _Package(match[1], name, int(match[3]))
 
-    def indexes(self) -> Iterator[tuple[str, Path]]:
-        """The indexes that apt has, with their URIs: each suite's signed list, and its lists of packages."""
-        said = self.do(["--format", "$(FILENAME)|$(BASE_URI)|$(URI)", "indextargets"])
-        seen = set()
-        for line in said.splitlines():
-            name, base, uri = line.split("|")
+    def indexes(self, origin: Mirror) -> Iterator[tuple[str, Path]]:
+        """The indexes that apt has, with their URIs: each suite's signed list, and its lists of packages (a suite that is empty
+        has none, as apt knows from the signed list)."""
+        for path in sorted((self._work / "state/lists").glob("*_InRelease")):
+            suite = path.name.removesuffix("_InRelease").rpartition("_")[2]
+            mirror = origin.security if suite.endswith("-security") else origin.archive
+            yield url_below(_fetchable(mirror), f"dists/{suite}/InRelease"), path
+        for line in self.do(["--format", "$(FILENAME)|$(URI)", "indextargets"]).splitlines():
+            name, uri = line.split("|")
             path = self._work / "state/lists" / Path(name).name
             if not path.name.endswith("_Packages.xz"):
                 raise PartlyDone(
@@ -233,10 +236,6 @@ class _Apt:
                     hint="another mirror may: pocketcloud cache sync --mirror URL",
                 )
             yield f"{uri}.xz", path
-            if base not in seen:
-                seen.add(base)
-                stem = re.sub(r"_[^_]+_binary-[^_]+_Packages\.xz$", "", path.name)
-                yield url_below(base, "InRelease"), path.with_name(f"{stem}_InRelease")
 
     def _explained(self, error: CommandFailed) -> PocketcloudError:
         title, output = self._archive.title, error.completed.out + error.completed.err

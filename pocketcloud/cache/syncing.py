@@ -156,7 +156,7 @@ def _image(means: Means, wish: Wish, work: Path, tell: OnProgress) -> Stored:
 def _tag(reference: str) -> str:
     """The name that the archive carries, which `podman load` and `docker load` give it: a digest cannot be part of it."""
     if not _registry(reference):
-        return f"{IMAGES}/{Path(image_key(reference)).stem.lower()}:latest"
+        return f"localhost/{Path(image_key(reference)).stem.lower()}:latest"
     name = reference.partition("@")[0]
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 

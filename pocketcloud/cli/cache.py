@@ -70,7 +70,7 @@ def _arch(text: str | None) -> Arch:
 
 @command.command()
 @click.argument("bases", nargs=-1, metavar="[BASE]...")
-@click.option("--lab", "labs", multiple=True, metavar="LAB", help="What a lab needs: its bases.")
+@click.option("--lab", "labs", multiple=True, metavar="LAB", help="For a lab: its bases, and what is named beside it.")
 @click.option(
     "--package", "packages", multiple=True, metavar="NAME", help="For machines of these bases: packages they may install."
 )
@@ -102,7 +102,9 @@ def add(
     if not (bases or labs or url or images):
         raise UsageError("what is to be kept?", hint="name a base, or give --lab, --url or --image")
     wanted = _arch(arch)
-    new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages)) for base in _known_bases(bases, wanted)]
+    owners = tuple(Name(_bases_of(lab)[0]) for lab in labs)
+    alone = not labs
+    new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages), "", owners, alone) for base in _known_bases(bases, wanted)]
     for lab in labs:
         named, theirs = _bases_of(lab)
         new += [Wish(Kind.BASE, base, wanted, _checked_packages(packages), labs=(Name(named),), asked=False) for base in theirs]
@@ -115,8 +117,8 @@ def add(
             raise UsageError(str(error), hint="sha256sum prints it") from None
         if not sha256:
             raise UsageError("nothing says whether what comes from there is the right file", hint="give its --sha256")
-        new.append(Wish(Kind.FILE, checked(url), wanted, sha256=sha256))
-    new += [Wish(Kind.IMAGE, checked_reference(image), wanted) for image in images]
+        new.append(Wish(Kind.FILE, checked(url), wanted, (), sha256, owners, alone))
+    new += [Wish(Kind.IMAGE, checked_reference(image), wanted, (), "", owners, alone) for image in images]
     require_root("change the kit")
     kit = open_kit(kit_name, make=True)
     store = _store(kit)

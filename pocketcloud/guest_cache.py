@@ -53,10 +53,11 @@ ExecStart={FINDER} --dnf
 WantedBy=multi-user.target
 """
 
-# The cache's lists are of their day, and count longer than a mirror's.
+# The cache's lists are of their day, and count longer than a mirror's; it keeps no translations.
 _APT = f"""\
 Acquire::http::Proxy-Auto-Detect "{FINDER}";
 Acquire::Check-Valid-Until "false";
+Acquire::Languages "none";
 """
 
 

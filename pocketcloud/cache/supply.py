@@ -53,6 +53,9 @@ class KitSupply:
         urls = [url for url in (tree, *repos) if url]
         elsewhere = [url for url in urls if not any(key.startswith(f"{key_of(url).rstrip('/')}/") for key in found.files)]
         lines = (*(f"the package {name}" for name in names), *(f"all of {masked(url)}" for url in elsewhere))
+        if urls:
+            # Its machine's network, and so the address of a cache beside it, is chosen when its answers are written already.
+            lines = (*lines, "its installer's way to the cache: this version cannot lead it there")
         return (*absent, *lines, *self._unusable(found))
 
     def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:

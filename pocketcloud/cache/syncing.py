@@ -90,7 +90,7 @@ def _base(
         found |= debian.fetch(archive, origin, apt_options(means.run), means.store, work, known, means.run, tell)
     tree, repos = repositories_of(definition, wish.arch)
     if tree or repos:
-        found |= TreeFetch(wish.title, wish.arch, means.store, work, known, means.run, tell).fetch(tree, repos)
+        found |= TreeFetch(wish.title, wish.arch, means.store, work, known, tell).fetch(tree, repos)
     for download in downloads_of(definition, wish.arch):
         fetch(download, means.media, tell=tell, run=means.run)
     return found, debian.wanted(archive) if archive else ()

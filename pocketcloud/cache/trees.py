@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, cast
 from xml.etree import ElementTree
 
+from pocketcloud.bases.packed import ZstdError, ZstdFile
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
@@ -31,7 +32,6 @@ from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, Download
 from pocketcloud.model.cache import Stored
 from pocketcloud.model.sizes import GIB, MIB, size_text
-from pocketcloud.system import Runner
 
 _REPO = "{http://linux.duke.edu/metadata/repo}"
 _COMMON = "{http://linux.duke.edu/metadata/common}"
@@ -54,11 +54,9 @@ class Wanted:
 class TreeFetch:
     """Fetches trees and repositories into `store` by way of `work`, which is kept when this is interrupted, and gone on from."""
 
-    def __init__(
-        self, title: str, arch: Arch, store: Store, work: Path, known: Mapping[str, Stored], run: Runner, tell: OnProgress
-    ) -> None:
+    def __init__(self, title: str, arch: Arch, store: Store, work: Path, known: Mapping[str, Stored], tell: OnProgress) -> None:
         self._title, self._arch, self._store, self._work = title, arch, store, work
-        self._known, self._run, self._tell = known, run, tell
+        self._known, self._tell = known, tell
         self._found: dict[str, Stored] = {}
 
     def fetch(self, tree: str, repos: Iterable[str]) -> dict[str, Stored]:
@@ -140,16 +138,13 @@ class TreeFetch:
         return [self._below(url, package.place, package.sha256, package.size) for package in self._packages(stored, primary.url)]
 
     def _packages(self, stored: Stored, name: str) -> list[Package]:
-        unpacked = self._work / "primary.xml"
         try:
-            with _opened(self._store.path(stored.sha256), name, unpacked, self._run) as file:
+            with _opened(self._store.path(stored.sha256), name) as file:
                 return newest(packages(file, self._arch))
-        except (ElementTree.ParseError, OSError, EOFError, lzma.LZMAError, ValueError) as error:
+        except (ElementTree.ParseError, OSError, EOFError, lzma.LZMAError, ZstdError, ValueError) as error:
             raise Refused(
                 f"{self._title}: the list of packages {masked(name)} cannot be read: {error}", hint="use another mirror"
             ) from None
-        finally:
-            unpacked.unlink(missing_ok=True)
 
     # -- files
 
@@ -180,15 +175,14 @@ class TreeFetch:
                 raise
 
 
-def _opened(path: Path, name: str, unpacked: Path, run: Runner) -> IO[bytes]:
+def _opened(path: Path, name: str) -> IO[bytes]:
     """A list of packages, unpacked."""
     if name.endswith(".gz"):
         return cast(IO[bytes], gzip.open(path))
     if name.endswith(".xz"):
         return lzma.open(path)
     if name.endswith(".zst"):
-        run(["zstd", "-d", "-q", "-f", f"--memory={256}MB", "-o", unpacked, "--", path], timeout=600)
-        return unpacked.open("rb")
+        return cast(IO[bytes], ZstdFile(path))
     return path.open("rb")
 
 

@@ -108,7 +108,10 @@ def test_what_an_installer_of_debian_fetches_is_not_kept_and_that_is_said(kit: K
     wish = Wish(Kind.BASE, "x", Arch.X86_64)
     store = Store(folder_of(kit))
     store.publish(id_of(wish), Collection(CACHE_SCHEMA, "", "", files={"h.example/x86_64/os/a": put(store, b"a")}))
-    assert KitSupply(kit).lacking(kickstart, Arch.X86_64) == ("all of https://h.example/x/",)
+    assert KitSupply(kit).lacking(kickstart, Arch.X86_64) == (
+        "all of https://h.example/x/",
+        "its installer's way to the cache: this version cannot lead it there",
+    )
 
 
 def test_a_wish_is_added_to_the_one_that_is_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import platform
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketcloud.bases.packed import ZstdFile
 from pocketcloud.cache.serving import serving
 from pocketcloud.cache.store import Store
 from pocketcloud.cache.trees import TreeFetch, Version, compared
@@ -90,7 +92,7 @@ class Site:
     def fetch(self, tree: str, *repos: str, known: dict[str, Stored] | None = None) -> dict[str, Stored]:
         work = self.store.work("tests")
         work.mkdir(exist_ok=True)
-        fetcher = TreeFetch("base tests", Arch.X86_64, self.store, work, known or {}, run, lambda _text, _part: None)
+        fetcher = TreeFetch("base tests", Arch.X86_64, self.store, work, known or {}, lambda _text, _part: None)
         return fetcher.fetch(tree, repos)
 
     def names(self, found: dict[str, Stored]) -> set[str]:
@@ -103,6 +105,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
     store.make()
     with web.serving() as server:
         yield Site(store, server)
+
+
+def compress(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with ZstdFile(packed, "wb") as file:
+        file.write(content)
+    return packed.getvalue()
 
 
 @needs_rpm
@@ -118,6 +127,22 @@ def test_the_newest_packages_the_lists_and_the_installer(site: Site, made: Path)
     site.web.asked.clear()
     assert site.fetch(url, known=found) == found
     assert {path.rpartition("/")[2] for path in site.web.paths()} == {".treeinfo", "repomd.xml"}, "what is known is not fetched"
+
+
+@needs_rpm
+def test_a_list_packed_with_zstd_is_read_too(site: Site, made: Path, tmp_path: Path) -> None:
+    """As Fedora's are since 2024."""
+    top = tmp_path / "zst"
+    shutil.copytree(made, top)
+    packed = next((top / "repodata").glob("*primary.xml.gz"))
+    plain = gzip.decompress(packed.read_bytes())
+    (packed.with_suffix(".zst")).write_bytes(compress(plain))
+    md = (top / "repodata/repomd.xml").read_text()
+    md = md.replace(packed.name, packed.with_suffix(".zst").name)
+    digest = hashlib.sha256(packed.read_bytes()).hexdigest()
+    md = md.replace(f'type="sha256">{digest}', f'type="sha256">{hashlib.sha256(compress(plain)).hexdigest()}')
+    (top / "repodata/repomd.xml").write_text(md)
+    assert len([name for name in site.names(site.fetch("", site.publish(top))) if name.endswith(".rpm")]) == 2
 
 
 @needs_rpm

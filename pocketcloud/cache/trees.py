@@ -13,6 +13,7 @@ import gzip
 import lzma
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import IO, cast
 from xml.etree import ElementTree
 
-from pocketcloud.bases.packed import ZstdError, ZstdFile
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
@@ -32,6 +32,11 @@ from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, Download
 from pocketcloud.model.cache import Stored
 from pocketcloud.model.sizes import GIB, MIB, size_text
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdError, ZstdFile
+else:
+    from backports.zstd import ZstdError, ZstdFile
 
 _REPO = "{http://linux.duke.edu/metadata/repo}"
 _COMMON = "{http://linux.duke.edu/metadata/common}"

@@ -69,7 +69,7 @@ def _arch(text: str | None) -> Arch:
 
 
 @command.command()
-@click.argument("bases", nargs=-1, metavar="[BASE]...")
+@click.argument("bases", nargs=-1)
 @click.option("--lab", "labs", multiple=True, metavar="LAB", help="For a lab: its bases, and what is named beside it.")
 @click.option(
     "--package", "packages", multiple=True, metavar="NAME", help="For machines of these bases: packages they may install."
@@ -91,7 +91,7 @@ def add(
 ) -> None:
     """Say what to keep; `cache sync` fetches it.
 
-    A BASE brings all that building it takes. Packages that machines install beside it are named with --package.
+    BASES bring all that building them takes. Packages that machines install beside it are named with --package.
     """
     from pocketcloud.cache.addresses import checked
     from pocketcloud.cache.syncing import checked_reference, joined
@@ -177,7 +177,7 @@ def _bases_of(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1)
 @click.option(
     "--mirror", metavar="URL", help="Where Debian's packages come from; left out: this host's mirror, else the definition's."
 )
@@ -185,7 +185,7 @@ def _bases_of(text: str) -> tuple[str, tuple[str, ...]]:
 @kit_option
 @progress_options
 def sync(names: tuple[str, ...], mirror: str | None, kit_name: str | None, progress: str, verbose: int, *, delete: bool) -> None:
-    """Fetch what is to be kept, or only NAMEs of it, and check all that is there.
+    """Fetch what is to be kept, or only NAMES of it, and check all that is there.
 
     Interrupted, it goes on when it is run again; what was there before is served until all of the new is.
     """
@@ -257,11 +257,11 @@ def list_cache(kit_name: str | None, output: str, *, verify: bool) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1)
 @kit_option
 @yes_option
 def prune(names: tuple[str, ...], kit_name: str | None, *, yes: bool) -> None:
-    """Remove what nothing needs any more; NAMEs are forgotten first, whatever needs them.
+    """Remove what nothing needs any more; NAMES are forgotten first, whatever needs them.
 
     What was kept for labs goes when none of them is in the kit or shipped.
     """
@@ -295,8 +295,8 @@ def prune(names: tuple[str, ...], kit_name: str | None, *, yes: bool) -> None:
     "--bind", "addresses", multiple=True, metavar="ADDRESS", help="Where; left out: on the bridges of the kit's networks."
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="The port; left out: 3143.")
-@click.option("--place", "places", multiple=True, hidden=True)
-@click.option("--record", type=click.Path(), hidden=True)
+@click.option("--place", "places", multiple=True, hidden=True, help="An address and its bridge, ADDRESS%BRIDGE: for `lab up`.")
+@click.option("--record", type=click.Path(), hidden=True, help="The file that tells of the server: for `lab up`.")
 @kit_option
 def serve(
     addresses: tuple[str, ...], port: int | None, places: tuple[str, ...], record: str | None, kit_name: str | None

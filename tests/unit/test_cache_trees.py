@@ -9,13 +9,13 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pocketcloud.bases.packed import ZstdFile
 from pocketcloud.cache.serving import serving
 from pocketcloud.cache.store import Store
 from pocketcloud.cache.trees import TreeFetch, Version, compared
@@ -24,6 +24,11 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Stored
 from pocketcloud.system import run
 from tests import web
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdFile
+else:
+    from backports.zstd import ZstdFile
 
 needs_rpm = pytest.mark.skipif(
     platform.machine() != "x86_64" or not all(map(shutil.which, ("rpmbuild", "createrepo_c", "rpm"))),

@@ -17,7 +17,7 @@ TOP = Path(__file__).resolve().parents[2]
 TABLE = TOP / "packages.tsv"
 COLUMNS = ["capability", "needed-for", "debian", "ubuntu", "fedora", "el"]
 # What dpkg and rpm allow, with our own @architecture behind it.
-PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*(@(x86_64|aarch64))?")
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*(@(x86_64|aarch64))?")
 ONE_OF_EACH = {
     Family.DEBIAN: Distribution(id="debian", version="12", codename="bookworm", name="Debian"),
     Family.UBUNTU: Distribution(id="ubuntu", version="24.04", codename="noble", name="Ubuntu", like=("debian",)),

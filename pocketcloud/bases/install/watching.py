@@ -166,7 +166,7 @@ class Watch:
         self._explained = list(self._last.get(source, ()))[-_BEFORE:]
 
     def _explanation(self) -> tuple[str, ...]:
-        rest = self._rests.get(CONSOLE, "")
+        rest = self._lines[CONSOLE].rest.strip() if CONSOLE in self._lines else ""
         lines = [*self._explained, *([rest] if rest and rest not in self._explained else [])]
         return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 

@@ -26,7 +26,7 @@ _BEFORE, _AFTER = 8, 12
 _AFTERMATH = 2.0
 """Seconds in which the lines after a failure's first are waited for: they often explain it."""
 _REMEMBERED = 400
-_MOST = 1024 * MIB
+_MOST = 256 * MIB
 # What changes in a line though nothing happens: the kernel's clock, the time of day in a status line, process numbers.
 _CLOCKS = re.compile(r"\[ *\d+\.\d+\]|\b\d{1,2}:\d\d(:\d\d)?([.,]\d+)?\b|\[\d+\]")
 

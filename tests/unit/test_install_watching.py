@@ -216,8 +216,8 @@ def test_the_total_deadline_ends_what_works_for_ever() -> None:
 
 def test_a_flood_ends_it() -> None:
     heard = Heard()
-    noise = (b"x" * 1999 + b"\n") * (1 << 14)
-    for _ in range(9):
+    noise = b"\r" * (30 << 20)
+    for _ in range(3):
         assert not heard.watch.enough(1.0)
         heard.watch.hear("org.example.0", noise, 1.0)
     assert heard.watch.enough(1.0)

@@ -106,7 +106,7 @@ def test_a_base_comes_from_a_kickstart(works: Works, standin: Tree) -> None:
     url = standin.serve(works.web)
     works.anaconda("standin", url, "nano", "less")
     said = works.build("standin").expect(0, "is built in")
-    for stage in ("Stand-in 10 from", "installing nano.noarch", "in the new system: sealing", "the installer is done"):
+    for stage in ("Stand-in 10 from", "its kernel starts", "in the new system: "):  # plain progress leaves out what is quick
         assert stage in said.err, said.err
     base = records.find(works.kit.kit, "standin", Arch.X86_64)
     assert base is not None
@@ -221,11 +221,7 @@ def test_ctrl_c_leaves_nothing(works: Works, standin: Tree) -> None:
 
 _REPORT = """\
 d-i debian-installer/locale string en_US.UTF-8
-d-i preseed/early_command string \\
-    modprobe virtio_console; sleep 2; \\
-    {{% for step in packages %}}{{% if step == "reports" %}} \\
-    {} \\
-    {{% endif %}}{{% endfor %}}
+d-i preseed/early_command string modprobe virtio_console; sleep 2; COMMAND
 """
 _PORT = "/dev/virtio-ports/org.pocketcloud.install.0"
 EARLY = {
@@ -245,15 +241,14 @@ def test_debians_installer_takes_its_answer_and_reports(works: Works, how: str) 
     command, code, words = EARLY[how]
     templates = works.kit.folder / "templates"
     templates.mkdir()
-    text = _REPORT.replace("{{%", "{%").replace("%}}", "%}").replace("{}", command.replace("PORT", _PORT))
-    (templates / "reports.preseed.j2").write_text(text)
+    (templates / "reports.preseed.j2").write_text(_REPORT.replace("COMMAND", command.replace("PORT", _PORT)))
     works.env["POCKETCLOUD_TEMPLATES"] = str(templates)
     with signers() as keys:
         keys.key("archive")
         mirror = debian_installer().serve(works.web, keys, "archive")
         works.define(
             "reports", family="debian", version="12", suite="bookworm", builder="preseed", template="reports.preseed.j2",
-            tree=mirror, keyring=str(keys.ring(works.kit.folder / "archive.gpg", "archive")), packages=["reports"],
+            tree=mirror, keyring=str(keys.ring(works.kit.folder / "archive.gpg", "archive")),
         )  # fmt: skip
         said = works.build("reports", "--mirror", mirror, "--idle", "60s")
     said.expect(code, words)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pycdlib
 import pytest
 
 from pocketcloud.bases.install import medium
@@ -27,6 +26,7 @@ from tests.signers import Signers, signers
 from tests.sshd import free_port
 from tests.standin import Tree
 from tests.standin.debian_installer import IMAGES, NETBOOT, SUITE, DebianInstaller
+from tests.standin.discs import disc
 from tests.web import Page, Web, serving
 
 HASTY = Patience(connect=5, silence=5, pause=0.01, attempts=2)
@@ -291,26 +291,6 @@ def test_a_mirror_without_an_installer_is_made_up_for_by_the_hosts_package(web: 
 
 
 # -- discs ------------------------------------------------------------------------------------------------------------
-
-
-def disc(path: Path, label: str, files: dict[str, bytes]) -> Path:
-    """A disc with folders, as installers' have them."""
-    iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, rock_ridge="1.09", vol_ident=label)
-    made = set[str]()
-    for number, (name, content) in enumerate(files.items()):
-        plain = ""
-        for parent in reversed(Path(name).parents[:-1]):
-            plain += f"/D{abs(hash(parent.name)) % 100000}"
-            if str(parent) not in made:
-                made.add(str(parent))
-                iso.add_directory(plain, rr_name=parent.name)
-        source = path.parent / f"file{number}"
-        source.write_bytes(content)
-        iso.add_file(str(source), f"{plain}/F{number}.;1", rr_name=Path(name).name)
-    iso.write(str(path))
-    iso.close()
-    return path
 
 
 def test_ubuntus_kernel_is_taken_from_its_disc(tmp_path: Path, ordered: Ordered) -> None:

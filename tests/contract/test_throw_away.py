@@ -111,12 +111,13 @@ def test_a_guest_has_an_address_on_a_network_that_goes_with_it(hypervisor: Libvi
     assert gone(hypervisor, order)
 
 
+@pytest.mark.slow
 def test_a_watcher_that_has_heard_enough_ends_it(hypervisor: LibvirtHypervisor, order: GuestOrder) -> None:
     assert run_guest(hypervisor, order, Ear("hello")).end is End.STOPPED
     assert gone(hypervisor, order)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["killed", "removed"])
 def test_one_that_others_end_is_told_apart(hypervisor: LibvirtHypervisor, order: GuestOrder, way: str) -> None:
     name = machine_spec(order).name

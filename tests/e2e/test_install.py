@@ -28,6 +28,8 @@ from tests.standin.debian_installer import missing as no_debian_installer
 from tests.web import Web, serving
 
 WITHIN = 600.0
+# One boot of all of them in `make test`, beside the one that succeeds.
+SAMPLED = pytest.mark.sampled(15)
 ANACONDA = pytest.mark.skipif(bool(missing()), reason=missing())
 DEBIAN = pytest.mark.skipif(bool(no_debian_installer()), reason=no_debian_installer())
 
@@ -150,14 +152,14 @@ FAILURES = {
 
 
 @ANACONDA
-@pytest.mark.sampled(10)
+@SAMPLED
 @pytest.mark.parametrize("how", FAILURES)
 def test_an_installation_that_fails_is_explained_and_leaves_nothing(works: Works, standin: Tree, how: str) -> None:
     url = standin.serve(works.web)
     works.anaconda("standin", url, f"standin-{how}")
     code, words = FAILURES[how]
     # Long enough for a slow computer's firmware, which says nothing; no shorter for the others than it is by itself.
-    patience = ["--idle", "90s"] if code == 7 else []
+    patience = ["--idle", "150s"] if code == 7 else []
     said = works.build("standin", *patience).expect(code, "base standin (x86_64) was not built", words, "media/logs/")
     assert "\x1b" not in said.err
     works.nothing_half_made()
@@ -236,7 +238,7 @@ EARLY = {
 
 
 @DEBIAN
-@pytest.mark.sampled(5)
+@SAMPLED
 @pytest.mark.parametrize("how", EARLY)
 def test_debians_installer_takes_its_answer_and_reports(works: Works, how: str) -> None:
     """Its kernel comes from a mirror whose release file is signed, its preseed out of its initramfs."""
@@ -252,7 +254,7 @@ def test_debians_installer_takes_its_answer_and_reports(works: Works, how: str) 
             "reports", family="debian", version="12", suite="bookworm", builder="preseed", template="reports.preseed.j2",
             tree=mirror, keyring=str(keys.ring(works.kit.folder / "archive.gpg", "archive")),
         )  # fmt: skip
-        patience = ["--idle", "90s"] if code == 7 else []
+        patience = ["--idle", "150s"] if code == 7 else []
         said = works.build("reports", "--mirror", mirror, *patience)
     said.expect(code, words)
     if code:

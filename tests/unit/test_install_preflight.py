@@ -111,6 +111,10 @@ def test_a_processor_that_is_too_old_is_told_with_what_it_lacks(order: Order[Ins
     assert "x86-64-v4, which QEMU 9.0.0 cannot emulate" in error.message
 
 
+def test_offline_an_installer_that_fetches_is_refused_before_it_starts(order: Order[InstallDefinition]) -> None:
+    assert "nothing may be fetched: offline" in told(replace(order, offline=True)).message
+
+
 def test_without_a_hypervisor_it_is_said(order: Order[InstallDefinition]) -> None:
     def none() -> Hypervisor:
         raise HostLacks("libvirt's daemon does not answer", hint="start it")

@@ -167,7 +167,7 @@ class _Job:
             disks=tuple(disks),
             kernel=KernelBoot(kernel, initrd, self._words()),
             ports=tuple(port for port in (PORT, signs.log) if port),
-            network=True,
+            network=not self.order.offline,
         )
 
     @property

@@ -99,6 +99,7 @@ def test_a_guest_that_switches_itself_off_is_heard_to_its_end(hypervisor: Libvir
     assert outcome.seconds > 0
     assert b"the last words" in ear.heard[CONSOLE]
     assert gone(hypervisor, order)
+    assert not list(Path("/var/log/libvirt/qemu").glob(f"*{order.purpose}*"))
     assert b"the last words" in (order.folder / "console.log").read_bytes(), "what it said is left in its folder"
 
 

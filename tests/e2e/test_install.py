@@ -7,6 +7,7 @@ a mirror: an early command of the tests reports. Both under emulation, each boot
 from __future__ import annotations
 
 import json
+import secrets
 import signal
 import subprocess
 import time
@@ -20,6 +21,7 @@ from pocketcloud.bases import records
 from pocketcloud.bases.install.machine import KIT_ID
 from pocketcloud.hypervisor import open_hypervisor
 from pocketcloud.model.base import Arch
+from pocketcloud.model.names import Name
 from tests.labkit import LabKit, Ran, lab_kit, until
 from tests.signers import signers
 from tests.standin import Tree, missing, tree
@@ -41,29 +43,30 @@ class Works:
     kit: LabKit
     web: Web
     env: dict[str, str] = field(default_factory=dict)
+    base: str = field(default_factory=lambda: f"standin-{secrets.token_hex(3)}")
 
-    def define(self, name: str, **said: object) -> None:
+    def define(self, **said: object) -> None:
         """Write a definition; what is not said is that of a small machine and a small disk."""
         values = {
-            "base": name, "title": f"{name} of a test", "family": "test", "version": "10", "architectures": ["x86_64"],
+            "base": self.base, "title": f"{self.base} of a test", "family": "test", "version": "10", "architectures": ["x86_64"],
             "size": "8GiB",
         } | said  # fmt: skip
         folder = self.kit.folder / "bases"
         folder.mkdir(exist_ok=True)
-        (folder / f"{name}.yaml").write_text(json.dumps(values))
+        (folder / f"{self.base}.yaml").write_text(json.dumps(values))
         self.env["POCKETCLOUD_BASES"] = str(folder)
 
-    def anaconda(self, name: str, url: str, *packages: str, **said: object) -> None:
+    def anaconda(self, url: str, *packages: str, **said: object) -> None:
         """Define a base that is installed from a tree by kickstart."""
         values: dict[str, object] = {"builder": "kickstart", "template": "anaconda.ks.j2", "tree": url, "packages": packages}
-        self.define(name, **(values | {"requires": {"memory": "512MiB"}} | said))
+        self.define(**(values | {"requires": {"memory": "512MiB"}} | said))
 
-    def build(self, name: str, *words: str, timeout: float = WITHIN) -> Ran:
-        return self.kit.cli("base", "build", name, "--kit", self.kit.kit.name, *words, env=self.env, timeout=timeout)
+    def build(self, *words: str, timeout: float = WITHIN) -> Ran:
+        return self.kit.cli("base", "build", self.base, "--kit", self.kit.kit.name, *words, env=self.env, timeout=timeout)
 
-    def start(self, name: str) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
         self.kit.env |= self.env
-        return self.kit.start("base", "build", name, "--kit", self.kit.kit.name)
+        return self.kit.start("base", "build", self.base, "--kit", self.kit.kit.name)
 
     def says(self, text: str) -> bool:
         """Whether an installer that runs has said that."""
@@ -73,19 +76,22 @@ class Works:
     def logs(self) -> list[Path]:
         return sorted(self.kit.path.glob("media/logs/*"))
 
+    def ours(self) -> list[str]:
+        """Throw-away machines and networks of this kit's builds."""
+        hypervisor = open_hypervisor()
+        found = [domain.name for domain in hypervisor.domains(KIT_ID)] + [each.name for each in hypervisor.networks(KIT_ID)]
+        return [name for name in found if self.base in name]
+
+    def running(self) -> bool:
+        """Whether one of them runs."""
+        return any(domain.active for domain in open_hypervisor().domains(KIT_ID) if self.base in domain.name)
+
     def nothing_half_made(self) -> None:
         """No volume but the kit's own base, no work folder, no machine or network of ours."""
         assert {volume.name.split(".")[1] for volume in self.kit.storage.volumes()} == {"tiny"}
         assert not list((self.kit.path / "volumes").glob(".*"))
         assert not list((self.kit.path / "media").glob(".work*"))
-        assert not ours()
-
-
-def ours() -> list[str]:
-    """Throw-away machines and networks of this test's commands: those whose process is gone, or that nobody else could have."""
-    hypervisor = open_hypervisor()
-    found = [domain.name for domain in hypervisor.domains(KIT_ID)] + [network.name for network in hypervisor.networks(KIT_ID)]
-    return [name for name in found if name.split(".")[1] in ("install-standin", "install-reports")]
+        assert not self.ours()
 
 
 @pytest.fixture
@@ -106,11 +112,11 @@ def standin() -> Tree:
 def test_a_base_comes_from_a_kickstart(works: Works, standin: Tree) -> None:
     """Whole: the tree, the answer, the machine, the marker, the volume, the record; and nothing to do the second time."""
     url = standin.serve(works.web)
-    works.anaconda("standin", url, "nano", "less")
-    said = works.build("standin").expect(0, "is built in")
+    works.anaconda(url, "nano", "less")
+    said = works.build().expect(0, "is built in")
     for stage in ("Stand-in 10 from", "its kernel starts", "in the new system: "):  # plain progress leaves out what is quick
         assert stage in said.err, said.err
-    base = records.find(works.kit.kit, "standin", Arch.X86_64)
+    base = records.find(works.kit.kit, Name(works.base), Arch.X86_64)
     assert base is not None
     volume = next(volume for volume in works.kit.storage.volumes() if volume.name == base.volume)
     assert volume.sealed
@@ -126,8 +132,8 @@ def test_a_base_comes_from_a_kickstart(works: Works, standin: Tree) -> None:
     assert {"nano", "less", "qemu-guest-agent", "cloud-init"} <= set(installed)
     assert "grub2-install --target=i386-pc /dev/vda" in _inside(root, "/root/called")
     assert "NoCloud" in _inside(root, "/etc/cloud/cloud.cfg.d/90-pocketcloud.cfg")
-    assert works.build("standin").expect(0).out.startswith("Base standin (x86_64) is up to date")
-    assert not ours()
+    assert works.build().expect(0).out.startswith(f"Base {works.base} (x86_64) is up to date")
+    assert not works.ours()
     assert works.logs == []
     assert not list((works.kit.path / "media").glob(".work*"))
 
@@ -156,11 +162,11 @@ FAILURES = {
 @pytest.mark.parametrize("how", FAILURES)
 def test_an_installation_that_fails_is_explained_and_leaves_nothing(works: Works, standin: Tree, how: str) -> None:
     url = standin.serve(works.web)
-    works.anaconda("standin", url, f"standin-{how}")
+    works.anaconda(url, f"standin-{how}")
     code, words = FAILURES[how]
     # Long enough for a slow computer's firmware, which says nothing; no shorter for the others than it is by itself.
     patience = ["--idle", "150s"] if code == 7 else []
-    said = works.build("standin", *patience).expect(code, "base standin (x86_64) was not built", words, "media/logs/")
+    said = works.build(*patience).expect(code, f"base {works.base} (x86_64) was not built", words, "media/logs/")
     assert "\x1b" not in said.err
     works.nothing_half_made()
     (kept,) = works.logs
@@ -172,8 +178,8 @@ def test_an_installation_that_fails_is_explained_and_leaves_nothing(works: Works
 @pytest.mark.slow
 def test_hostile_output_neither_hangs_it_nor_reaches_the_terminal(works: Works, standin: Tree) -> None:
     url = standin.serve(works.web)
-    works.anaconda("standin", url, "standin-floods")
-    said = works.build("standin").expect(0, "is built in")
+    works.anaconda(url, "standin-floods")
+    said = works.build().expect(0, "is built in")
     assert all(character.isprintable() or character in "\n\r" for character in said.err)
 
 
@@ -182,18 +188,18 @@ def test_hostile_output_neither_hangs_it_nor_reaches_the_terminal(works: Works, 
 def test_a_kill_leaves_what_the_next_build_removes(works: Works, standin: Tree) -> None:
     """In the middle of an installation: the machine ends with its maker, and the next build sweeps the rest and succeeds."""
     url = standin.serve(works.web)
-    works.anaconda("standin", url)
-    process = works.start("standin")
+    works.anaconda(url)
+    process = works.start()
     until(lambda: works.says("Starting automated install"), "the installer is at work")
     process.send_signal(signal.SIGKILL)
     works.kit.finish(process)
-    assert ours(), "its definition and its network are left"
+    assert works.ours(), "its definition and its network are left"
     hypervisor = open_hypervisor()
     until(
         lambda: not any(domain.active for domain in hypervisor.domains(KIT_ID) if "install-standin" in domain.name), "it is off"
     )
-    works.build("standin").expect(0, "is built in")
-    assert not ours()
+    works.build().expect(0, "is built in")
+    assert not works.ours()
     assert not list((works.kit.path / "volumes").glob(".*"))
 
 
@@ -201,8 +207,8 @@ def test_a_kill_leaves_what_the_next_build_removes(works: Works, standin: Tree) 
 @pytest.mark.slow
 def test_two_builds_of_one_base_at_once_build_it_once(works: Works, standin: Tree) -> None:
     url = standin.serve(works.web)
-    works.anaconda("standin", url)
-    both = [works.start("standin") for _ in range(2)]
+    works.anaconda(url)
+    both = [works.start() for _ in range(2)]
     said = sorted(works.kit.finish(process, WITHIN).expect(0).out for process in both)
     assert ["is built in" in each for each in said] == [True, False] or ["is built in" in each for each in said] == [False, True]
     assert any("is up to date" in each for each in said)
@@ -212,9 +218,9 @@ def test_two_builds_of_one_base_at_once_build_it_once(works: Works, standin: Tre
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(works: Works, standin: Tree) -> None:
     url = standin.serve(works.web)
-    works.anaconda("standin", url)
-    process = works.start("standin")
-    until(lambda: any(domain.active for domain in open_hypervisor().domains(KIT_ID)), "it runs")
+    works.anaconda(url)
+    process = works.start()
+    until(works.running, "it runs")
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     works.kit.finish(process).expect(130)
@@ -251,15 +257,15 @@ def test_debians_installer_takes_its_answer_and_reports(works: Works, how: str) 
         keys.key("archive")
         mirror = debian_installer().serve(works.web, keys, "archive")
         works.define(
-            "reports", family="debian", version="12", suite="bookworm", builder="preseed", template="reports.preseed.j2",
+            family="debian", version="12", suite="bookworm", builder="preseed", template="reports.preseed.j2",
             tree=mirror, keyring=str(keys.ring(works.kit.folder / "archive.gpg", "archive")),
         )  # fmt: skip
         patience = ["--idle", "150s"] if code == 7 else []
-        said = works.build("reports", "--mirror", mirror, *patience)
+        said = works.build("--mirror", mirror, *patience)
     said.expect(code, words)
     if code:
         works.nothing_half_made()
         assert "Linux version" in (works.logs[0] / "console.log").read_text()
     else:
-        assert records.find(works.kit.kit, "reports", Arch.X86_64)
-    assert not ours()
+        assert records.find(works.kit.kit, Name(works.base), Arch.X86_64)
+    assert not works.ours()

@@ -9,6 +9,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -164,3 +165,17 @@ def test_what_the_dead_left_is_swept_and_what_the_living_have_is_not(hypervisor:
         sweep(hypervisor)
     with contextlib.suppress(ProcessLookupError):
         living.kill()
+
+
+def test_two_may_sweep_at_once(hypervisor: LibvirtHypervisor, order: GuestOrder) -> None:
+    for number in range(20):
+        name = f"{PREFIX}.{order.purpose}.999999999-{number}"
+        mark = Mark(PREFIX, KIT_ID, order.purpose, f"999999999-{number}")
+        hypervisor.define(replace(machine_spec(order), name=name, uuid=str(uuid.uuid4()), mark=mark))
+    others = [LibvirtHypervisor.connect() for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        for done in [pool.submit(sweep, other) for other in others]:
+            done.result()
+    for other in others:
+        other.close()
+    assert gone(hypervisor, order)

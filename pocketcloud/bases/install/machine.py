@@ -195,13 +195,14 @@ def throw_away(hypervisor: Hypervisor, order: GuestOrder) -> Iterator[Guest]:
 
 
 def sweep(hypervisor: Hypervisor) -> None:
-    """Remove machines and networks of processes that are gone. Raises what the hypervisor room raises."""
+    """Remove machines and networks of processes that are gone; one that cannot be removed is left for the next time, and others
+    may sweep too. Raises HostLacks without a daemon."""
     for domain in hypervisor.domains(KIT_ID):
         if not _alive(domain.mark.part):
-            hypervisor.undefine(domain.name)
+            _tolerant(hypervisor.undefine, domain.name)
     for network in hypervisor.networks(KIT_ID):
         if not _alive(network.mark.part):
-            hypervisor.remove_network(network.name)
+            _tolerant(hypervisor.remove_network, network.name)
 
 
 def machine_spec(order: GuestOrder) -> MachineSpec:

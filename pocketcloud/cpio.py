@@ -26,6 +26,27 @@ def cpio(entries: Sequence[tuple[str, int, bytes, int]]) -> bytes:
     return bytes(made)
 
 
+# How an archive, or one that is compressed, begins (Linux, lib/decompress.c; lz4 is its legacy form).
+_BEGINNINGS = (
+    b"070701",
+    b"070702",
+    b"\x1f\x8b",
+    b"\x1f\x9e",
+    b"BZh",
+    b"\x5d\x00\x00",
+    b"\xfd7zXZ",
+    b"\x89LZO",
+    b"\x02!L\x18",
+    b"\x28\xb5\x2f\xfd",
+)
+
+
+def appendable(initrd: Path) -> bool:
+    """Whether a kernel would take what is appended to that file: it begins as a row of archives does."""
+    with initrd.open("rb") as file:
+        return file.read(8).startswith(_BEGINNINGS)
+
+
 def append(initrd: Path, target: Path, files: Mapping[str, bytes]) -> None:
     """Write to `target`, which only we read, the `initrd` with `files` laid over its root; `initrd` is left as it is.
 

@@ -41,6 +41,7 @@ OWNERS = {
     "jinja2": "render.py",
     "click": "cli/",
     "urllib3": "downloads/",
+    "pycdlib": "iso.py",
 }
 LONGEST = 500
 # Words that say nothing of what is in a module or a class.

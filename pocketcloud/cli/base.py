@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pocketcloud.cli.installers import installer_options
 from pocketcloud.cli.options import (
     instance_name,
     is_offline,
@@ -24,6 +25,9 @@ from pocketcloud.cli.view import ask, open_view, print_json, print_table
 from pocketcloud.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pocketcloud.bases.needs import Ground
     from pocketcloud.model.inventory import Volume
 
 _ARCH = click.Choice(["x86_64", "aarch64"])
@@ -130,6 +134,7 @@ def render(name: str, arch: str | None) -> None:
 @click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
 @click.option("--mirror", metavar="URL", help="Where packages come from; left out: this host's mirror, else the definition's.")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@installer_options
 @templates_option
 @bases_option
 @offline_option
@@ -145,6 +150,7 @@ def build(
     verbose: int,
     *,
     force: bool,
+    here: Callable[[], Ground],
 ) -> None:
     """Build the base NAME from its definition; unchanged, nothing is done."""
     from pocketcloud.bases import builder, definitions
@@ -179,6 +185,7 @@ def build(
                 mirror=mirror,
                 force=force,
                 supply=KitSupply(kit) if apart else None,
+                here=here(),
                 on_progress=lambda text, fraction: view.emit(StepProgress(f"base {name}", fraction, text)),
             )
     finally:

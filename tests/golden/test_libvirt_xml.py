@@ -70,6 +70,7 @@ HOSTILE = replace(
 )
 INSTALL = replace(
     BIOS,
+    disks=(*BIOS.disks, DiskSpec("sda", KIT / "media/boot.iso", "raw", DiskTuning("unsafe", "threads"), disc=True)),
     kernel=KernelBoot(KIT / "media/vmlinuz", KIT / "media/.work/initrd", "inst.ks=file:/ks.cfg console=ttyS0"),
     ports=(PortSpec("org.pocketcloud.install.0", KIT / "media/.work/said"),),
     restarts=False,
@@ -97,6 +98,9 @@ MACHINES = {
     "machine-arm-two-kinds-of-cores": replace(ARM, vcpus=2, cpus="4-5"),
     "machine-hostile": HOSTILE,
     "machine-install": INSTALL,
+    "machine-arm-install": replace(
+        ARM, disks=INSTALL.disks, kernel=INSTALL.kernel, ports=INSTALL.ports, restarts=False, nvram=KIT / "media/.work/nvram.fd"
+    ),
 }
 NETWORKS = {"network-nat": FRONT, "network-isolated": BACK}
 TEXTS = {name: machine_xml(spec) for name, spec in MACHINES.items()} | {n: network_xml(s) for n, s in NETWORKS.items()}

@@ -24,7 +24,7 @@ from pocketcloud.bases.install.preflight import Surroundings, surroundings
 from pocketcloud.bases.install.signs import NO_MEMORY, NO_SPACE, Signs, Stages
 from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
 from pocketcloud.bases.recipe import Order
-from pocketcloud.cpio import append
+from pocketcloud.cpio import append, appendable
 from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError
 from pocketcloud.iso import iso_image
 from pocketcloud.model.base import Arch, Builder, Firmware, InstallDefinition
@@ -142,13 +142,16 @@ class _Job:
         # libvirt gives them to QEMU's user: copies, then, of what the kit keeps.
         shutil.copyfile(self.media.kernel, kernel)
         disks = [DiskSpec("vda", target, "raw", DISPOSABLE, serial="root")]
-        files: dict[str, bytes] = {}
+        answer = {self.answer.name: self.answer.text.encode()}
         if definition.builder is Builder.AUTOINSTALL:
-            seed = {"meta-data": f"instance-id: {self.build}\n".encode(), self.answer.name: self.answer.text.encode()}
+            seed = {"meta-data": f"instance-id: {self.build}\n".encode(), **answer}
             disks.append(_written(folder / "seed.iso", iso_image(ubuntu.LABEL, seed), "vdb"))
+        elif not self._appended:
+            disks.append(_written(folder / "answer.iso", iso_image(anaconda.LABEL, answer), "vdb"))
+        if self._appended:
+            append(self.media.initrd, initrd, answer)
         else:
-            files[self.answer.name] = self.answer.text.encode()
-        append(self.media.initrd, initrd, files)
+            shutil.copyfile(self.media.initrd, initrd)
         if self.media.disc is not None:
             disks.append(DiskSpec("sda", self.media.disc, "raw", DISPOSABLE, readonly=True, disc=True))
         return GuestOrder(
@@ -164,15 +167,27 @@ class _Job:
             disks=tuple(disks),
             kernel=KernelBoot(kernel, initrd, self._words()),
             ports=tuple(port for port in (PORT, signs.log) if port),
-            network=True,
+            network=not self.order.offline,
         )
+
+    @property
+    def _appended(self) -> bool:
+        """Whether the answer goes into the initramfs. Ubuntu's installer does not run there; Anaconda can have it from a disk,
+        for the case that its initramfs is of a kind that nothing can be appended to."""
+        match self.order.definition.builder:
+            case Builder.KICKSTART:
+                return appendable(self.media.initrd)
+            case Builder.PRESEED:
+                return True
+            case Builder.AUTOINSTALL:
+                return False
 
     def _words(self) -> str:
         console = _CONSOLES[self.order.arch]
         match self.order.definition.builder:
             case Builder.KICKSTART:
                 tree, label = medium.tree_of(self.order), self.media.label
-                return anaconda.words(console, tree=tree, disc=label, answer=f"/{anaconda.ANSWER}")
+                return anaconda.words(console, tree=tree, disc=label, answer=f"/{anaconda.ANSWER}" if self._appended else "")
             case Builder.PRESEED:
                 return debian.words(console)
             case Builder.AUTOINSTALL:

@@ -20,6 +20,7 @@ _ESCAPES = re.compile(
 # An escape sequence whose end is still to come. What is longer is none.
 _BEGUN = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*)\Z")
 _BEGUN_MOST = 256
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _ENDS = re.compile(r"[\r\n\v\f\x85\u2028\u2029]+")
 
 
@@ -57,4 +58,7 @@ def _cut(line: str) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(each for each in text.replace("\t", " ") if each.isprintable())
+    if text.isprintable():
+        return text
+    text = _CONTROLS.sub("", text.replace("\t", " "))
+    return text if text.isprintable() else "".join(each for each in text if each.isprintable())

@@ -42,6 +42,7 @@ DISPOSABLE = DiskTuning("unsafe", "threads")
 """How a disk is opened whose content counts only once it is whole: nothing waits for the host's disk meanwhile."""
 
 CONSOLE = "console"
+_QEMU_LOGS = Path("/var/log/libvirt/qemu")
 _POLL = 0.25
 _QUIET = 2.0
 _TRIES = 5
@@ -185,16 +186,23 @@ def throw_away(hypervisor: Hypervisor, order: GuestOrder) -> Iterator[Guest]:
         hypervisor.start(spec.name, tied=True)
         logs = {CONSOLE: spec.serial_log, **{port.name: port.log for port in spec.ports}}
         yield Guest(spec.name, lease.address if lease else None, logs, hypervisor)
+        domain = hypervisor.domain(spec.name)
+        crashed = domain is not None and domain.state is DomainState.CRASHED
+    if not crashed:
+        # libvirt keeps a log of QEMU for each machine, of those too that are gone; only a crash is explained by it.
+        with contextlib.suppress(OSError):
+            (_QEMU_LOGS / f"{_name(order)}.log").unlink()
 
 
 def sweep(hypervisor: Hypervisor) -> None:
-    """Remove machines and networks of processes that are gone. Raises what the hypervisor room raises."""
+    """Remove machines and networks of processes that are gone; one that cannot be removed is left for the next time, and others
+    may sweep too. Raises HostLacks without a daemon."""
     for domain in hypervisor.domains(KIT_ID):
         if not _alive(domain.mark.part):
-            hypervisor.undefine(domain.name)
+            _tolerant(hypervisor.undefine, domain.name)
     for network in hypervisor.networks(KIT_ID):
         if not _alive(network.mark.part):
-            hypervisor.remove_network(network.name)
+            _tolerant(hypervisor.remove_network, network.name)
 
 
 def machine_spec(order: GuestOrder) -> MachineSpec:

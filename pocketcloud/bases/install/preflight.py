@@ -51,7 +51,7 @@ def surroundings(order: Order[InstallDefinition]) -> Surroundings:
 def check(order: Order[InstallDefinition], memory: int, found: Callable[[], Found], answer: Callable[[], object]) -> None:
     """Raise with all that is missing: HostLacks, or NoSpace if it is only that; one thing alone as what it is. `memory` is the
     machine's, in bytes; `found` looks for the medium and `answer` renders the answer file: what they raise is missing, too."""
-    missing = [*_host(order, memory), *_tried(answer), *_space(order), *_tried(found)]
+    missing = [*_host(order, memory), *_tried(answer), *_space(order), *_offline(order), *_tried(found)]
     if not missing:
         return
     what = f"base {order.definition.base} ({order.arch}) cannot be built here: "
@@ -85,7 +85,7 @@ def _host(order: Order[InstallDefinition], memory: int) -> Iterator[_Missing]:
         yield _Missing(f"QEMU for {order.arch} is not installed", "pocketcloud check names its package", HostLacks)
     level, flags = order.definition.requires.cpu, read_cpu_flags(order.here.root)
     if text := lacking(level, order.arch, shape, flags, daemon.qemu):
-        yield _Missing(text, f"another base, or a computer with such a processor (not before {_YEARS})", HostLacks)
+        yield _Missing(text, "take another base, or a computer with a newer processor", HostLacks)
     running = profiles.memory_needed(around.profile, [domain.memory for domain in domains if domain.active])
     free, needed = profiles.memory_for_labs(around.facts, around.profile, running), around.profile.machine_overhead + memory
     if free < needed:
@@ -93,7 +93,12 @@ def _host(order: Order[InstallDefinition], memory: int) -> Iterator[_Missing]:
         yield _Missing(text, "take labs down (pocketcloud lab down), or build it on another computer and import it", NoSpace)
 
 
-_YEARS = "2013 for Intel's, 2015 for AMD's"
+def _offline(order: Order[InstallDefinition]) -> Iterator[_Missing]:
+    """An installer without a network has what is on its disc, and no more."""
+    definition = order.definition
+    if order.offline and (definition.tree or definition.repos or definition.registration):
+        hint = "leave out --offline, or take the base from a kit that has it"
+        yield _Missing("its installer fetches packages, and nothing may be fetched: offline", hint, HostLacks)
 
 
 def _space(order: Order[InstallDefinition]) -> Iterator[_Missing]:

@@ -26,7 +26,7 @@ _BEFORE, _AFTER = 8, 12
 _AFTERMATH = 2.0
 """Seconds in which the lines after a failure's first are waited for: they often explain it."""
 _REMEMBERED = 400
-_MOST = 1024 * MIB
+_MOST = 64 * MIB
 # What changes in a line though nothing happens: the kernel's clock, the time of day in a status line, process numbers.
 _CLOCKS = re.compile(r"\[ *\d+\.\d+\]|\b\d{1,2}:\d\d(:\d\d)?([.,]\d+)?\b|\[\d+\]")
 
@@ -67,7 +67,7 @@ class Watch:
         self._deadlines = deadlines
         self._lines: dict[str, Lines] = {}
         self._last: dict[str, deque[str]] = {}
-        self._known: deque[str] = deque(maxlen=_REMEMBERED)
+        self._known: dict[str, None] = {}
         self._rests: dict[str, str] = {}
         self._bytes = 0
         self._begun: float | None = None
@@ -122,7 +122,9 @@ class Watch:
         still = " ".join(_CLOCKS.sub(" ", text).split())
         if still and still not in self._known:
             # Something new. What repeats itself for ever is a loop, and no sign of life.
-            self._known.append(still)
+            self._known[still] = None
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
             self._alive = now
         if source == CONSOLE:
             self._stages.line(text)
@@ -166,7 +168,7 @@ class Watch:
         self._explained = list(self._last.get(source, ()))[-_BEFORE:]
 
     def _explanation(self) -> tuple[str, ...]:
-        rest = self._rests.get(CONSOLE, "")
+        rest = self._lines[CONSOLE].rest.strip() if CONSOLE in self._lines else ""
         lines = [*self._explained, *([rest] if rest and rest not in self._explained else [])]
         return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 

@@ -184,7 +184,8 @@ def throw_away(hypervisor: Hypervisor, order: GuestOrder) -> Iterator[Guest]:
         undo.callback(_tolerant, hypervisor.undefine, spec.name)
         hypervisor.define(spec)
         hypervisor.start(spec.name, tied=True)
-        logs = {CONSOLE: spec.serial_log, **{port.name: port.log for port in spec.ports}}
+        # The ports first: what a guest says on its console after it is done must not be heard before that.
+        logs = {**{port.name: port.log for port in spec.ports}, CONSOLE: spec.serial_log}
         yield Guest(spec.name, lease.address if lease else None, logs, hypervisor)
         domain = hypervisor.domain(spec.name)
         crashed = domain is not None and domain.state is DomainState.CRASHED

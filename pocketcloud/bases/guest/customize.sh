@@ -67,9 +67,17 @@ for file in "$here"/post-*; do
 done
 begin sealing
 sh -e "$here/seal.sh" || failed
+# Files that are gone and still open would stay behind as orphans: whoever is left goes. We do not get the signal (kill(2)), and
+# cloud-init's service lets its children be (KillMode=process).
+sync
+kill -s KILL -- -1
+sleep 1
 cat "$here/build" >"$port"
-# Nothing may be written any more: a service's last word would be in every machine. `u` makes all file systems read-only, clean.
+# Nothing may be written any more: a service's last word would be in every machine. `u` makes all file systems read-only, clean,
+# in its own time.
 sync
 echo u >/proc/sysrq-trigger
-sleep 2
+tries=0
+while grep -Eq '^/dev/[^ ]+ [^ ]+ [^ ]+ rw' /proc/mounts && [ "$tries" -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
+sleep 1
 poweroff -f -f || echo o >/proc/sysrq-trigger

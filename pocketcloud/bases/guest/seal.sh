@@ -3,11 +3,17 @@
 # build needed, then gives the disk back what is not used. What cloud-init wrote for this guest goes, too.
 set -u
 
-# Who writes logs is to write no more. What journald still gets, it keeps in memory.
-for service in rsyslog syslog auditd chronyd cron crond packagekit unattended-upgrades apt-daily.timer apt-daily-upgrade.timer; do
-  systemctl stop "$service" 2>/dev/null || :
-done
+# Nobody is to write any more, nor to hold open what goes. Timers, sockets and paths first: they would start services again.
+# What runs this (cloud-init) stays, and what systemctl itself speaks to. journald keeps what it still gets in memory.
 journalctl --relinquish-var 2>/dev/null || :
+if command -v systemctl >/dev/null; then
+  for kind in timer,path,socket service; do
+    units=$(systemctl list-units --plain --no-legend --type="$kind" --state=running,listening,waiting,elapsed | cut -d' ' -f1 |
+      grep -Ev '^(cloud-|dbus|systemd-journald|user@|pocketcloud)' || :)
+    # shellcheck disable=SC2086
+    [ -z "$units" ] || timeout 120 systemctl stop $units 2>/dev/null || :
+  done
+fi
 
 : >/etc/machine-id
 if [ -f /var/lib/dbus/machine-id ] && [ ! -L /var/lib/dbus/machine-id ]; then

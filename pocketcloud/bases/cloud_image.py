@@ -11,6 +11,7 @@ from pathlib import Path
 from pocketcloud import downloads
 from pocketcloud.bases import customize, disk_image
 from pocketcloud.bases.disk_image import Disk
+from pocketcloud.bases.install.preflight import check_guest
 from pocketcloud.bases.packed import Share, unpacked
 from pocketcloud.bases.recipe import Order
 from pocketcloud.downloads import Fetched
@@ -59,6 +60,8 @@ class CloudImage:
             )
         if customize.wanted(order.definition):
             customize.check(order)
+        elif order.definition.requires.cpu:
+            check_guest(order, 0)  # no guest is started yet, but machines of it will be
 
     def make(self, order: Order[ImageDefinition], volume: str) -> str:
         """See Recipe.make."""

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.guests import LAB, Bench, reset_rows, up_rows
+from bench.images import import_rows
 from bench.measure import Row, quick_rows, thin_rows
 from tests.rig.uml import missing, run_job
 
@@ -27,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    parser.add_argument("--only", choices=("quick", "thin", "guests"), help="only these rows")
+    parser.add_argument("--only", choices=("quick", "thin", "images", "guests"), help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
     python = sys.executable
@@ -38,6 +39,10 @@ def main() -> int:
         _show(rows)
     if options.only in (None, "thin"):
         rows += _thin_rows(options.thin_rounds)
+    if options.only in (None, "images"):
+        new = import_rows(pocketcloud, options.rounds)
+        _show(new)
+        rows += new
     if options.only in (None, "guests"):
         rows += _guest_rows(pocketcloud, options.rounds)
     result = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rows": [row.as_json() for row in rows]}

@@ -17,8 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from pocketcloud.bases import bootstrap, needs, records
-from pocketcloud.bases.bootstrap import copy_sparse
+from pocketcloud.bases import bootstrap, cloud_image, needs, records
 from pocketcloud.bases.install.installation import Installation
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
@@ -26,14 +25,13 @@ from pocketcloud.bases.recipe import Order, Recipe, Supply
 from pocketcloud.documents import plain
 from pocketcloud.errors import NotFound, Refused, UsageError
 from pocketcloud.hypervisor import Hypervisor, open_hypervisor
-from pocketcloud.model.base import Arch, Base, Builder, Definition, Firmware
+from pocketcloud.model.base import Arch, Base, Builder, Definition
 from pocketcloud.model.kit import Kit
-from pocketcloud.model.names import Name, joined
+from pocketcloud.model.names import joined
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run
 
 _SHOWN = 20
-_QCOW2_MAGIC = b"QFI\xfb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,7 @@ _RECIPES: Mapping[Builder, Recipe[Any]] = {
     Builder.KICKSTART: Installation(),
     Builder.PRESEED: Installation(),
     Builder.AUTOINSTALL: Installation(),
+    Builder.CLOUD_IMAGE: cloud_image.CloudImage(),
 }
 
 
@@ -120,7 +119,7 @@ def build(
     _check_supply(supply, definition, arch)
     volume = _unused(name, present)
     base = Base(definition.base, arch, digest, volume, recipe.firmware(definition, arch), "", title=definition.title)
-    with _work_folder(kit, definition, arch) as work:
+    with work_folder(kit, definition.base, arch) as work:
         order = Order(
             kit, storage, definition, arch, digest, work, mirror, here or needs.ground(), run, on_progress, hypervisor, supply
         )
@@ -145,47 +144,23 @@ def _check_supply(supply: Supply | None, definition: Definition, arch: Arch) -> 
         )
 
 
-def register(kit: Kit, storage: Storage, name: str, arch: Arch, image: Path, firmware: Firmware, run: Runner = run) -> Base:
-    """Put a ready image file, raw or qcow2, into the store as the base `name`; its digest is that of the file.
-
-    The same file again: no effect. Raises ValueError for a name that is none.
-    """
-    with image.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        qcow2 = file.read(4) == _QCOW2_MAGIC
+def adopt(kit: Kit, storage: Storage, base: Base, make: Callable[[str], None], clock: Callable[[], datetime] = _utc_now) -> Built:
+    """Take a base into the kit that has no definition: `base` says all but its volume and time, `make` makes the volume of that
+    name. The same digest again makes no other volume; what else is said of it is noted."""
     present = {volume.name for volume in storage.volumes()}
-    base = Base(Name.parse(name), arch, digest, _volume(name, arch, digest), firmware, "", made_with="an image file")
-    known = records.find(kit, name, arch)
-    if known and known.digest == digest and known.volume in present:
-        return known
-    if base.volume not in present:
-        if qcow2:
-            info = json.loads(run(["qemu-img", "info", "-f", "qcow2", "--output=json", "--", image]).out)
-            convert: list[str | Path] = [
-                "qemu-img",
-                "convert",
-                "-q",
-                "-n",
-                "-f",
-                "qcow2",
-                "-O",
-                "raw",
-                "--target-is-zero",
-                "--",
-                image,
-            ]
-
-            def fill(target: Path) -> None:
-                run([*convert, target])
-
-            storage.create(base.volume, info["virtual-size"], fill)
-        else:
-            storage.create(base.volume, image.stat().st_size, lambda target: copy_sparse(image, target, lambda _done: None))
-    base = replace(base, built=_utc_now().isoformat(timespec="seconds"))
+    known = records.find(kit, base.name, base.arch)
+    if known and known.digest == base.digest and known.volume in present:
+        if (known.firmware, known.title) == (base.firmware, base.title):
+            return Built(known, fresh=False)
+        base = replace(base, volume=known.volume)
+    else:
+        base = replace(base, volume=_volume(base.name, base.arch, base.digest))
+        if base.volume not in present:
+            make(base.volume)
+    base = replace(base, built=clock().isoformat(timespec="seconds"))
     records.write(kit, base)
     _remove_older(storage, base)
-    return base
+    return Built(base, fresh=True)
 
 
 def _unused(name: str, present: set[str]) -> str:
@@ -195,9 +170,9 @@ def _unused(name: str, present: set[str]) -> str:
 
 
 @contextmanager
-def _work_folder(kit: Kit, definition: Definition, arch: Arch) -> Iterator[Path]:
+def work_folder(kit: Kit, name: str, arch: Arch) -> Iterator[Path]:
     """An empty folder of the namespace's root in the kit, where that has its room; what an interrupted build left is swept."""
-    work = kit.path / "media" / f".work-{definition.base}-{arch}"
+    work = kit.path / "media" / f".work-{name}-{arch}"
     _sweep(work)
     work.mkdir()
     # Others may pass, not look: apt fetches as a user of its own.

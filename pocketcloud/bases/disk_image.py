@@ -159,7 +159,9 @@ def fits(disk: Disk, arch: Arch, wanted: Firmware | None = None) -> Firmware:
     if disk.firmware is Firmware.BIOS and (arch is Arch.AARCH64 or wanted is Firmware.EFI):
         raise Refused(
             f"{disk.path.name} has no EFI system partition, so UEFI firmware has nothing to start from it",
-            hint="is it an image for another architecture?" if arch is Arch.AARCH64 else "--firmware bios, or leave it out",
+            hint="is it an image for another architecture?"
+            if arch is Arch.AARCH64
+            else "--firmware bios (in a definition: firmware)",
         )
     return wanted or disk.firmware
 

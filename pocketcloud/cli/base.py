@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from typing import TYPE_CHECKING
 
 import click
 
+from pocketcloud.cli import base_import
 from pocketcloud.cli.installers import installer_options
 from pocketcloud.cli.options import (
+    arch_option,
     instance_name,
     is_offline,
     kit_option,
@@ -19,6 +20,7 @@ from pocketcloud.cli.options import (
     own_files_option,
     progress_options,
     require_root,
+    wanted_arch,
     yes_option,
 )
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 
     from pocketcloud.bases.needs import Ground
     from pocketcloud.model.inventory import Volume
-
-_ARCH = click.Choice(["x86_64", "aarch64"])
 
 templates_option = own_files_option(
     "--templates", "POCKETCLOUD_TEMPLATES", "A folder of your own templates; each takes the place of ours of its name."
@@ -43,6 +43,9 @@ bases_option = own_files_option(
 @click.group("base")
 def command() -> None:
     """Build and list bases, the images that machines are cloned from."""
+
+
+command.add_command(base_import.import_base)
 
 
 @command.command("list")
@@ -110,7 +113,7 @@ def schema() -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@arch_option
 @templates_option
 @bases_option
 def render(name: str, arch: str | None) -> None:
@@ -119,7 +122,7 @@ def render(name: str, arch: str | None) -> None:
     from pocketcloud.model.base import Arch, InstallDefinition
 
     definition = definitions.find(name)
-    wanted = Arch(_arch(arch))
+    wanted = Arch(wanted_arch(arch))
     if not isinstance(definition, InstallDefinition):
         raise UsageError(
             f"base {name} has no answer file: it is made by {definition.builder}, not by an installer",
@@ -131,7 +134,7 @@ def render(name: str, arch: str | None) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@arch_option
 @click.option("--mirror", metavar="URL", help="Where packages come from; left out: this host's mirror, else the definition's.")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @installer_options
@@ -164,7 +167,7 @@ def build(
 
     require_root("keep a base where QEMU can read it")
     definition = definitions.find(name)
-    wanted = _arch(arch)
+    wanted = wanted_arch(arch)
     if offline and mirror:
         raise UsageError("--offline uses the kit's cache, and --mirror something else", hint="leave one of them out")
     # A mirror that is named may be in this room, where no route is needed.
@@ -208,16 +211,9 @@ def _size(volume: Volume) -> str:
     return whole if volume.used is None else f"{size_text(volume.used)} of {whole}"
 
 
-def _arch(arch: str | None) -> str:
-    wanted = arch or platform.machine()
-    if wanted not in _ARCH.choices:
-        raise UsageError(f"this host is a {wanted}; pocketcloud knows {', '.join(_ARCH.choices)}", hint="--arch names one")
-    return wanted
-
-
 @command.command()
 @click.argument("name")
-@click.option("--arch", type=_ARCH, help="The architecture; left out: this host's.")
+@arch_option
 @kit_option
 @yes_option
 def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> None:
@@ -228,7 +224,7 @@ def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> N
 
     require_root("change the kit")
     kit = open_kit(kit_name)
-    wanted = Arch(_arch(arch))
+    wanted = Arch(wanted_arch(arch))
     base = records.find(kit, instance_name(name), wanted)
     if base is None:
         raise NotFound(f"kit {kit.name} has no base {name} for {wanted}", hint="pocketcloud base list shows what there is")

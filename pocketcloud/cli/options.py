@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -52,6 +53,22 @@ def own_files_option(flag: str, variable: str, text: str) -> Callable[[F], F]:
 
     kind = click.Path(exists=True, file_okay=False, path_type=Path)
     return click.option(flag, type=kind, metavar="DIR", envvar=variable, callback=keep, expose_value=False, help=text)
+
+
+def arch_option(function: F) -> F:
+    """`--arch`."""
+    choice = click.Choice(["x86_64", "aarch64"])
+    return click.option("--arch", type=choice, help="The architecture; left out: this host's.")(function)
+
+
+def wanted_arch(arch: str | None) -> str:
+    """The architecture asked for, else this host's. Raises UsageError on a host of one that we do not know."""
+    from pocketcloud.model.base import Arch
+
+    wanted = arch or platform.machine()
+    if wanted not in list(Arch):
+        raise UsageError(f"this host is a {wanted}; pocketcloud knows {', '.join(Arch)}", hint="--arch names one")
+    return wanted
 
 
 def yes_option(function: F) -> F:

@@ -169,7 +169,7 @@ def fetch(
         return _fetched(into, usable)
     with _held(job) as part:
         if found := have(download, into):  # another process was quicker
-            _discard(job)
+            part.truncate(0)
             return found
         return _transferred(job, expected, part)
 
@@ -343,7 +343,7 @@ def _fetched(into: Path, known: _Known) -> Fetched:
 
 @contextmanager
 def _held(job: _Job) -> Iterator[BinaryIO]:
-    """The `.part`, locked; another process that fetches the same is waited for."""
+    """The `.part`, locked; another process that fetches the same is waited for. An empty one does not stay."""
     while True:
         with os.fdopen(os.open(job.part, _PART_FLAGS, 0o600), "r+b", buffering=0) as part:
             try:
@@ -351,10 +351,21 @@ def _held(job: _Job) -> Iterator[BinaryIO]:
             except BlockingIOError:
                 job.tell(f"waiting for another command that fetches {job.name}", 0.0)
                 fcntl.flock(part, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(part.fileno()), job.part.stat()):
-                    yield part
-                    return
+            if not _is_at(part, job.part):
+                continue  # who held it has published or discarded it
+            try:
+                yield part
+            finally:
+                if not os.fstat(part.fileno()).st_size:
+                    _discard(job)
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _transferred(job: _Job, expected: _Expected, part: BinaryIO) -> Fetched:

@@ -184,12 +184,17 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageDefinition(Definition):
-    """A distribution's ready cloud image, by architecture."""
+    """A distribution's ready cloud image, by architecture. `firmware` is what it is started by."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     builder: Literal[Builder.CLOUD_IMAGE]
     images: Mapping[Arch, Download]
+    firmware: Firmware = Firmware.EFI
+
+    def __post_init__(self) -> None:
+        if missing := [arch for arch in self.architectures if arch not in self.images]:
+            raise ValueError(f"images: there is none for {', '.join(missing)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

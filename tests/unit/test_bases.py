@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pocketcloud.bases import bootstrap, builder, definitions, records
+from pocketcloud.bases import bootstrap, builder, definitions, importing, records
 from pocketcloud.bases.needs import Ground
 from pocketcloud.errors import BadDocument, HostLacks, NotFound, Refused, UsageError
-from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
+from pocketcloud.model.base import Arch, Base, BootstrapDefinition, Download, Firmware
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import MIB, Size
@@ -41,6 +41,19 @@ def image(folder: Path, text: str) -> Path:
     path = folder / f"{text}.img"
     path.write_bytes(boot_sector(text).ljust(MIB, b"\0"))
     return path
+
+
+def with_esp(folder: Path) -> Path:
+    path = folder / "esp.img"
+    path.write_bytes(bytes(4 * MIB))
+    subprocess.run(["sfdisk", "-q", path], input=b"label: gpt\ntype=uefi\n", check=True)
+    return path
+
+
+def register(kit: Kit, storage: Storage, name: str, arch: Arch, source: Path, firmware: Firmware) -> Base:
+    """The base that `base import` makes of an image."""
+    wanted = importing.Import(Name(name), arch, Download(file=str(source)), firmware)
+    return importing.import_image(kit, storage, wanted, silent).base
 
 
 def silent(_text: str, _fraction: float) -> None:
@@ -99,20 +112,20 @@ def test_the_scripts_of_the_recipe_are_good_shell() -> None:
 
 def test_an_image_becomes_a_base(kit: Kit, storage: Storage, tmp_path: Path) -> None:
     source = image(tmp_path, "one")
-    base = builder.register(kit, storage, "tiny", Arch.X86_64, source, Firmware.BIOS)
+    base = register(kit, storage, "tiny", Arch.X86_64, source, Firmware.BIOS)
     (volume,) = storage.volumes()
     assert (volume.name, volume.sealed, volume.size) == (base.volume, True, MIB)
     assert records.find(kit, "tiny", Arch.X86_64) == base
     assert records.built(kit) == (base,)
     assert content(volume.path, tmp_path) == source.read_bytes()
-    assert builder.register(kit, storage, "tiny", Arch.X86_64, source, Firmware.BIOS) == base
+    assert register(kit, storage, "tiny", Arch.X86_64, source, Firmware.BIOS) == base
 
 
 def test_a_qcow2_image_becomes_a_base(kit: Kit, storage: Storage, tmp_path: Path) -> None:
     source = image(tmp_path, "one")
     packed = tmp_path / "one.qcow2"
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, packed], check=True)
-    builder.register(kit, storage, "tiny", Arch.X86_64, packed, Firmware.BIOS)
+    register(kit, storage, "tiny", Arch.X86_64, packed, Firmware.BIOS)
     (volume,) = storage.volumes()
     assert content(volume.path, tmp_path) == source.read_bytes()
 
@@ -124,27 +137,27 @@ def content(volume: Path, folder: Path) -> bytes:
 
 
 def test_a_newer_image_takes_the_name_and_the_older_goes(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
-    newer = builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "two"), Firmware.BIOS)
+    register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
+    newer = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "two"), Firmware.BIOS)
     assert [volume.name for volume in storage.volumes()] == [newer.volume]
 
 
 def test_an_older_base_stays_while_a_lab_stands_on_it(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    older = builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
+    older = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
     storage.clone(older.volume, "lab.demo.web.1")
-    newer = builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "two"), Firmware.BIOS)
+    newer = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "two"), Firmware.BIOS)
     assert {volume.name for volume in storage.volumes()} == {older.volume, newer.volume, "lab.demo.web.1"}
 
 
 def test_another_base_with_the_same_beginning_is_not_taken_for_an_older_one(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    longer = builder.register(kit, storage, "tiny-2", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
-    foreign = builder.register(kit, storage, "tiny", Arch.AARCH64, image(tmp_path, "two"), Firmware.EFI)
-    base = builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "three"), Firmware.BIOS)
+    longer = register(kit, storage, "tiny-2", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
+    foreign = register(kit, storage, "tiny", Arch.AARCH64, with_esp(tmp_path), Firmware.EFI)
+    base = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "three"), Firmware.BIOS)
     assert {volume.name for volume in storage.volumes()} == {longer.volume, foreign.volume, base.volume}
 
 
 def test_a_base_in_use_is_not_removed(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    base = builder.register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
+    base = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
     storage.clone(base.volume, "lab.demo.web.1")
     with pytest.raises(Refused, match=r"lab\.demo\.web\.1"):
         records.remove(kit, storage, Name("tiny"), Arch.X86_64)

@@ -225,7 +225,7 @@ def test_what_is_not_there_or_no_file(tmp_path: Path) -> None:
         kind_of(tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_header_never_ends_in_a_traceback(raw: Path, data: st.DataObject) -> None:
     form = data.draw(st.sampled_from([Format.QCOW2, Format.VMDK, Format.VDI, Format.VHDX]))

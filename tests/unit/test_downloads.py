@@ -185,6 +185,7 @@ def test_a_server_s_bad_day(web: Web, media: Path, day: str) -> None:
     assert words in caught.value.message
     assert caught.value.hint
     assert [path for path in media.iterdir() if not path.name.startswith(".")] == []
+    assert not [part for part in media.glob(".*.part") if not part.stat().st_size]
 
 
 def test_a_server_that_is_not_there(web: Web, media: Path) -> None:

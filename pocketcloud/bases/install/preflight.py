@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pocketcloud import profiles
@@ -14,7 +14,7 @@ from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, R
 from pocketcloud.host import read_facts
 from pocketcloud.host.hardware import read_cpu_flags
 from pocketcloud.hypervisor import Hypervisor
-from pocketcloud.model.base import InstallDefinition
+from pocketcloud.model.base import Definition, InstallDefinition
 from pocketcloud.model.facts import Facts
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.sizes import GIB, MIB, size_text
@@ -42,7 +42,7 @@ class _Missing:
     kind: type[PocketcloudError]
 
 
-def surroundings(order: Order[InstallDefinition]) -> Surroundings:
+def surroundings(order: Order[Definition]) -> Surroundings:
     """The host and its hypervisor. Raises HostLacks without one."""
     facts = read_facts(order.here.root, run=order.run)
     return Surroundings(order.hypervisor(), facts, order.here.profile or profiles.choose(facts))
@@ -51,7 +51,15 @@ def surroundings(order: Order[InstallDefinition]) -> Surroundings:
 def check(order: Order[InstallDefinition], memory: int, found: Callable[[], Found], answer: Callable[[], object]) -> None:
     """Raise with all that is missing: HostLacks, or NoSpace if it is only that; one thing alone as what it is. `memory` is the
     machine's, in bytes; `found` looks for the medium and `answer` renders the answer file: what they raise is missing, too."""
-    missing = [*_host(order, memory), *_tried(answer), *_space(order), *_offline(order), *_tried(found)]
+    _say([*_host(order, memory), *_tried(answer), *_space(order), *_offline(order), *_tried(found)], order)
+
+
+def check_guest(order: Order[Definition], memory: int) -> None:
+    """Raise with all that keeps a throw-away guest with that much memory from being started here, as `check` does."""
+    _say(list(_host(order, memory)), order)
+
+
+def _say(missing: Sequence[_Missing], order: Order[Definition]) -> None:
     if not missing:
         return
     what = f"base {order.definition.base} ({order.arch}) cannot be built here: "
@@ -70,7 +78,7 @@ def _tried(asked: Callable[[], object]) -> Iterator[_Missing]:
         yield _Missing(error.message, error.hint, kind)
 
 
-def _host(order: Order[InstallDefinition], memory: int) -> Iterator[_Missing]:
+def _host(order: Order[Definition], memory: int) -> Iterator[_Missing]:
     if not order.here.privileged:
         yield _Missing("it takes root, to start a machine and to keep its disk", "run it with sudo", HostLacks)
     try:
@@ -89,7 +97,7 @@ def _host(order: Order[InstallDefinition], memory: int) -> Iterator[_Missing]:
     running = profiles.memory_needed(around.profile, [domain.memory for domain in domains if domain.active])
     free, needed = profiles.memory_for_labs(around.facts, around.profile, running), around.profile.machine_overhead + memory
     if free < needed:
-        text = f"the installer's machine takes {size_text(needed)} of memory, {size_text(free)} are free for it"
+        text = f"the machine for it takes {size_text(needed)} of memory, {size_text(free)} are free for it"
         yield _Missing(text, "take labs down (pocketcloud lab down), or build it on another computer and import it", NoSpace)
 
 

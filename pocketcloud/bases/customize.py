@@ -1,0 +1,190 @@
+"""What a definition adds to a system that is there (`packages`, `patches`, `post`): done in a throw-away guest, which then seals
+itself. Never as the host's root, which definitions of strangers must not get.
+
+For cloud images and for layers. The guest starts from the very disk that is to be changed, with a seed whose user-data runs
+`guest/customize.sh` from the seed's own disc; so the system needs cloud-init and its NoCloud source. It reports on the marker
+port as installers do, and only `OK` and a clean end count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pocketcloud.bases.install.logs import keep_logs
+from pocketcloud.bases.install.machine import DISPOSABLE, GuestOrder, run_guest
+from pocketcloud.bases.install.preflight import check_guest, surroundings
+from pocketcloud.bases.install.signs import KERNEL, NO_SPACE, Signs, Stages, any_of, stage
+from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
+from pocketcloud.bases.recipe import Order
+from pocketcloud.errors import HostLacks, NoSpace, NotReady, PartlyDone, PocketcloudError, UsageError
+from pocketcloud.files import write_whole
+from pocketcloud.iso import iso_image
+from pocketcloud.model.base import Definition, Firmware
+from pocketcloud.model.machine import DiskSpec
+from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import MIB
+
+RECIPE = 1
+"""The version of what this module does beside the scripts in `guest/`: raised when a base would come out differently."""
+
+_PARTS = Path(__file__).resolve().parent / "guest"
+_MEMORY = 1536 * MIB
+_VCPUS = 2
+# What the package managers take as names, versions and groups, and what means nothing to a shell.
+_PACKAGE = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9+._:=~@/-]*")
+_START = "mkdir -p /run/pocketcloud && mount -o ro /dev/disk/by-label/CIDATA /run/pocketcloud && sh /run/pocketcloud/customize.sh"
+_SIGNS = Signs(
+    any_of(
+        (*KERNEL, r"You are in (emergency|rescue) mode", r"Entering emergency mode", r"Give root password for maintenance",
+         r"^\(initramfs\)", r"No bootable device", r"BdsDxe: No bootable option", r"UEFI Interactive Shell")
+    ),
+    (
+        stage(r"pocketcloud: (?P<n>\d+)/(?P<of>\d+) (?P<what>[a-z]+ ?\d*)$", "in a guest: {what}", 0.35, 0.95),
+        stage(r"Linux version ", "in a guest: starting the kernel", 0.05),
+        stage(r"cloud-init.*running 'init", "in a guest: cloud-init", 0.2),
+    ),
+)  # fmt: skip
+
+
+def wanted(definition: Definition) -> bool:
+    """Whether there is anything to do."""
+    return bool(definition.packages or definition.patches or definition.post)
+
+
+def parts() -> Iterator[tuple[str, bytes]]:
+    """What goes into a base beside the definition: for Recipe.inputs."""
+    yield "customize", str(RECIPE).encode()
+    for path in sorted(_PARTS.glob("*.sh")):
+        yield f"guest/{path.name}", path.read_bytes()
+
+
+def check(order: Order[Definition]) -> None:
+    """Raise UsageError for packages that cannot be meant, HostLacks where no guest of that kind can be run, or where packages
+    cannot be fetched. For Recipe.check."""
+    if odd := [name for name in order.definition.packages if not _PACKAGE.fullmatch(name)]:
+        raise UsageError(f"base {order.definition.base}: no package is called {odd[0][:100]!r}", hint="correct `packages:`")
+    if order.offline and order.definition.packages:
+        raise HostLacks(
+            f"base {order.definition.base}: its packages ({', '.join(order.definition.packages)}) come from the network: offline",
+            hint="build it where there is a network",
+        )
+    check_guest(order, memory(order.definition))
+
+
+def memory(definition: Definition) -> int:
+    """What the guest has, in bytes."""
+    return definition.requires.memory or _MEMORY
+
+
+def seed_files(definition: Definition, build: str) -> dict[str, bytes]:
+    """What is on the seed's disc, by name: NoCloud's files and the scripts."""
+    files = {
+        "meta-data": _document({"instance-id": f"pocketcloud-{build}"}),
+        "user-data": b"#cloud-config\n" + _document(_config()),
+        "build": f"OK {build}\n".encode(),
+        **{path.name: path.read_bytes() for path in sorted(_PARTS.glob("*.sh"))},
+    }
+    if definition.packages:
+        files["packages"] = "".join(f"{name}\n" for name in definition.packages).encode()
+    for kind, texts in (("patch", definition.patches), ("post", definition.post)):
+        files |= {f"{kind}-{number:03}": f"{text}\n".encode() for number, text in enumerate(texts, start=1)}
+    return files
+
+
+def _config() -> dict[str, object]:
+    """The user-data: nothing of the system is to be changed but by the scripts."""
+    return {
+        "users": [],
+        "disable_root": False,
+        "preserve_hostname": True,
+        "manage_etc_hosts": False,
+        "ssh_deletekeys": False,
+        "ssh": {"emit_keys_to_console": False},
+        "apt": {"preserve_sources_list": True},
+        "package_update": False,
+        "package_upgrade": False,
+        "growpart": {"mode": "auto", "devices": ["/"]},
+        "resize_rootfs": True,
+        "runcmd": [["sh", "-c", _START]],
+    }
+
+
+def _document(data: object) -> bytes:
+    return json.dumps(data, indent=2).encode() + b"\n"
+
+
+def customize(
+    order: Order[Definition],
+    disk: Path,
+    form: str,
+    firmware: Firmware,
+    start: float = 0.0,
+    end: float = 1.0,
+    *,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Do what the definition adds on `disk`, in QEMU's format `form`: a file or block device that nobody else has open, and that
+    is of no use if this raises. It is sealed and trimmed afterwards, off and flushed. Progress goes from `start` to `end`.
+
+    Its packages come through a NAT network, which a definition without packages does not get. Raises PartlyDone with the step
+    that failed and the lines that explain it, NoSpace, NotReady, HostLacks; what the guest said is kept in `media/logs`.
+    """
+    definition, around, build = order.definition, surroundings(order), order.digest[:16]
+    folder = order.work / "customize"
+    folder.mkdir(mode=0o711)
+    seed = folder / "seed.iso"
+    write_whole(seed, iso_image("CIDATA", seed_files(definition, build)), 0o600)
+    guest = GuestOrder(
+        purpose=Name(f"customize-{definition.base}"[:31]),
+        title=f"customizes base {definition.base}",
+        folder=folder,
+        arch=order.arch,
+        facts=around.facts,
+        profile=around.profile,
+        memory=memory(definition),
+        vcpus=max(1, min(_VCPUS, around.facts.cpus, around.profile.max_vcpus)),
+        firmware=firmware,
+        disks=(DiskSpec("vda", disk, form, DISPOSABLE), DiskSpec("vdb", seed, "raw", DISPOSABLE, readonly=True)),
+        ports=(PORT,),
+        network=bool(definition.packages),
+    )
+    order.tell("in a guest: starting it", start)
+    watch = Watch(build, _SIGNS, Stages(_SIGNS.stages, order.tell, start, end), around.profile.install)
+    failure = watch.failure(run_guest(around.hypervisor, guest, watch))
+    if failure is not None:
+        raise _explained(order, failure, keep_logs(order.kit, definition.base, order.arch, folder, now(), ()))
+    _sync(disk)
+
+
+def _sync(path: Path) -> None:
+    """QEMU was told not to wait for the disk (DISPOSABLE): now is the time."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+_STEP = re.compile(r"'(patch|post) (\d+)'")
+
+
+def _explained(order: Order[Definition], failure: Failure, logs: Path) -> PocketcloudError:
+    why = failure.why
+    if step := _STEP.search(why):
+        texts = order.definition.patches if step[1] == "patch" else order.definition.post
+        first = texts[int(step[2]) - 1].strip().splitlines()
+        why += f" ({first[0][:100]})" if first else ""
+    text = f"base {order.definition.base} was not built: in the guest that customizes it, {why}\n"
+    text += "".join(f"  {line}\n" for line in failure.lines[-12:]) + f"all that it said is in {logs}"
+    if failure.fault is Fault.FULL:
+        return NoSpace(text, hint="remove labs or bases that are not needed, or move the kit to a larger disk")
+    if failure.fault in (Fault.SILENT, Fault.LATE):
+        return NotReady(text, hint="does the system have cloud-init, with its source NoCloud, and a console on the serial port?")
+    if NO_SPACE.search("\n".join(failure.lines)):
+        return NoSpace(text, hint="give the base a larger `size:` in its definition")
+    return PartlyDone(text, hint="nothing half-made is left; correct the definition and run it again")

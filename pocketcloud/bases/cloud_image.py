@@ -15,7 +15,7 @@ from pocketcloud.bases.install.preflight import check_guest
 from pocketcloud.bases.packed import Share, unpacked
 from pocketcloud.bases.recipe import Order
 from pocketcloud.downloads import Fetched
-from pocketcloud.errors import HostLacks, NoSpace, PocketcloudError
+from pocketcloud.errors import HostLacks, NoSpace
 from pocketcloud.host.packages import install_command
 from pocketcloud.host.release import read_distribution
 from pocketcloud.model.base import Arch, Firmware, ImageDefinition
@@ -47,11 +47,6 @@ class CloudImage:
     def check(self, order: Order[ImageDefinition]) -> None:
         """See Recipe.check."""
         lacking = list(_lacking(order))
-        if order.offline and not _here(order):
-            media = order.kit.path / "media"
-            lacking.append(
-                (f"its image is not in {media}, and nothing may be fetched: offline", "fetch it where there is a network")
-            )
         if lacking:
             hints = dict.fromkeys(hint for _, hint in lacking if hint)
             raise HostLacks(
@@ -121,11 +116,3 @@ def _lacking(order: Order[ImageDefinition]) -> Iterator[tuple[str, str]]:
     ):
         if which(tool) is None:
             yield f"{tool} is not installed", install_command(distribution, order.here.machine, [row])
-
-
-def _here(order: Order[ImageDefinition]) -> bool:
-    try:
-        downloads.fetch(order.definition.images[order.arch], order.kit.path / "media", offline=True, run=order.run)
-    except PocketcloudError:
-        return False
-    return True

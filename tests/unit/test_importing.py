@@ -19,8 +19,8 @@ from pocketcloud.bases import builder, customize, records
 from pocketcloud.bases.cloud_image import check_room
 from pocketcloud.bases.disk_image import Disk, Format
 from pocketcloud.bases.importing import Import, import_image
-from pocketcloud.documents import parse_yaml
 from pocketcloud.cache.supply import KitSupply
+from pocketcloud.documents import parse_yaml
 from pocketcloud.errors import BadDocument, HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.base import Arch, Download, Firmware, ImageDefinition
 from pocketcloud.model.kit import Kit
@@ -230,7 +230,7 @@ def test_a_signed_image_from_a_server(kit: Kit, storage: Storage, raw: Path, tmp
 
 def test_an_image_that_is_not_here_offline(kit: Kit, web: Web) -> None:
     definition = defined(f"url: '{web.put('/a', b'x')}', sha256: '{'0' * 64}'")
-    with pytest.raises(HostLacks, match="nothing may be fetched: offline"):
+    with pytest.raises(NotFound, match="cannot be built offline"):
         build(kit, definition, offline=True)
     assert web.asked == []
 

@@ -62,11 +62,13 @@ class Works:
         self.define(**(values | {"requires": {"memory": "512MiB"}} | said))
 
     def build(self, *words: str, timeout: float = WITHIN) -> Ran:
-        return self.kit.cli("base", "build", self.base, "--kit", self.kit.kit.name, *words, env=self.env, timeout=timeout)
+        return self.kit.cli(
+            "base", "build", self.base, "--online", "--kit", self.kit.kit.name, *words, env=self.env, timeout=timeout
+        )
 
     def start(self) -> subprocess.Popen[str]:
         self.kit.env |= self.env
-        return self.kit.start("base", "build", self.base, "--kit", self.kit.kit.name)
+        return self.kit.start("base", "build", self.base, "--online", "--kit", self.kit.kit.name)
 
     def says(self, text: str) -> bool:
         """Whether an installer that runs has said that."""

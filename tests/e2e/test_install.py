@@ -116,8 +116,9 @@ def test_a_base_comes_from_a_kickstart(works: Works, standin: Tree) -> None:
     url = standin.serve(works.web)
     works.anaconda(url, "nano", "less")
     said = works.build().expect(0, "is built in")
-    for stage in ("Stand-in 10 from", "its kernel starts", "in the new system: "):  # plain progress leaves out what is quick
-        assert stage in said.err, said.err
+    assert "Stand-in 10 from" in said.err
+    # Plain progress leaves out what is quick: one stage of the installer's own is enough.
+    assert any(stage in said.err for stage in ("installing ", "in the new system: ", "its kernel starts")), said.err
     base = records.find(works.kit.kit, Name(works.base), Arch.X86_64)
     assert base is not None
     volume = next(volume for volume in works.kit.storage.volumes() if volume.name == base.volume)

@@ -192,10 +192,6 @@ class ImageDefinition(Definition):
     images: Mapping[Arch, Download]
     firmware: Firmware = Firmware.EFI
 
-    def __post_init__(self) -> None:
-        if missing := [arch for arch in self.architectures if arch not in self.images]:
-            raise ValueError(f"images: there is none for {', '.join(missing)}")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDefinition(Definition):

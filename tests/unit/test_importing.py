@@ -21,7 +21,7 @@ from pocketcloud.bases.disk_image import Disk, Format
 from pocketcloud.bases.importing import Import, import_image
 from pocketcloud.cache.supply import KitSupply
 from pocketcloud.documents import parse_yaml
-from pocketcloud.errors import BadDocument, HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
+from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.base import Arch, Download, Firmware, ImageDefinition
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -251,17 +251,6 @@ def test_images_that_do_not_become_a_base(kit: Kit, raw: Path, tmp_path: Path, w
         assert remains(kit) == []
     sha256 = hashlib.sha256(old).hexdigest()
     assert build(kit, defined(f"file: {tmp_path / 'old.raw'}, sha256: {sha256}", more="firmware: bios\n")).fresh
-
-
-def test_definitions_that_cannot_be_meant() -> None:
-    image = f"file: /x, sha256: '{'0' * 64}'"
-    with pytest.raises(BadDocument, match="images: there is none for aarch64"):
-        parse_yaml(
-            "base: cloud\ntitle: A\nfamily: debian\nversion: '1'\nbuilder: cloud-image\narchitectures: [x86_64, aarch64]\n"
-            f"images:\n  x86_64: {{{image}}}\n",
-            ImageDefinition,
-            "cloud.yaml",
-        )
 
 
 # -- what a guest is given --------------------------------------------------------------------------------------------

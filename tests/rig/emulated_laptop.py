@@ -58,6 +58,10 @@ def kernel() -> Path:
     """Debian's newest kernel, with its modules beside it as on a system. Raises LaptopFailed if it cannot be fetched."""
     found = sorted(_CACHE.glob("boot/vmlinuz-*"))
     if found:
+        release = found[-1].name.removeprefix("vmlinuz-")
+        # What a package's installation does, and its unpacking does not: which module needs which.
+        if not (_CACHE / f"lib/modules/{release}/modules.dep").exists():
+            _said("depmod", "-b", str(_CACHE), release)
         return found[-1]
     depends = _said("apt-cache", "depends", "--important", _KERNEL_PACKAGE)
     (package, *_) = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line] or [""]

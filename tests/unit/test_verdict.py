@@ -42,7 +42,8 @@ def texts(target: BlockDevice, measured: Measured | None) -> tuple[str, ...]:
     [
         (USB, FAST, True),
         (USB, ARM, False),
-        (USB, BETWEEN, None),
+        (USB, BETWEEN, True),
+        (replace(USB, transport=""), BETWEEN, None),
         (USB, None, None),
         (replace(USB, rotational=False), None, True),
         (replace(USB, rotational=False), ARM, True),
@@ -63,10 +64,10 @@ def test_an_ssd_is_known_by_its_word_or_by_its_reads(
 
 
 def test_a_disk_that_its_reads_do_not_tell_is_to_be_measured_again() -> None:
-    for measured in (BETWEEN, replace(ARM, others=300 * MIB)):
-        first = verdict(USB, measured)[0]
+    for target, measured in ((replace(USB, transport="", usb=None), BETWEEN), (USB, replace(ARM, others=300 * MIB))):
+        first = verdict(target, measured)[0]
         assert "each, do not tell" in first.text
-        assert first.remedy == (f"When this computer has nothing else to do: sudo pocketcloud check --device {USB.path}",)
+        assert first.remedy == (f"When this computer has nothing else to do: sudo pocketcloud check --device {target.path}",)
 
 
 def test_a_good_disk_gets_short_praise() -> None:

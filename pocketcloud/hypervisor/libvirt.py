@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import libvirt
 
-from pocketcloud.errors import NotFound, NotOurs, Refused
+from pocketcloud.errors import HostLacks, NotFound, NotOurs, Refused
 from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
 from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.hypervisor.handles import AGENT_SECONDS, ask_to_power_off, domain_of, kill, look, remember_frozen, resume
@@ -278,10 +278,15 @@ class LibvirtHypervisor:
         text = xml.network_xml(spec)
         known = self._check_network(spec) is not None
         connection = self._open()
-        # Before the first packet, and while it runs: what may be reached can be changed at any time.
-        self._fences.settle(spec)
         with explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
+            # Before the first packet, and after libvirt knows the network: then its removal finds the fence, come what may.
+            try:
+                self._fences.settle(spec)
+            except HostLacks:
+                if not known:
+                    handle.undefine()
+                raise
             if handle.isActive():
                 wanted, live = xml.read_network(text), xml.read_network(handle.XMLDesc(0))
                 if wanted.shape == live.shape:
@@ -294,6 +299,7 @@ class LibvirtHypervisor:
                 if handle.isActive():  # somebody else was quicker
                     return
                 if not known:
+                    self._fences.remove(spec.bridge)
                     with contextlib.suppress(libvirt.libvirtError):
                         handle.undefine()
                 raise

@@ -452,9 +452,13 @@ def test_lab_records_that_are_lost_are_told_from_the_tags(kit: Made, places: Pla
     assert "lab.a.m.root" in finding.evidence
 
 
-def test_files_of_dead_makers_go_and_those_of_living_stay(kit: Made, places: Places) -> None:
+def test_files_of_dead_makers_go_and_those_of_living_stay(kit: Made, places: Places, tmp_path: Path) -> None:
     kit.activate(STATE)
-    with aside(kit.state, run) as tree:
+    # Not aside: what is mounted there counts as left over, and is unmounted before anybody looks.
+    tree = tmp_path / "state"
+    tree.mkdir()
+    run(["mount", kit.state, tree])
+    try:
         for name in (".making-dead", ".making-alive"):
             (tree / "volumes" / name).touch()
         with (tree / "volumes" / ".making-alive").open("r+b") as alive:
@@ -463,6 +467,8 @@ def test_files_of_dead_makers_go_and_those_of_living_stay(kit: Made, places: Pla
             assert (finding.trouble, ".making-alive" in finding.evidence) == (Trouble.MAKERS, False)
             assert cured(kit, places)[0] == []
             assert [path.name for path in (tree / "volumes").iterdir()] == [".making-alive"]
+    finally:
+        run(["umount", tree])
     kit.deactivate()
 
 

@@ -23,6 +23,7 @@ import libvirt
 
 from pocketcloud.bases import records as base_records
 from pocketcloud.hypervisor import xml
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.directory import init_directory
 from pocketcloud.kit.manifest import kit_at
@@ -228,9 +229,10 @@ def remove_of_kits(kit_ids: set[str]) -> None:
                 domain.undefineFlags(flags)
     for network in connection.listAllNetworks():
         with contextlib.suppress(libvirt.libvirtError):
-            if (mark := xml.read_network(network.XMLDesc(0)).mark) and mark.kit_id in kit_ids:
+            if (mark := (found := xml.read_network(network.XMLDesc(0))).mark) and mark.kit_id in kit_ids:
                 _quietly(network.destroy)
                 network.undefine()
+                Fences().remove(found.bridge)
     connection.close()
 
 

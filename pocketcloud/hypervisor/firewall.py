@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Network, collapse_addresses
 from pathlib import Path
@@ -25,6 +25,7 @@ _MAP = "fences"
 PRIVATE = tuple(IPv4Network(net) for net in ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"))
 _TIMEOUT = 30.0
 _LOCK = Path("/run/pocketcloud/locks/firewall.lock")
+_INTERFACES = "/sys/class/net"
 
 
 class Fences:
@@ -49,9 +50,18 @@ class Fences:
     def remove(self, bridge: str) -> None:
         """Take a bridge's fence down, and the table with the last; none is success, as it is where there are no nftables."""
         with self._held():
-            known = self.bridges()
-            if bridge in known:
-                self._run(["nft", "-f", "-"], stdin=_removal(bridge, last=known == (bridge,)).encode(), timeout=_TIMEOUT)
+            self._take_down((bridge,))
+
+    def sweep(self, known: Callable[[], Collection[str]]) -> None:
+        """Take the fences down whose networks others took away. `known` asks libvirt for the bridges of all its networks.
+
+        It is asked while no fence can be put up, and fences are put up around networks that libvirt knows: so no fence goes
+        that another command has just made. One whose bridge is there stays, whoever made that bridge.
+        """
+        with self._held():
+            if fenced := self.bridges():
+                kept = known()
+                self._take_down([bridge for bridge in fenced if bridge not in kept and not Path(_INTERFACES, bridge).exists()])
 
     def bridges(self) -> tuple[str, ...]:
         """The bridges that have a fence, by name."""
@@ -60,6 +70,12 @@ class Fences:
         except PocketcloudError:
             return ()
         return tuple(sorted(re.findall(r'"([^"]+)" : jump', said)))
+
+    def _take_down(self, bridges: Collection[str]) -> None:
+        fenced = self.bridges()
+        gone = [bridge for bridge in fenced if bridge in bridges]
+        if gone:
+            self._run(["nft", "-f", "-"], stdin=_removal(gone, last=len(gone) == len(fenced)).encode(), timeout=_TIMEOUT)
 
     def _change(self, script: str) -> None:
         with self._held():
@@ -98,8 +114,11 @@ def fence_script(bridge: str, networks: Iterable[IPv4Network]) -> str:
     )
 
 
-def _removal(bridge: str, *, last: bool) -> str:
+def _removal(bridges: Iterable[str], *, last: bool) -> str:
     if last:
         return f"delete table {TABLE}\n"
-    element = f'delete element {TABLE} {_MAP} {{ "{bridge}" : jump {bridge} }}'
-    return f"{element}\nflush chain {TABLE} {bridge}\ndelete chain {TABLE} {bridge}\n"
+    lines = []
+    for bridge in bridges:
+        lines.append(f'delete element {TABLE} {_MAP} {{ "{bridge}" : jump {bridge} }}')
+        lines += [f"flush chain {TABLE} {bridge}", f"delete chain {TABLE} {bridge}"]
+    return "\n".join((*lines, ""))

@@ -277,6 +277,7 @@ class LibvirtHypervisor:
         """See Hypervisor.ensure_network. A network that is new and does not start is not left behind."""
         text = xml.network_xml(spec)
         known = self._check_network(spec) is not None
+        self._fences.sweep(self._bridges)
         connection = self._open()
         with explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
@@ -317,6 +318,7 @@ class LibvirtHypervisor:
             self._fences.remove(bridge)
             if persistent:
                 handle.undefine()
+            self._fences.sweep(self._bridges)
 
     def subnets(self) -> tuple[Subnet, ...]:
         """See Hypervisor.subnets."""
@@ -340,6 +342,9 @@ class LibvirtHypervisor:
                 code, text = complaint.get_error_code(), complaint.get_error_message() or str(complaint)
                 raise complaints.unreachable(code, text, self._uri, which) from None
             return self._connection
+
+    def _bridges(self) -> frozenset[str]:
+        return frozenset(reading.bridge for reading, _ in self._all_networks())
 
     def _find_domain(self, name: str) -> Any:
         """The handle of our domain, None if there is none of that name. Raises NotOurs if it lacks our mark."""

@@ -25,6 +25,7 @@ from pocketcloud.model.machine import Mark, NetworkSpec
 from pocketcloud.model.names import joined, network_uuid
 from pocketcloud.subnets import choose
 from pocketcloud.system import run
+from tests.labkit import raw_libvirt
 
 # What a conference's LAN may have: private networks of all kinds, and a public one that the host is on. Ten ways out.
 LAN = IPv4Network("203.0.113.0/28")
@@ -231,3 +232,33 @@ def test_the_last_fence_takes_the_table_with_it_and_no_other(hypervisor: Hypervi
     assert second.bridge in left
     assert first.bridge not in left
     hypervisor.remove_network(first.name)  # absent is success
+
+
+def test_the_fence_of_a_network_that_others_took_away_goes_with_the_next_change(network: Callable[[], NetworkSpec]) -> None:
+    lost = network()
+    connection = raw_libvirt()
+    handle = connection.networkLookupByName(lost.name)
+    handle.destroy()
+    # Not running is not gone: it keeps its fence while libvirt knows it.
+    kept = network()
+    assert {lost.bridge, kept.bridge} <= set(Fences().bridges())
+    handle.undefine()
+    connection.close()
+    other = network()  # which sweeps
+    assert lost.bridge not in Fences().bridges()
+    assert {kept.bridge, other.bridge} <= set(Fences().bridges())
+
+
+def test_a_fence_stays_while_its_bridge_is_there(hypervisor: Hypervisor, network: Callable[[], NetworkSpec]) -> None:
+    bridge = f"pct-{secrets.token_hex(4)}"
+    ip("link", "add", bridge, "type", "bridge")
+    fences = Fences()
+    spec = network()
+    try:
+        fences.settle(replace(spec, bridge=bridge))
+        hypervisor.ensure_network(spec)  # which sweeps
+        assert {bridge, spec.bridge} <= set(fences.bridges())
+    finally:
+        ip("link", "delete", bridge)
+    hypervisor.remove_network(spec.name)
+    assert not {bridge, spec.bridge} & set(fences.bridges())

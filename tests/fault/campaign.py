@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pocketcloud.hypervisor import DomainState
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
 from pocketcloud.hypervisor.xml import NAMESPACE
 from pocketcloud.model.inventory import Volume
+from pocketcloud.model.names import bridge_name
 from pocketcloud.model.record import Record
 from pocketcloud.records import read_record
 from tests.labkit import GREETING, PATIENCE, TOP, LabKit, Ran, lab_kit, raw_libvirt
@@ -36,7 +38,7 @@ machines:
   a: {{base: tiny, memory: 32MiB, ready: {{console: hello, within: 90s}}, networks: [n]}}
   b: {{base: tiny, memory: 32MiB, ready: {{console: hello, within: 90s}}, disks: [{{name: data, size: 10MiB}}]}}
 networks:
-  n: {{kind: isolated}}
+  n: {{kind: nat}}
 """
 # Another lab of the same kit, whose name begins as ours does; it runs all the time.
 NEIGHBOUR = """\
@@ -154,7 +156,12 @@ class Campaign:
         kit = self.kit
         found = [f"domain {d.name}" for d in self.hypervisor.domains(kit.kit.id) if d.mark.instance == INSTANCE]
         found += [f"network {n.name}" for n in self.hypervisor.networks(kit.kit.id) if n.mark.instance == INSTANCE]
+        found += [f"fence {self._bridge}"] if self._bridge in Fences().bridges() else []
         return sorted(found) + [str(p) for p in sorted(kit.path.rglob("*")) if self._is_labs(p)]
+
+    @property
+    def _bridge(self) -> str:
+        return bridge_name(self.kit.kit.id, INSTANCE, "n")
 
     def _is_labs(self, path: Path) -> bool:
         parts = path.relative_to(self.kit.path).parts
@@ -185,6 +192,7 @@ class Campaign:
             assert domains[name].state is DomainState.RUNNING
             assert set(domains[name].disks.values()) == {volumes[v].path for v in machine.disks.values()}
             assert GREETING in self.kit.files(INSTANCE).console(name).read_text(errors="replace")
+        assert self._bridge in Fences().bridges()
         (network,) = (n for n in self.hypervisor.networks(self.kit.kit.id) if n.mark.instance == INSTANCE)
         assert (network.mark.part, network.active, network.subnet) == (
             "n",

@@ -102,6 +102,11 @@ class Storage(Protocol):
         new. Made anew if it is absent. Refused while it is open or other volumes stand on it."""
         ...
 
+    def seal(self, name: str) -> Volume:
+        """Seal a live volume for good, as if it had been made with `fill`. Sealed already is success. Refused while it is open
+        for writing."""
+        ...
+
     def grow(self, name: str, size: int) -> Volume:
         """Enlarge a live volume to `size` bytes. Already that size: no effect. Smaller: refused."""
         ...

@@ -177,6 +177,22 @@ class ThinPool:
                 self._make(self._check_room(rows, reserve=False), [Clone(source, name, size or 0)])
         return self._volume(name)
 
+    def seal(self, name: str) -> Volume:
+        """See Storage.seal: the tag is what counts; clones would make it read-only as well."""
+        with self._errors(name), self._held() as rows:
+            row = self._existing(rows, name)
+            if row.open and row.writable and not self._let_go(row):
+                raise Refused(
+                    f"volume {name} is open for writing and cannot be sealed", hint="stop the machine that uses it first"
+                )
+            if KEPT not in row.tags:
+                self._lvm.command("lvchange", "--addtag", KEPT, f"{self._vg}/{row.name}")
+            if row.writable:
+                if row.active:
+                    self._lvm.command("lvchange", "-an", f"{self._vg}/{row.name}")
+                self._lvm.command("lvchange", "-pr", f"{self._vg}/{row.name}")
+        return self._volume(name)
+
     def grow(self, name: str, size: int) -> Volume:
         """See Storage.grow."""
         with self._errors(name), self._held() as rows:

@@ -140,6 +140,19 @@ class Qcow2Directory:
         self._settle()
         return self._volume(name)
 
+    def seal(self, name: str) -> Volume:
+        """See Storage.seal."""
+        path = self._existing(name)
+        with self._store_errors(name), _held(path):
+            if is_written(path):
+                raise Refused(
+                    f"volume {name} is open for writing and cannot be sealed", hint="stop the machine that uses it first"
+                )
+            _sync(path)
+            path.chmod(_SEALED)
+            _sync(path)
+        return self._volume(name)
+
     def grow(self, name: str, size: int) -> Volume:
         """See Storage.grow."""
         path = self._existing(name)

@@ -147,6 +147,23 @@ def test_a_filled_volume_stays_sealed_without_clones(store: Storage) -> None:
     assert volume_of(store, "base")[1]
 
 
+def test_a_sealed_clone_stays_sealed_and_shares(store: Storage) -> None:
+    store.create("base", UNIT, filled(1))
+    store.clone("base", "layer")
+    write(store, "layer", 2)
+    assert store.seal("layer").sealed
+    assert store.seal("layer").sealed, "sealed already is success"
+    store.clone("layer", "disk")
+    write(store, "disk", 3)
+    store.remove("disk")
+    assert volume_of(store, "layer") == (UNIT, True, "base")
+    assert content(store, "layer")[:4096] == b"\2" * 4096
+    with pytest.raises(Refused, match="sealed"):
+        store.grow("layer", 2 * UNIT)
+    store.remove("layer")
+    assert names(store) == ["base"]
+
+
 def test_chains_hold(store: Storage) -> None:
     store.create("g0", UNIT, filled(1))
     for generation in range(1, 6):
@@ -246,6 +263,7 @@ def test_what_is_open_is_left_alone(store: Storage) -> None:
         lambda: store.replace("disk", "base"),
         lambda: store.grow("disk", 2 * UNIT),
         lambda: store.remove("disk"),
+        lambda: store.seal("disk"),
     ]
     with held(store, "disk"):
         for verb in verbs:
@@ -426,6 +444,7 @@ CASES = {
     "clone": Case(lambda store: store.clone("live", "new"), frozenset({("new", "live", UNIT)})),
     "larger": Case(lambda store: store.clone("base", "new", 2 * UNIT), frozenset({("new", "base", 2 * UNIT)})),
     "replace": Case(lambda store: store.replace("disk", "live"), frozenset({("disk", "live", UNIT)}), frozenset({"disk"})),
+    "seal": Case(lambda store: store.seal("disk")),
     "remove": Case(lambda store: store.remove("disk"), gone=frozenset({"disk"})),
     "reset": Case(lambda store: _reset(store), frozenset({("spare", "base", UNIT)}), frozenset({"disk"}), in_steps=True),
     "publish": Case(lambda store: store.clone_all([Clone("base", "spare")]), frozenset({("spare", "base", UNIT)})),

@@ -21,7 +21,7 @@ def observe(
     *,
     trust_record: bool = True,
 ) -> Inventory:
-    """The inventory of one instance. `bases` are those of the kit for this host's architecture, by name.
+    """The inventory of one instance. `bases` are those of the kit for the lab's architecture, by name.
 
     With `trust_record` False a record is not read, so that a lab with a damaged one can still be removed. Volumes of bases
     are in it too: machines stand on them. Raises Refused for a damaged record, HostLacks without libvirt.

@@ -146,9 +146,9 @@ def _check_machine(host: Host, have: Inventory, name: Name, lab: Lab) -> None:
     assert kept.count("provisioned") == bool(lab.machines[name].provision), "provisioned exactly once"
 
 
-def raise_lab(lab: Lab, host: Host, **options: bool) -> Plan:
+def raise_lab(lab: Lab, host: Host, *, reconfigure: bool = False, prune: bool = False) -> Plan:
     """Plan `up`, check the plan, apply it whole, check the lab."""
-    plan = plan_up(lab, INSTANCE, host.inventory(), ground(), **options)
+    plan = plan_up(lab, INSTANCE, host.inventory(), ground(), reconfigure=reconfigure, prune=prune)
     check_plan(plan, host.inventory())
     host.apply(plan)
     return plan

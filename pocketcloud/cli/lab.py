@@ -161,7 +161,10 @@ def _confirm_loss(*, yes: bool) -> Confirm:
     def confirm(plan: Plan) -> None:
         if plan.loses:
             names = ", ".join(plan.loses)
-            ask(f"{names} will be made anew from the base: what is on the disks is lost. Go on?", yes=yes)
+            ask(
+                f"{names} will be made anew from the base: what is on the disks is lost, and the states taken of them. Go on?",
+                yes=yes,
+            )
 
     return confirm
 
@@ -219,9 +222,14 @@ def status(lab: str | None, options: LabOptions) -> None:
 @command.command()
 @click.argument("lab", required=False)
 @click.argument("machines", nargs=-1)
+@click.option("--onto-new-base", is_flag=True, help="Make those anew whose base has a newer version in the kit.")
 @lab_options("no_wait", "dry_run", "yes")
-def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions) -> None:
-    """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is lost."""
+def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool) -> None:
+    """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is lost.
+
+    With --onto-new-base they are provisioned anew from the base that the kit has now, and `clean` is taken of that; machines
+    whose base has not changed are left as they are.
+    """
     from pocketcloud.lab.commands import plan_for_reset
     from pocketcloud.lab.commands import reset as bring_back
 
@@ -229,11 +237,12 @@ def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions) -> No
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            _print_plan(plan_for_reset(here, instance, machines), here, options.output)
+            _print_plan(plan_for_reset(here, instance, machines, onto_new_base=onto_new_base), here, options.output)
             return
         question = f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?"
-        done = bring_back(here, instance, machines, confirm=lambda _plan: ask(question, yes=options.yes))
-    _summary(here, instance, done, options.output, "is back to clean")
+        confirm = _confirm_loss(yes=options.yes) if onto_new_base else lambda _plan: ask(question, yes=options.yes)
+        done = bring_back(here, instance, machines, confirm=confirm, onto_new_base=onto_new_base)
+    _summary(here, instance, done, options.output, "stands on the newest bases" if onto_new_base else "is back to clean")
 
 
 @command.command()

@@ -20,7 +20,7 @@ from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import CommitRecord, Plan, WaitReady
-from pocketcloud.plan.up import plan_up
+from pocketcloud.plan.up import plan_onto_new_base, plan_up
 
 Confirm = Callable[[Plan], None]
 """Shows a plan that loses something and asks; raises Refused on a no."""
@@ -46,7 +46,7 @@ class Done:
 
 def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, prune: bool) -> Planned:
     """The plan that `up` would apply now. Without `lab` the instance's own definition is raised again."""
-    have = bench.observe(instance)
+    have = bench.observe(instance, lab)
     wanted = lab or known_record(instance, have, bench.kit.name).lab
     for name, machine in wanted.machines.items():
         # A domain or a network of this name that is not ours is found out here, before anything is made.
@@ -57,8 +57,9 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
     for network in wanted.networks:
         bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
     if bench.offline:
-        check_offline(bench.kit, wanted, instance, bench.bases())
-    plan = plan_up(wanted, instance, have, bench.ground(have, instance), reconfigure=reconfigure, prune=prune)
+        check_offline(bench.kit, wanted, instance, have.bases)
+    ground = bench.ground(have, instance, wanted)
+    plan = plan_up(wanted, instance, have, ground, reconfigure=reconfigure, prune=prune)
     return Planned(plan, have)
 
 
@@ -74,20 +75,23 @@ def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, 
         return _apply(bench, planned, f"pocketcloud lab up {instance}", allocation)
 
 
-def plan_for_reset(bench: Workbench, instance: Name, machines: Sequence[str]) -> Planned:
+def plan_for_reset(bench: Workbench, instance: Name, machines: Sequence[str], *, onto_new_base: bool = False) -> Planned:
     """The plan that `reset` would apply now."""
     have = bench.observe(instance)
-    return Planned(plan_reset(instance, machines, have, bench.ground(have, instance)), have)
+    plan = plan_onto_new_base if onto_new_base else plan_reset
+    return Planned(plan(instance, machines, have, bench.ground(have, instance)), have)
 
 
-def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm: Confirm) -> Done:
-    """Bring a lab, or machines of it, back to `clean`."""
+def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm: Confirm, onto_new_base: bool = False) -> Done:
+    """Bring a lab, or machines of it, back to `clean`, or make them anew from newer bases (see plan/up.py)."""
     with bench.lock(instance), ExitStack() as allocation:
         # Asked before the host's subnets are held: a question may stay open for long.
-        confirm(plan_for_reset(bench, instance, machines).plan)
+        confirm(plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base).plan)
         allocation.enter_context(bench.allocation())
-        planned = plan_for_reset(bench, instance, machines)
-        return _apply(bench, planned, " ".join(["pocketcloud lab reset", instance, *machines]), allocation)
+        planned = plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base)
+        # Once they stand on the new base, what is left to do is an `up`.
+        again = ["pocketcloud lab up", instance] if onto_new_base else ["pocketcloud lab reset", instance, *machines]
+        return _apply(bench, planned, " ".join(again), allocation)
 
 
 def plan_for_down(bench: Workbench, instance: Name, machines: Sequence[str], within: float) -> Planned:

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Network
 
@@ -25,6 +25,7 @@ from pocketcloud.model.base import Arch, Base
 from pocketcloud.model.facts import Facts, Subnet
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import Record
 from pocketcloud.observe import observe, taken_subnets
@@ -53,6 +54,8 @@ class Workbench:
     wait: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
     offline: bool = False
+    candidate: Base | None = None
+    """A base that no record names yet, which stands for that of its name: for the machine that is to prove it."""
 
     @property
     def arch(self) -> Arch:
@@ -61,9 +64,13 @@ class Workbench:
             raise HostLacks(f"this host is a {self.facts.machine}; pocketcloud runs on {', '.join(Arch)}")
         return self.facts.arch
 
-    def bases(self) -> dict[str, Base]:
-        """The kit's bases for this architecture, by name."""
-        return {base.name: base for base in base_records.built(self.kit) if base.arch is self.arch}
+    def bases(self, arch: Arch) -> dict[str, Base]:
+        """The kit's bases for an architecture, by name."""
+        return {base.name: base for base in self._all_bases() if base.arch is arch}
+
+    def _all_bases(self) -> tuple[Base, ...]:
+        built = base_records.built(self.kit)
+        return built if self.candidate is None else (*built, self.candidate)
 
     def files(self, instance: str) -> InstanceFiles:
         """Where an instance's files lie."""
@@ -93,17 +100,25 @@ class Workbench:
     def _say_waiting(self, holder: str) -> None:
         self.emit(Note(f"waiting for {holder} to end (--no-wait fails instead)", warn=True))
 
-    def observe(self, instance: str, *, trust_record: bool = True) -> Inventory:
-        """What there is of an instance."""
-        return observe(self.files(instance), self.storage, self.hypervisor, self.bases(), trust_record=trust_record)
+    def observe(self, instance: str, lab: Lab | None = None, *, trust_record: bool = True) -> Inventory:
+        """What there is of an instance, with the bases that `lab` may be made from, or else the recorded one."""
+        have = observe(self.files(instance), self.storage, self.hypervisor, {}, trust_record=trust_record)
+        wanted = lab or (have.record.lab if have.record else None)
+        return replace(have, bases=self.bases(wanted.arch_on(self.arch) if wanted else self.arch))
 
-    def ground(self, have: Inventory, instance: str) -> Ground:
-        """What the host and the kit can give an instance now."""
+    def ground(self, have: Inventory, instance: str, lab: Lab | None = None) -> Ground:
+        """What the host and the kit can give an instance of `lab`, or of the recorded one, now."""
+        wanted = lab or (have.record.lab if have.record else None)
+        arch = wanted.arch_on(self.arch) if wanted else self.arch
+        others: dict[str, list[Arch]] = {}
+        for base in self._all_bases():
+            if base.arch is not arch:
+                others.setdefault(base.name, []).append(base.arch)
         running = [d.memory for d in self.hypervisor.domains() if d.active]
         taken = (*taken_subnets(self.facts.subnets, self.hypervisor, have), *self._recorded_subnets(instance))
         return Ground(
             kit=self.kit.name,
-            arch=self.arch,
+            arch=arch,
             profile=self.profile,
             memory=memory_for_labs(self.facts, self.profile, memory_needed(self.profile, running)),
             space=self.storage.usage().free,
@@ -113,6 +128,7 @@ class Workbench:
             made_with=__version__,
             spares=self.kit.manifest.storage == "lvm",
             cache=self.served,
+            other_bases=others,
         )
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:

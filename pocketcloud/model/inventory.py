@@ -108,7 +108,7 @@ class LibvirtNetwork:
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """What there is of one instance: its record (None: none), and by name of machine, network and volume what carries its
-    mark; `bases` are those of the kit for the host's architecture."""
+    mark; `bases` are those of the kit for the lab's architecture, by name."""
 
     record: Record | None
     domains: Mapping[str, Domain]

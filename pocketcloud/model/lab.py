@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pocketcloud.model.base import Arch
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import MIB, TIB, Duration, Size, size_text
 
 # Keys that a file may not have are refused; pydantic reads this attribute of a plain dataclass (documents.py).
 _STRICT = {"extra": "forbid"}
 
+NATIVE: Literal["native"] = "native"
 READY_WITHIN = Duration(600)
 
 # Less than this no guest gets up with; more than this is a slip of the keyboard.
@@ -176,7 +178,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """Machines, networks and disks declared in one file; the unit of up, reset and down."""
+    """Machines, networks and disks declared in one file; the unit of up, reset and down. `arch` is the architecture of its
+    machines: the host's own (`native`), or one by name, which is emulated where it is not the host's."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -184,3 +187,8 @@ class Lab:
     machines: Mapping[Name, Machine]
     networks: Mapping[Name, LabNetwork] = field(default_factory=dict)
     title: str = ""
+    arch: Arch | Literal["native"] = NATIVE
+
+    def arch_on(self, host: Arch) -> Arch:
+        """The architecture of its machines on a host of that one."""
+        return host if self.arch == NATIVE else Arch(self.arch)

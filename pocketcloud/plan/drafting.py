@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Clone, Inventory
-from pocketcloud.model.lab import Lab
+from pocketcloud.model.lab import NATIVE, Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import CLEAN, MachineRecord, NetworkRecord, Record
@@ -39,7 +39,8 @@ ROOM_PER_MACHINE = 256 * MIB
 class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
-    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache."""
+    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache. `arch` is the architecture
+    of the lab's machines, `other_bases` says which bases the kit has for another one."""
 
     kit: str
     arch: Arch
@@ -52,6 +53,7 @@ class Ground:
     made_with: str
     spares: bool = False
     cache: bool = False
+    other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:
@@ -116,6 +118,26 @@ def known_record(instance: Name, have: Inventory, kit: str) -> Record:
         half = " (there are remains of it: pocketcloud lab destroy removes them)" if not have.empty else ""
         raise NotFound(f"kit {kit} has no lab {instance}{half}", hint="pocketcloud lab list shows what there is")
     return have.record
+
+
+def check_known(machines: Sequence[str], record: Record) -> None:
+    """Raise NotFound for a machine that the lab does not have."""
+    for name in machines:
+        if name not in record.machines:
+            raise NotFound(f"lab {record.instance} has no machine {name}", hint=f"it has: {', '.join(record.machines)}")
+
+
+def check_native(lab: Lab, record: Record, ground: Ground) -> None:
+    """Refuse to emulate machines that were made on a computer of another architecture, if the lab does not ask for that."""
+    foreign = [name for name, machine in record.machines.items() if name in lab.machines and machine.arch is not ground.arch]
+    if foreign and lab.arch == NATIVE:
+        arch = record.machines[foreign[0]].arch
+        raise Refused(
+            f"lab {record.instance}: {', '.join(foreign)} {'were' if len(foreign) > 1 else 'was'} made for {arch}, this host is"
+            f" {ground.arch}; a lab that is `arch: native` is not emulated",
+            hint=f"say `arch: {arch}` in its file and run pocketcloud lab up FILE, to have it emulated (slowly);"
+            f" or lab up FILE --reconfigure, which makes it anew for {ground.arch}: what is on its disks is lost",
+        )
 
 
 def settled_networks(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pocketcloud.errors import NotFound, Refused
+from pocketcloud.errors import Refused
 from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import NetworkRecord, Record, SnapshotPart, Stage
@@ -14,6 +14,8 @@ from pocketcloud.plan.drafting import (
     Fate,
     Ground,
     addressed,
+    check_known,
+    check_native,
     check_room,
     draw_networks,
     draw_sweep,
@@ -41,9 +43,8 @@ def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground:
     """Bring machines (none named: all) back to `clean` with a cold boot: new disks first, then the record, then the start,
     the old disks last. Raises NotFound and Refused."""
     record = known_record(instance, have, ground.kit)
-    for name in machines:
-        if name not in record.machines:
-            raise NotFound(f"lab {instance} has no machine {name}", hint=f"it has: {', '.join(record.machines)}")
+    check_known(machines, record)
+    check_native(record.lab, record, ground)
     draft = Draft(instance)
     parts = record.clean.machines if record.clean else {}
     missing = [name for name in machines or record.machines if name not in parts]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Base
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
-from pocketcloud.model.lab import Lab, Machine
+from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Snapshot, Stage
 from pocketcloud.plan.drafting import (
@@ -16,9 +16,12 @@ from pocketcloud.plan.drafting import (
     Fate,
     Ground,
     addressed,
+    check_known,
+    check_native,
     check_room,
     draw_networks,
     draw_sweep,
+    known_record,
     marks,
     next_generation,
     settled_networks,
@@ -50,19 +53,32 @@ _RESTARTS = frozenset({"memory", "vcpus"})
 _JUST_NOTED = frozenset({"ready"})
 
 
-def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconfigure: bool = False, prune: bool = False) -> Plan:
+def plan_up(
+    lab: Lab,
+    instance: Name,
+    have: Inventory,
+    ground: Ground,
+    *,
+    reconfigure: bool = False,
+    prune: bool = False,
+    onto_new: Collection[Name] = (),
+) -> Plan:
     """Bring the lab up: make what is missing, start what is off, wait until all is ready, take `clean` of what has none.
 
     Changes of an edited file are made only with `reconfigure`, what left the file goes only with `prune`; both are named in
-    the notes otherwise. Raises NotFound, Refused or NoSpace, with everything that is wrong, before anything is planned.
+    the notes otherwise. Machines of `onto_new` are made anew where the kit has a newer base. Raises NotFound, Refused or NoSpace,
+    with everything that is wrong, before anything is planned.
     """
     draft = Draft(instance)
     record = have.record or Record(RECORD_SCHEMA, instance, lab, ground.now, ground.made_with, 0)
     generation = next_generation(record, have)
     _check_bases(lab, record, have, ground)
+    if not reconfigure:
+        check_native(lab, record, ground)
     networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure)
     fates = [
-        _fate(name, machine, record, have, generation, draft, reconfigure=reconfigure) for name, machine in lab.machines.items()
+        _fate(name, machine, record, have, ground, generation, draft, reconfigure=reconfigure, onto_new=name in onto_new)
+        for name, machine in lab.machines.items()
     ]
     leaving = [name for name in record.machines if name not in lab.machines]
     kept = {name: machine for name, machine in record.machines.items() if name in leaving and not prune}
@@ -85,13 +101,30 @@ def plan_up(lab: Lab, instance: Name, have: Inventory, ground: Ground, *, reconf
     return draft.plan(next_record)
 
 
+def plan_onto_new_base(instance: Name, machines: Sequence[str], have: Inventory, ground: Ground) -> Plan:
+    """Make machines (none named: all) anew from the bases that the kit has now, where those are newer than what they stand on,
+    and bring the lab up. What is on their disks is lost, and their states with it. Raises as `plan_up`."""
+    record = known_record(instance, have, ground.kit)
+    check_known(machines, record)
+    chosen = [Name(name) for name in machines or record.machines]
+    plan = plan_up(record.lab, instance, have, ground, onto_new=chosen)
+    kept = [name for name in chosen if name not in plan.loses]
+    notes = [f"{name}: there is no newer {record.machines[name].definition.base}; it is left as it is" for name in kept]
+    return replace(plan, notes=(*plan.notes, *notes))
+
+
 def _check_bases(lab: Lab, record: Record, have: Inventory, ground: Ground) -> None:
     missing = sorted({m.base for name, m in lab.machines.items() if name not in record.machines and m.base not in have.bases})
     if missing:
         names = ", ".join(missing)
+        asked = "" if lab.arch == NATIVE else f" --arch {ground.arch}"
+        hints = [f"pocketcloud base build {name}{asked}" for name in missing]
+        others = dict.fromkeys(arch for name in missing for arch in ground.other_bases.get(name, ()))
+        if others and all(name in ground.other_bases for name in missing):
+            hints.append(f"or say `arch: {next(iter(others))}` in the lab file: it has them for that, and emulates it (slowly)")
         raise NotFound(
             f"kit {ground.kit} has no base {names} for {ground.arch}, which the lab needs",
-            hint="; ".join(f"pocketcloud base build {name}" for name in missing),
+            hint="; ".join(hints),
         )
 
 
@@ -147,18 +180,31 @@ def _fate(
     wanted: Machine,
     record: Record,
     have: Inventory,
+    ground: Ground,
     generation: int,
     draft: Draft,
     *,
     reconfigure: bool,
+    onto_new: bool,
 ) -> Fate:
     known = record.machines.get(name)
     if known is None:
         return _from_base(name, wanted, have.bases[wanted.base], record, generation, "the lab file declares it")
     base = have.bases.get(wanted.base)
-    if base and base.name == known.definition.base and base.digest != known.base_digest:
-        draft.notes.append(f"{name}: the kit has a newer {base.name}; the machine stays on the one it was made from")
     changed = _changes(known.definition, wanted)
+    if known.arch is not ground.arch:
+        changed.append("arch")
+    elif base and base.name == known.definition.base and base.volume != known.base_volume:
+        if onto_new:
+            kept = [snapshot for snapshot, state in record.snapshots.items() if name in state.machines]
+            lost = ", ".join(["what is on its disks", *(f"its state {snapshot}" for snapshot in kept)])
+            draft.notes.append(f"{name} is made anew from the {base.name} built {base.built}; lost: {lost}")
+            draft.loses.append(name)
+            return _from_base(name, known.definition, base, record, generation, f"onto the newer {base.name}")
+        draft.notes.append(
+            f"{name}: the kit has a newer {base.name}; the machine stays on the one it was made from"
+            f" (lab reset {record.instance} --onto-new-base makes it anew)"
+        )
     anew = [field for field in changed if field not in _RESTARTS | _JUST_NOTED]
     definition = wanted
     if changed and not reconfigure and set(changed) - _JUST_NOTED:
@@ -170,17 +216,26 @@ def _fate(
         return _again(name, definition, known, have, record, generation, "its provisioning was interrupted")
     if anew:
         draft.loses.append(name)
-        return _again(name, definition, known, have, record, generation, f"{', '.join(anew)} changed")
+        reason = f"{', '.join(anew)} changed"
+        return _again(name, definition, known, have, record, generation, reason, other_arch="arch" in anew)
     keep = replace(known, definition=definition)
     return _kept(name, keep, record, have, generation, restart=[f for f in changed if f in _RESTARTS])
 
 
 def _again(
-    name: Name, wanted: Machine, known: MachineRecord, have: Inventory, record: Record, generation: int, reason: str
+    name: Name,
+    wanted: Machine,
+    known: MachineRecord,
+    have: Inventory,
+    record: Record,
+    generation: int,
+    reason: str,
+    *,
+    other_arch: bool = False,
 ) -> Fate:
     """A machine made anew: from the base it stood on while that is there and still the one wanted, else from the kit's."""
     base = have.bases.get(wanted.base)
-    if wanted.base == known.definition.base and known.base_volume in have.volumes:
+    if wanted.base == known.definition.base and known.base_volume in have.volumes and not other_arch:
         base = Base(wanted.base, known.arch, known.base_digest, known.base_volume, known.firmware, built="")
     if base is None:
         raise NotFound(

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison: seconds of each round for us and for the peer, and the ratio of their medians against a goal."""
+    """One comparison: seconds (or what `unit` says) of each round for us and for the peer, and the ratio of their medians against
+    a goal."""
 
     name: str
     us: tuple[float, ...]
     peer: tuple[float, ...]
     goal: float | None
     peer_name: str
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
@@ -32,14 +34,17 @@ class Row:
             "ratio": round(self.ratio, 3),
             "goal": self.goal,
             "met": self.goal is None or self.ratio <= self.goal,
-            "seconds": {"us": [round(s, 3) for s in self.us], "peer": [round(s, 3) for s in self.peer]},
+            "seconds" if self.unit == "s" else self.unit: {
+                "us": [round(s, 3) for s in self.us],
+                "peer": [round(s, 3) for s in self.peer],
+            },
         }
 
     def line(self) -> str:
         """For people."""
         us, peer = statistics.median(self.us), statistics.median(self.peer)
         goal = f"goal {self.goal}: {'met' if self.ratio <= self.goal else 'MISSED'}" if self.goal else "no goal"
-        medians = f"medians {us:.3f} s against {peer:.3f} s ({self.peer_name}), {len(self.us)} rounds"
+        medians = f"medians {us:.3f} {self.unit} against {peer:.3f} {self.unit} ({self.peer_name}), {len(self.us)} rounds"
         return f"{self.name}: ratio {self.ratio:.2f} ({goal}); {medians}"
 
 

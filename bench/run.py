@@ -15,6 +15,7 @@ from pathlib import Path
 # Run as a script, the folder above is not on the path by itself.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench.bases import base_rows
 from bench.guests import LAB, Bench, reset_rows, up_rows
 from bench.images import import_rows
 from bench.measure import Row, quick_rows, thin_rows
@@ -28,7 +29,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    parser.add_argument("--only", choices=("quick", "thin", "images", "guests"), help="only these rows")
+    kinds = ("quick", "bases", "thin", "images", "guests")
+    parser.add_argument("--only", choices=kinds, help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
     python = sys.executable
@@ -37,6 +39,11 @@ def main() -> int:
     if options.only in (None, "quick"):
         rows += quick_rows([pocketcloud], python, 41)
         _show(rows)
+    if options.only in (None, "bases"):
+        print("building bases ...", flush=True)
+        new = base_rows(pocketcloud, options.rounds)
+        _show(new)
+        rows += new
     if options.only in (None, "thin"):
         rows += _thin_rows(options.thin_rounds)
     if options.only in (None, "images"):

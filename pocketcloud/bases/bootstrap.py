@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import tarfile
 import uuid
@@ -16,23 +17,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.bases import needs
+from pocketcloud.bases import needs, newest, stages
 from pocketcloud.bases.mirror import Mirror, apt_options, choose, from_cache
 from pocketcloud.bases.namespace import WORK, confined, give
 from pocketcloud.bases.progress import OnProgress, Progress, cause
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.recipe import Measured, Order
 from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
 from pocketcloud.model.sizes import MIB
 from pocketcloud.system import CommandFailed, Completed, Runner, unproxied
 
-RECIPE = 1
+RECIPE = 2
 """The version of what this module does beside the files in `debian/`: raised when an image would come out differently."""
 
 _PARTS = Path(__file__).resolve().parent / "debian"
 _COPY = 4 * MIB
 _UNPACKED = 0.93
 """How much of the whole time the image takes; storing it takes the rest."""
+_INSTALLED, _SEALED = 0.88, 0.92
+"""Of that, how much until the packages are there, and until they are sealed."""
+_IDS = {"ROOT_ID": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ESP_ID": "[0-9A-F]{4}-[0-9A-F]{4}"}
 _NOT_UNPACKED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 _STILL_UNPACKED = ("/usr/share/doc/*/copyright",)
 
@@ -92,10 +96,7 @@ class Bootstrap:
         """See Recipe.make."""
         tools = made_with(order.run)
         with _source(order) as (mirror, options, run):
-            image = make_image(
-                order.definition, order.arch, mirror, options, order.work, run,
-                lambda text, part: order.tell(text, part * _UNPACKED),
-            )  # fmt: skip
+            image = make_image(order, mirror, options, run)
         rest = 1.0 - _UNPACKED
 
         def fill(target: Path) -> None:
@@ -103,6 +104,7 @@ class Bootstrap:
 
         order.tell("storing the image", _UNPACKED)
         order.storage.create(volume, order.definition.size, fill)
+        image.unlink()
         return tools
 
 
@@ -120,28 +122,93 @@ def _source(order: Order[BootstrapDefinition]) -> Iterator[tuple[Mirror, str, Ru
     yield mirror, apt_options(order.run), order.run
 
 
-def make_image(
-    definition: BootstrapDefinition, arch: Arch, mirror: Mirror, apt_options: str, work: Path, run: Runner, tell: OnProgress
-) -> Path:
-    """Build the disk image in `work`, an empty folder of the namespace's root, and return its path: raw, sparse, of the
-    definition's size. `apt_options` is text for an apt.conf. Raises HostLacks, NoSpace or PartlyDone with the lines that
-    explain it.
+def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: str, run: Runner) -> Path:
+    """Build the disk image in the order's work folder and return its path: raw, sparse, of the definition's size. `apt_options`
+    is text for an apt.conf. Raises HostLacks, NoSpace or PartlyDone with the lines that explain it.
     """
-    values = _values(definition, arch)
+    definition, work, tell = order.definition, order.work, order.tell
+    kept = stages.stage(order.kit, definition, order.arch, _stage_inputs())
+    there = not order.anew and kept.unpack(work, run)
+    values = _values(definition, order.arch, _ids(work / "values") if there else {})
     _lay_out(definition, mirror, apt_options, values, work)
-    _installed(definition, arch, work, run, tell)
-    _step(definition, work, run, ["sh", "-c", "exec chroot root sh -s < seal.sh"])
-    tell("making the disk image", 0.9)
+    if there:
+        tell("packages are those of an earlier build", _INSTALLED * _UNPACKED)
+    else:
+        _installed(definition, order.arch, work, run, lambda text, part: tell(text, part * _UNPACKED))
+        if kept.wanted:
+            tell("keeping the packages for the next build", _INSTALLED * _UNPACKED)
+        kept.keep(work, run)
+    take_steps(definition, work, run, lambda text, part: tell(text, (_INSTALLED + (_SEALED - _INSTALLED) * part) * _UNPACKED))
+    order.measured(Measured(_taken(work), newest.read(_releases(work), order.arch)))
+    _step(definition, work, run, ["sh", "-c", "exec chroot root sh -s < seal.sh"], what="sealing")
+    tell("making the disk image", _SEALED * _UNPACKED)
     _step(definition, work, run, ["sh", "assemble.sh"])
     _step(definition, work, run, ["rm", "-rf", "root", "esp.img"])
     return work / "disk.raw"
 
 
-def _values(definition: BootstrapDefinition, arch: Arch) -> dict[str, str]:
+def take_steps(definition: BootstrapDefinition, work: Path, run: Runner, tell: OnProgress) -> None:
+    """Apply the patches to the new system in `root`, and take the steps of `post:` in it; `post.sh` lies beside it. Raises
+    PartlyDone, or what else the lines of the one that failed say."""
+    for number, (what, argv, step) in enumerate(steps := _steps(definition)):
+        _put(work / "step", step)
+        tell(what, number / len(steps))
+        _step(definition, work, run, argv, _said(what, tell, number / len(steps)), what)
+
+
+def _said(what: str, tell: OnProgress, part: float) -> Callable[[str], None]:
+    """Tells the lines of a step after its name."""
+    return lambda line: tell(f"{what}: {line}", part)
+
+
+def _stage_inputs() -> bytes:
+    """What goes into a stage beside the definition: all of the recipe but what comes after."""
+    later = {"seal.sh", "assemble.sh", "post.sh"}
+    earlier = (f"{name}\0".encode() + content for name, content in parts() if name not in later)
+    return b"\0".join([f"{RECIPE}".encode(), *earlier])
+
+
+def _steps(definition: BootstrapDefinition) -> list[tuple[str, list[str], str]]:
+    """What comes after the packages: a name for people, the command, and what it finds in the file `step`. The name does not
+    say what is in it, which may be a secret."""
+    patches = len(definition.patches)
+    patch = ["patch", "--directory=root", "--strip=1", "--batch", "--forward", "--no-backup-if-mismatch", "--reject-file=-"]
+    found = [
+        (f"patch {number} of {patches}", [*patch, f"--input={WORK}/step"], text)
+        for number, text in enumerate(definition.patches, 1)
+    ]
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "post.sh"]
+    last = len(definition.post)
+    found += [(f"post step {number} of {last}", apart, text) for number, text in enumerate(definition.post, 1)]
+    return found
+
+
+def _taken(work: Path) -> int:
+    """The bytes that the new system's files took when its packages were there, and their lists and archives still with them."""
+    try:
+        return int((work / "releases/taken").read_text(encoding="utf-8").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _releases(work: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted((work / "releases").glob("*InRelease"))]
+
+
+def _ids(path: Path) -> dict[str, str]:
+    """The ids of the file systems that a stage was made for: its files name them."""
+    try:
+        said = dict(line.partition("=")[::2] for line in path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeError):
+        return {}
+    return {name: said[name] for name, form in _IDS.items() if re.fullmatch(form, said.get(name, ""))}
+
+
+def _values(definition: BootstrapDefinition, arch: Arch, ids: Mapping[str, str]) -> dict[str, str]:
     platform, esp = _PLATFORMS[arch], uuid.uuid4().hex[:8].upper()
     return {
-        "ROOT_ID": str(uuid.uuid4()),
-        "ESP_ID": f"{esp[:4]}-{esp[4:]}",
+        "ROOT_ID": ids.get("ROOT_ID") or str(uuid.uuid4()),
+        "ESP_ID": ids.get("ESP_ID") or f"{esp[:4]}-{esp[4:]}",
         "CONSOLE": platform.console,
         "EFI": platform.efi,
         "REMOVABLE": platform.removable,
@@ -163,18 +230,25 @@ def _lay_out(definition: BootstrapDefinition, mirror: Mirror, apt_options: str, 
         lines.append(f"deb {signed} {mirror.security} {definition.suite}-security main")
     files = {"sources.list": "\n".join(lines) + "\n", "apt.conf": 'Acquire::Languages "none";\n' + apt_options}
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    for script in ("customize.sh", "seal.sh", "assemble.sh"):
+    for script in ("customize.sh", "post.sh", "seal.sh", "assemble.sh"):
         files[script] = assignments + (_PARTS / script).read_text(encoding="utf-8")
+    files["values"] = "".join(f"{name}={values[name]}\n" for name in _IDS)
     for name, text in files.items():
-        path = work / name
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8")
-        give(path)
+        _put(work / name, text)
     overlay = work / "tree.tar"
     overlay.write_bytes(_overlay())
     give(overlay)
-    (work / "tmp").mkdir(mode=0o700)
-    give(work / "tmp")
+    for folder in ("tmp", "releases"):
+        (work / folder).mkdir(mode=0o700, exist_ok=True)
+        give(work / folder)
+
+
+def _put(path: Path, text: str) -> None:
+    """A file that only the namespace's root reads. What lies there already may be a link that was put in our way."""
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text, encoding="utf-8")
+    give(path)
 
 
 def _overlay() -> bytes:
@@ -201,22 +275,29 @@ def _installed(definition: BootstrapDefinition, arch: Arch, work: Path, run: Run
         # The tree comes before the packages that read it (the initramfs is made once), the script after all of them.
         f"--essential-hook=tar-in {WORK}/tree.tar /",
         f'--customize-hook=chroot "$1" sh -s < {WORK}/customize.sh',
+        f'--customize-hook=du -sx --block-size=1 "$1" > {WORK}/releases/taken',
+        f'--customize-hook=cp "$1"/var/lib/apt/lists/*InRelease {WORK}/releases/',
         definition.suite,
         f"{WORK}/root",
         f"{WORK}/sources.list",
     ]  # fmt: skip
-    _step(definition, work, run, argv, Progress(tell, 0.0, 0.88).line)
+    _step(definition, work, run, argv, Progress(tell, 0.0, _INSTALLED).line)
 
 
 def _step(
-    definition: BootstrapDefinition, work: Path, run: Runner, argv: list[str], on_line: Callable[[str], None] | None = None
+    definition: BootstrapDefinition,
+    work: Path,
+    run: Runner,
+    argv: list[str],
+    on_line: Callable[[str], None] | None = None,
+    what: str = "",
 ) -> Completed:
-    """Run a command in the namespace; its failure is explained by its own lines."""
+    """Run a command in the namespace; its failure is explained by its own lines. `what` is its name for people."""
     inside = {name: str(WORK / "tmp") for name in ("HOME", "TMPDIR")}
     try:
         return run(confined(work, argv), env=inside, on_line=on_line)
     except CommandFailed as error:
-        raise _explained(definition, argv[0], error) from error
+        raise _explained(definition, what or argv[0], error) from error
 
 
 def _explained(definition: BootstrapDefinition, tool: str, error: CommandFailed) -> PocketcloudError:

@@ -1,7 +1,7 @@
 """Building a base: whether it is needed at all, the image by its builder, the volume, the record, and what is left of old ones.
 
-A base is keyed by a digest of what it is made from. The volume is published whole, then the record names it (that is the
-commit), then older volumes that nothing stands on are removed.
+A base is keyed by a digest of what it is made from. The volume is published whole and looked into, then the record names it
+(that is the commit), then older volumes that nothing stands on are removed.
 """
 
 from __future__ import annotations
@@ -9,29 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from pocketcloud.bases import bootstrap, cloud_image, needs, records
+from pocketcloud.bases import bootstrap, cloud_image, layer, needs, records, sealing
 from pocketcloud.bases.install.installation import Installation
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
-from pocketcloud.bases.recipe import Order, Recipe, Supply
+from pocketcloud.bases.recipe import Measured, Order, Recipe, Supply
 from pocketcloud.documents import plain
-from pocketcloud.errors import NotFound, Refused, UsageError
+from pocketcloud.errors import NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.hypervisor import Hypervisor, open_hypervisor
-from pocketcloud.model.base import Arch, Base, Builder, Definition
+from pocketcloud.model.base import BASE_SCHEMA, Arch, Base, Builder, Definition, ImageDefinition, LayerDefinition, Sizes
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import joined
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner, run
 
 _SHOWN = 20
+_SEEN = 0.97
+"""How far a build is when its volume is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +44,15 @@ class Built:
     fresh: bool
 
 
-_RECIPES: Mapping[Builder, Recipe[Any]] = {
+Recipes = Mapping[Builder, Recipe[Any]]
+
+RECIPES: Recipes = {
     Builder.BOOTSTRAP: bootstrap.Bootstrap(),
     Builder.KICKSTART: Installation(),
     Builder.PRESEED: Installation(),
     Builder.AUTOINSTALL: Installation(),
     Builder.CLOUD_IMAGE: cloud_image.CloudImage(),
+    Builder.LAYER: layer.Layer(),
 }
 
 
@@ -55,21 +60,37 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def inputs_digest(definition: Definition, arch: Arch) -> str:
-    """What a base is made from, as hex: its definition, the architecture and what its builder adds. Touches no network.
+def inputs_digest(definition: Definition, arch: Arch, parent: Base | None = None, recipes: Recipes = RECIPES) -> str:
+    """What a base is made from, as hex: its definition, the architecture and what its builder adds; of a layer also what it
+    stands on (`parent`). Touches no network.
 
     The packages' versions are not in it: newer ones come with `force`. Keys of the definition that are empty are left out, so
     that one that only a later version of us knows makes no other base of it.
     """
     said = {key: value for key, value in plain(definition).items() if value}
     digest = hashlib.sha256(f"{arch}\0{json.dumps(said, ensure_ascii=False)}".encode())
-    for name, content in _recipe(definition).inputs(definition, arch):
+    if parent:
+        digest.update(f"\0{parent.volume}\0{parent.digest}\0{parent.built}".encode())
+    for name, content in _recipe(definition, recipes).inputs(definition, arch):
         digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
 
 
-def _recipe(definition: Definition) -> Recipe[Any]:
-    recipe = _RECIPES.get(definition.builder)
+def parent_of(kit: Kit, definition: Definition, arch: Arch) -> Base | None:
+    """The base that a layer is to stand on; None for what is no layer. Raises NotFound if the kit does not have it."""
+    if not isinstance(definition, LayerDefinition):
+        return None
+    parent = records.find(kit, definition.from_, arch)
+    if parent is None:
+        raise NotFound(
+            f"base {definition.base} is a layer on {definition.from_}, which kit {kit.name} does not have for {arch}",
+            hint=f"pocketcloud base build {definition.from_} --arch {arch}",
+        )
+    return parent
+
+
+def _recipe(definition: Definition, recipes: Recipes) -> Recipe[Any]:
+    recipe = recipes.get(definition.builder)
     if recipe is None:
         raise UsageError(f"base {definition.base}: this version of pocketcloud has no builder {definition.builder}")
     return recipe
@@ -82,6 +103,22 @@ def volume_name(definition: Definition, arch: Arch, digest: str) -> str:
 
 def _volume(name: str, arch: Arch, digest: str) -> str:
     return joined("base", name, arch, digest[:12])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where bases are built, and how: `mirror` is where the user wants packages from; `supply`: the kit's cache, and nothing
+    may be fetched but from there; `hypervisor` connects when it is asked."""
+
+    kit: Kit
+    storage: Storage
+    mirror: str | None = None
+    supply: Supply | None = None
+    run: Runner = run
+    here: needs.Ground = field(default_factory=needs.ground)
+    hypervisor: Callable[[], Hypervisor] = open_hypervisor
+    clock: Callable[[], datetime] = _utc_now
+    recipes: Recipes = field(default_factory=lambda: RECIPES)
 
 
 def build(
@@ -98,36 +135,22 @@ def build(
     here: needs.Ground | None = None,
     hypervisor: Callable[[], Hypervisor] = open_hypervisor,
     clock: Callable[[], datetime] = _utc_now,
+    recipes: Recipes = RECIPES,
 ) -> Built:
     """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages. With
-    `supply` nothing is fetched but from there, and what it lacks is told before anything starts.
+    `supply` nothing is fetched but from there, and what it lacks is told before anything starts. It takes its name untried (see
+    refresh.py for the careful way), and what it replaces goes when nothing stands on it any more.
 
-    The caller holds the lock of this base. Raises UsageError, HostLacks, NotFound, NoSpace or PartlyDone; nothing half-made is
-    left then.
+    The caller holds the lock of this base. Raises UsageError, HostLacks, NotFound, NoSpace, PartlyDone, or Refused for an image
+    that is not sealed; nothing half-made is left then.
     """
-    if arch not in definition.architectures:
-        known = ", ".join(definition.architectures)
-        raise UsageError(f"base {definition.base} is not made for {arch}", hint=f"--arch takes: {known}")
-    digest = inputs_digest(definition, arch)
-    present = {volume.name for volume in storage.volumes()}
-    name = volume_name(definition, arch, digest)
-    if not force:
-        known_base = records.find(kit, definition.base, arch)
-        if known_base and known_base.digest == digest and known_base.volume in present:
-            return Built(known_base, fresh=False)
-    recipe = _recipe(definition)
-    _check_supply(supply, definition, arch)
-    volume = _unused(name, present)
-    base = Base(definition.base, arch, digest, volume, recipe.firmware(definition, arch), "", title=definition.title)
-    with work_folder(kit, definition.base, arch) as work:
-        order = Order(
-            kit, storage, definition, arch, digest, work, mirror, here or needs.ground(), run, on_progress, hypervisor, supply
-        )
-        recipe.check(order)
-        base = replace(base, made_with=recipe.make(order, base.volume))
-    base = replace(base, built=clock().isoformat(timespec="seconds"))
+    site = Site(kit, storage, mirror, supply, run, here or needs.ground(), hypervisor, clock, recipes)
+    known = records.find(kit, definition.base, arch)
+    if known and not force and is_current(site, definition, known):
+        return Built(known, fresh=False)
+    base = make(site, definition, arch, on_progress, anew=force)
     records.write(kit, base)
-    _remove_older(storage, base)
+    sweep(storage, base.name, arch, base.volumes)
     on_progress("done", 1.0)
     return Built(base, fresh=True)
 
@@ -144,6 +167,63 @@ def _check_supply(supply: Supply | None, definition: Definition, arch: Arch) -> 
         )
 
 
+def is_current(site: Site, definition: Definition, known: Base) -> bool:
+    """Whether the kit's base is what its definition would make now, but for newer packages."""
+    digest = inputs_digest(definition, known.arch, parent_of(site.kit, definition, known.arch), site.recipes)
+    return known.digest == digest and any(volume.name == known.volume for volume in site.storage.volumes())
+
+
+def make(site: Site, definition: Definition, arch: Arch, on_progress: OnProgress, *, anew: bool) -> Base:
+    """Make a base's volume and see that it is sealed. It is nobody's until a record names it: until then the next build of this
+    base, which sweeps what no record names, would take it for the remains of an interrupted one. Raises as `build`."""
+    kit, storage = site.kit, site.storage
+    if arch not in definition.architectures:
+        takes = ", ".join(definition.architectures)
+        raise UsageError(f"base {definition.base} is not made for {arch}", hint=f"--arch takes: {takes}")
+    recipe, parent = _recipe(definition, site.recipes), parent_of(kit, definition, arch)
+    digest = inputs_digest(definition, arch, parent, site.recipes)
+    _check_supply(site.supply, definition, arch)
+    known = records.find(kit, definition.base, arch)
+    sweep(storage, definition.base, arch, known.volumes if known else ())
+    volume = _unused(volume_name(definition, arch, digest), {volume.name for volume in storage.volumes()})
+    measured = [Measured()]
+    with work_folder(kit, definition.base, arch) as work, ExitStack() as undo:
+        order = Order(
+            kit, storage, definition, arch, digest, work, site.mirror, site.here, site.run, on_progress, site.hypervisor,
+            supply=site.supply, anew=anew, parent=parent, measured=measured.append,
+        )  # fmt: skip
+        recipe.check(order)
+        sealing.check_tools(site.here)
+        undo.callback(_drop, storage, volume)
+        made_with = recipe.make(order, volume)
+        on_progress("looking whether it is sealed", _SEEN)
+        what, ours = f"base {definition.base} ({arch})", not isinstance(definition, ImageDefinition)
+        sealed = sealing.check(storage, volume, work, site.run, what, made_by_us=ours)
+        undo.pop_all()
+    stored = next(v.used for v in storage.volumes() if v.name == volume) or 0
+    return Base(
+        definition.base,
+        arch,
+        digest,
+        volume,
+        parent.firmware if parent else recipe.firmware(definition, arch),
+        site.clock().isoformat(timespec="seconds"),
+        made_with,
+        definition.title,
+        schema=BASE_SCHEMA,
+        sizes=Sizes(measured[-1].unsealed, sealed.files, stored),
+        sealed=sealed.text,
+        parent=parent.volume if parent else "",
+        packages=measured[-1].packages,
+    )
+
+
+def _drop(storage: Storage, volume: str) -> None:
+    """Remove a volume that did not become a base; one that was not made is none to be removed."""
+    with suppress(PocketcloudError):
+        storage.remove(volume)
+
+
 def adopt(kit: Kit, storage: Storage, base: Base, make: Callable[[str], None], clock: Callable[[], datetime] = _utc_now) -> Built:
     """Take a base into the kit that has no definition: `base` says all but its volume and time, `make` makes the volume of that
     name. The same digest again makes no other volume; what else is said of it is noted."""
@@ -157,9 +237,9 @@ def adopt(kit: Kit, storage: Storage, base: Base, make: Callable[[str], None], c
         base = replace(base, volume=_volume(base.name, base.arch, base.digest))
         if base.volume not in present:
             make(base.volume)
-    base = replace(base, built=clock().isoformat(timespec="seconds"))
+    base = replace(base, built=clock().isoformat(timespec="seconds"), schema=BASE_SCHEMA)
     records.write(kit, base)
-    _remove_older(storage, base)
+    sweep(storage, base.name, base.arch, base.volumes)
     return Built(base, fresh=True)
 
 
@@ -195,12 +275,16 @@ def _sweep(work: Path) -> None:
     shutil.rmtree(work)
 
 
-def _remove_older(storage: Storage, base: Base) -> None:
-    """Remove the volumes of this base that were made before `base`, unless something stands on them."""
+def sweep(storage: Storage, name: str, arch: Arch, keep: Collection[str]) -> tuple[str, ...]:
+    """Remove the volumes of a base that are not in `keep`, unless something stands on them: older ones, and what an interrupted
+    build left. The names of those that went."""
     volumes = storage.volumes()
-    needed = {volume.parent for volume in volumes}
-    family = joined("base", base.name, base.arch, "")
+    needed = {volume.parent for volume in volumes} | set(keep)
+    family = joined("base", name, arch, "")
+    gone = []
     for volume in volumes:
-        if volume.name.startswith(family) and volume.name != base.volume and volume.name not in needed:
+        if volume.name.startswith(family) and volume.name not in needed:
             with suppress(Refused):
                 storage.remove(volume.name)
+                gone.append(volume.name)
+    return tuple(gone)

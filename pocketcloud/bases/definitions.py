@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,48 @@ def refuse_other(definition: Definition, arch: Arch) -> None:
     if arch not in definition.architectures:
         known = ", ".join(definition.architectures)
         raise UsageError(f"base {definition.base} is not made for {arch}", hint=f"--arch takes: {known}")
+
+
+def find_or_none(name: str, folder: Path | None = None) -> Definition | None:
+    """The definition of that name; None if there is none (a base may have been imported). Raises BadDocument."""
+    return _read(path) if (path := _path(name, folder)) else None
+
+
+def lineage(definition: Definition, folder: Path | None = None) -> tuple[Definition, ...]:
+    """What the base stands on, the lowest first, itself last. Raises BadDocument with all that is wrong with its layers: a parent
+    that there is no definition of, a circle, an architecture that a parent is not made for."""
+    chain, wrong = [definition], list[Fault]()
+    while isinstance(lowest := chain[0], LayerDefinition):
+        parent = find_or_none(lowest.from_, folder)
+        if parent is None:
+            there = ", ".join(path.stem for path in _files(folder))
+            wrong.append(Fault(0, "from", f"{lowest.base} stands on {lowest.from_}, which there is none of; there are: {there}"))
+            break
+        if any(parent.base == other.base for other in chain):
+            circle = " stands on ".join([*(each.base for each in reversed(chain)), parent.base])
+            wrong.append(Fault(0, "from", f"a circle: {circle}"))
+            break
+        if not set(lowest.architectures) & set(parent.architectures):
+            which = ", ".join(lowest.architectures)
+            wrong.append(
+                Fault(0, "architectures", f"{lowest.base} is for {which}, and {parent.base}, which it stands on, is not")
+            )
+        chain.insert(0, parent)
+    if wrong:
+        raise BadDocument(f"{definition.base}.yaml", wrong, hint="pocketcloud base list --available shows what there is")
+    return tuple(chain)
+
+
+def parents_first(wanted: Iterable[Definition], folder: Path | None = None) -> tuple[Definition, ...]:
+    """These definitions, each after what it stands on. Raises as `lineage`."""
+    asked = {definition.base: definition for definition in wanted}
+    chains = sorted((lineage(definition, folder) for definition in asked.values()), key=len)
+    names = dict.fromkeys(each.base for chain in chains for each in chain if each.base in asked)
+    return tuple(asked[name] for name in names)
+
+
+def _path(name: str, folder: Path | None) -> Path | None:
+    return next((path for path in _files(folder) if path.stem == name), None)
 
 
 def _files(folder: Path | None) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ _TOOLS = {
     "mmd": "mtools",
     "mcopy": "mtools",
 }
+_STEP_TOOLS = {"patch": "steps", "zstd": "steps"}
 _UTIL_LINUX = ("setpriv", "unshare", "nsenter")
 _FOREIGN = "test:slow-arm64"
 
@@ -71,15 +72,23 @@ def check(definition: BootstrapDefinition, arch: Arch, work: Path, storage: Stor
     raise kind(f"base {definition.base} ({arch}) cannot be built here: " + "; ".join(said), hint="; ".join(hints))
 
 
+def missing_tools(tools: Mapping[str, str], here: Ground) -> tuple[str, str] | None:
+    """Which of `tools` (programs and their rows in packages.tsv) are not installed, and the remedy; None if all are."""
+    absent = [tool for tool in tools if which(tool) is None]
+    if not absent:
+        return None
+    rows = dict.fromkeys(tools[tool] for tool in absent)
+    return f"not installed: {', '.join(absent)}", install_command(read_distribution(here.root), here.machine, rows)
+
+
 def _lacking(definition: BootstrapDefinition, arch: Arch, here: Ground) -> Iterator[tuple[str, str]]:
     """What is missing, each with its remedy."""
     distribution = read_distribution(here.root)
     if not here.privileged:
         yield "it takes root, to set up the namespace that the packages are unpacked in", "run it with sudo"
-    absent = [tool for tool in _TOOLS if which(tool) is None]
-    if absent:
-        rows = dict.fromkeys(_TOOLS[tool] for tool in absent)
-        yield f"not installed: {', '.join(absent)}", install_command(distribution, here.machine, rows)
+    wanted = _TOOLS | (_STEP_TOOLS if definition.patches or definition.post else {})
+    if missing := missing_tools(wanted, here):
+        yield missing
     if plain := [tool for tool in _UTIL_LINUX if which(tool) is None]:
         yield f"not installed: {', '.join(plain)} (util-linux)", ""
     keyring = here.root / definition.keyring.lstrip("/")

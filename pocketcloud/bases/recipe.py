@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from pocketcloud.bases.needs import Ground
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.hypervisor import Hypervisor
-from pocketcloud.model.base import Arch, Definition, Firmware
+from pocketcloud.model.base import UNKNOWN, Arch, Base, Definition, Firmware, Newest
 from pocketcloud.model.kit import Kit
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner
@@ -42,7 +42,8 @@ class Order(Generic[D_co]):
     """One build. `work` is an empty folder in the kit, owned by the namespace's root, which goes afterwards whatever happens;
     `digest` that of all that goes in; `mirror` is where the user wants packages from; `hypervisor` connects when it is asked;
     `tell` gets the fraction done of the whole build; `supply`: the kit's cache, and nothing may be fetched but from there;
-    None: from anywhere."""
+    None: from anywhere. `anew`: nothing that an earlier build of the same inputs kept is to be used; `parent` is the base that a
+    layer stands on; `measured` takes what else the recipe knows of what it made."""
 
     kit: Kit
     storage: Storage
@@ -56,11 +57,23 @@ class Order(Generic[D_co]):
     tell: OnProgress
     hypervisor: Callable[[], Hypervisor]
     supply: Supply | None = None
+    anew: bool = False
+    parent: Base | None = None
+    measured: Callable[[Measured], None] = lambda _: None
 
     @property
     def offline(self) -> bool:
         """Whether nothing may be fetched but from the kit's cache."""
         return self.supply is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a recipe may know of what it made: the bytes of its files before they were sealed and trimmed, and what the package
+    sources had."""
+
+    unsealed: int = 0
+    packages: Newest = UNKNOWN
 
 
 class Recipe(Protocol[D_contra]):

@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import base_import
+from pocketcloud.cli import base_import, base_life
+from pocketcloud.cli.base_life import holding
+from pocketcloud.cli.base_list import show, size_of
 from pocketcloud.cli.installers import installer_options
 from pocketcloud.cli.options import (
     arch_option,
+    bases_option,
     instance_name,
     is_offline,
     kit_option,
     offline_option,
     open_kit,
     output_option,
-    own_files_option,
     progress_options,
     require_root,
+    templates_option,
     wanted_arch,
     yes_option,
 )
@@ -30,14 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pocketcloud.bases.needs import Ground
-    from pocketcloud.model.inventory import Volume
-
-templates_option = own_files_option(
-    "--templates", "POCKETCLOUD_TEMPLATES", "A folder of your own templates; each takes the place of ours of its name."
-)
-bases_option = own_files_option(
-    "--bases", "POCKETCLOUD_BASES", "A folder of your own definitions; each takes the place of ours of its name."
-)
+    from pocketcloud.bases.progress import OnProgress
+    from pocketcloud.cli.view import View
 
 
 @click.group("base")
@@ -46,39 +43,22 @@ def command() -> None:
 
 
 command.add_command(base_import.import_base)
+for _life in (base_life.refresh, base_life.rollback, base_life.prune):
+    command.add_command(_life)
 
 
 @command.command("list")
 @click.option("--available", is_flag=True, help="List what could be built, not what is.")
 @bases_option
+@click.option("--offline", is_flag=True, help="Do not ask mirrors whether there is anything newer.")
 @kit_option
 @output_option
-def list_bases(*, available: bool, kit_name: str | None, output: str) -> None:
-    """List the kit's bases, and which labs use them."""
-    from pocketcloud.bases import records
-    from pocketcloud.storage import open_storage
-
+def list_bases(*, available: bool, offline: bool, kit_name: str | None, output: str) -> None:
+    """List the kit's bases: size, age, updates, and which labs use them."""
     if available:
         _list_available(output)
         return
-    kit = open_kit(kit_name)
-    volumes = {volume.name: volume for volume in open_storage(kit).volumes()}
-    users = {
-        b.volume: sorted({v.name.split(".")[1] for v in volumes.values() if v.parent == b.volume}) for b in records.built(kit)
-    }
-    if output == "json":
-        print_json([{"base": b, "volume": volumes.get(b.volume), "labs": users[b.volume]} for b in records.built(kit)])
-        return
-    rows = []
-    for base in records.built(kit):
-        volume = volumes.get(base.volume)
-        size = _size(volume) if volume else "VOLUME MISSING"
-        rows.append((base.name, base.arch, size, base.built, base.digest[:12], ", ".join(users[base.volume]) or "-"))
-    print_table(
-        ("BASE", "ARCH", "SIZE", "BUILT", "DIGEST", "USED BY"),
-        rows,
-        empty="No bases yet. pocketcloud base build debian-12 builds one.",
-    )
+    show(open_kit(kit_name), output, offline=offline)
 
 
 def _list_available(output: str) -> None:
@@ -156,11 +136,8 @@ def build(
     here: Callable[[], Ground],
 ) -> None:
     """Build the base NAME from its definition; unchanged, nothing is done."""
-    from pocketcloud.bases import builder, definitions
+    from pocketcloud.bases import builder, definitions, records
     from pocketcloud.cache.supply import KitSupply
-    from pocketcloud.events import StepProgress
-    from pocketcloud.kit.attached import Places
-    from pocketcloud.locks import held
     from pocketcloud.model.base import Arch
     from pocketcloud.model.sizes import duration_text
     from pocketcloud.storage import open_storage
@@ -174,12 +151,25 @@ def build(
     apart = is_offline(False if mirror and offline is None else offline)
     kit = open_kit(kit_name, make=True)
     storage = open_storage(kit)
+    supply = KitSupply(kit) if apart else None
     started = time.monotonic()
     view = open_view(progress, verbose)
     try:
-        with held(
-            Places.from_environment().locks, f"{kit.id}.base.{definition.base}", f"pocketcloud base build {name}", wait=True
-        ):
+        chain = definitions.lineage(definition)
+        with holding(kit, [each.base for each in chain], f"pocketcloud base build {name}", view):
+            # What a layer stands on is built first where it is missing; it is not renewed for that.
+            for each in chain[:-1]:
+                if records.find(kit, each.base, Arch(wanted)) is None:
+                    builder.build(
+                        kit,
+                        storage,
+                        each,
+                        Arch(wanted),
+                        mirror=mirror,
+                        supply=supply,
+                        here=here(),
+                        on_progress=_progress(view, each.base),
+                    )
             built = builder.build(
                 kit,
                 storage,
@@ -187,9 +177,9 @@ def build(
                 Arch(wanted),
                 mirror=mirror,
                 force=force,
-                supply=KitSupply(kit) if apart else None,
+                supply=supply,
                 here=here(),
-                on_progress=lambda text, fraction: view.emit(StepProgress(f"base {name}", fraction, text)),
+                on_progress=_progress(view, name),
             )
     finally:
         view.close()
@@ -199,16 +189,14 @@ def build(
         )
         return
     volume = next(v for v in storage.volumes() if v.name == built.base.volume)
-    took, size = duration_text(time.monotonic() - started), _size(volume)
+    took, size = duration_text(time.monotonic() - started), size_of(volume, built.base)
     click.echo(f"Base {name} ({wanted}) is built in {took}: {size}, digest {built.base.digest[:12]}.")
 
 
-def _size(volume: Volume) -> str:
-    """What it occupies, where the store knows that without counting, and how large it is."""
-    from pocketcloud.model.sizes import size_text
+def _progress(view: View, name: str) -> OnProgress:
+    from pocketcloud.events import StepProgress
 
-    whole = size_text(volume.size)
-    return whole if volume.used is None else f"{size_text(volume.used)} of {whole}"
+    return lambda text, fraction: view.emit(StepProgress(f"base {name}", fraction, text))
 
 
 @command.command()
@@ -218,7 +206,7 @@ def _size(volume: Volume) -> str:
 @yes_option
 def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> None:
     """Remove the base NAME from the kit. Refused while a lab uses it."""
-    from pocketcloud.bases import records
+    from pocketcloud.bases import records, stages
     from pocketcloud.model.base import Arch
     from pocketcloud.storage import open_storage
 
@@ -230,7 +218,9 @@ def remove(name: str, arch: str | None, kit_name: str | None, *, yes: bool) -> N
         raise NotFound(f"kit {kit.name} has no base {name} for {wanted}", hint="pocketcloud base list shows what there is")
     storage = open_storage(kit)
     # Removing one that is in use is refused; that is told without asking first.
-    if not records.users(storage, base.volume):
+    if not any(records.users(storage, volume) for volume in base.volumes):
         ask(f"Remove base {name} ({wanted}) from kit {kit.name}? It can be built again.", yes=yes)
-    records.remove(kit, storage, instance_name(name), wanted)
+    with holding(kit, [base.name], f"pocketcloud base remove {name}"):
+        records.remove(kit, storage, base.name, wanted)
+        stages.forget(kit, base.name, wanted)
     click.echo(f"Base {name} ({wanted}) is removed from kit {kit.name}.")

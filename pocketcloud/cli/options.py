@@ -55,6 +55,14 @@ def own_files_option(flag: str, variable: str, text: str) -> Callable[[F], F]:
     return click.option(flag, type=kind, metavar="DIR", envvar=variable, callback=keep, expose_value=False, help=text)
 
 
+templates_option = own_files_option(
+    "--templates", "POCKETCLOUD_TEMPLATES", "A folder of your own templates; each takes the place of ours of its name."
+)
+bases_option = own_files_option(
+    "--bases", "POCKETCLOUD_BASES", "A folder of your own definitions; each takes the place of ours of its name."
+)
+
+
 def arch_option(function: F) -> F:
     """`--arch`."""
     choice = click.Choice(["x86_64", "aarch64"])

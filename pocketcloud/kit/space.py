@@ -191,7 +191,9 @@ def holdings(kit: Kit, volumes: Sequence[Volume], bases: Sequence[Base], counted
 
 
 def _owners(kit: Kit, volumes: Sequence[Volume], bases: Sequence[Base]) -> dict[str, tuple[Role, str]]:
-    owners: dict[str, tuple[Role, str]] = {base.volume: (Role.BASE, f"{base.name} ({base.arch})") for base in bases}
+    owners: dict[str, tuple[Role, str]] = {
+        volume: (Role.BASE, f"{base.name} ({base.arch})") for base in bases for volume in base.volumes
+    }
     labs = instances(kit)
     whole = set()
     for lab in labs:

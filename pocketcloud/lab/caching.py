@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pocketcloud.cache.process import Place, Servers
@@ -45,7 +45,7 @@ class ServedLab:
         return [Place(str(network.subnet.network_address + 1), network.bridge) for network in networks]
 
 
-def check_offline(kit: Kit, lab: Lab, instance: Name, bases: dict[str, Base]) -> None:
+def check_offline(kit: Kit, lab: Lab, instance: Name, bases: Mapping[str, Base]) -> None:
     """Raise NotFound with all that a lab lacks where nothing can be fetched: bases, and what the cache is to keep for it. A base
     that is built needs nothing of the cache but the packages that its machines are to find there."""
     lines = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
@@ -209,11 +209,44 @@ class LayerDefinition(Definition):
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a base's content takes, in bytes; 0 where it is not known. `unsealed`: its files before sealing and trimming; `files`:
+    its files now, in blocks of 4 KiB, the EFI partition's among them; `stored`: what the volume occupied when it was made."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    unsealed: int = 0
+    files: int = 0
+    stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """What the package sources had when a base was made: a digest (hex) of their lists, and the youngest one's date, ISO 8601 in
+    UTC. Both are empty where it is not known."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    digest: str = ""
+    date: str = ""
+
+
+UNKNOWN = Newest()
+
+BASE_SCHEMA = 2
+"""2: sizes, seal, proof, parent, packages, and what was before (`earlier`, `failed`). Records of schema 1, which do not say
+their schema, have none of it; their defaults mean that it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """A built base: `bases/NAME/ARCH.json` in the kit.
 
     `volume` is the sealed volume's name in the store; `digest` (hex) is that of the inputs it was built from; `built` is an
-    ISO 8601 time in UTC; `made_with` names the tools and their versions.
+    ISO 8601 time in UTC; `made_with` names the tools and their versions. `sealed` says what the check of its seal looked at
+    (empty: it was not checked), `proven` when a machine made from it proved itself (empty: none was tried). `parent` is the
+    volume that a layer stands on. `earlier` are those it took the name from that are kept for going back, the youngest first,
+    and `failed` one that did not prove itself and is kept to be looked at; neither of them has any itself.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -226,3 +259,20 @@ class Base:
     built: str
     made_with: str = ""
     title: str = ""
+    schema: int = 1
+    sizes: Sizes = Sizes()
+    sealed: str = ""
+    proven: str = ""
+    parent: str = ""
+    packages: Newest = UNKNOWN
+    earlier: tuple[Base, ...] = ()
+    failed: Base | None = None
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The volumes that the record names: its own first."""
+        return (self.volume, *(base.volume for base in self.earlier), *([self.failed.volume] if self.failed else []))
+
+    def alone(self) -> Base:
+        """It without what was before it."""
+        return replace(self, earlier=(), failed=None)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pocketcloud.bases import records
 from pocketcloud.model.base import Arch
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import Volume
-from tests.built_base import built_base
+from tests.built_base import CACHE, built_base, kit_in
 from tests.e2e.conftest import BEGUN
 from tests.emulated import emulated
 
@@ -142,6 +143,21 @@ def test_nothing_that_the_build_needed_is_left(image: Image, tree: dict[str, Ent
     assert "/etc/apt/sources.list" not in tree
     assert "mirrors.kernel.org" in image.text("/etc/apt/sources.list.d/debian.sources")
     assert "root:*:" in image.text("/etc/shadow") or "root:!" in image.text("/etc/shadow")
+
+
+def test_its_record_tells_that_it_is_sealed_and_small(base: Volume, tree: dict[str, Entry]) -> None:
+    """By the builder's own look into it, which is not this file's."""
+    record = records.find(kit_in(CACHE), "debian-12", Arch.X86_64)
+    assert record is not None
+    assert record.sealed == f"{len(tree)} names on ext4 on partition 2"
+    assert record.packages.digest
+    assert record.packages.date
+    sizes = record.sizes
+    blocks = sum(-(-entry.size // 4096) * 4096 for entry in tree.values() if entry.mode & 0o170000 == 0o100000)
+    assert blocks < sizes.files < 1.1 * blocks, "regular files are nearly all; folders and the EFI partition come to them"
+    assert sizes.stored == base.used
+    assert sizes.stored <= 1.1 * sizes.files
+    assert sizes.unsealed > 1.1 * sizes.files, "lists and archives of packages lay in it"
 
 
 @pytest.mark.slow

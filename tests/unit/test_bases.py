@@ -105,7 +105,7 @@ def test_the_packages_are_those_of_the_architecture(debian: BootstrapDefinition)
 
 def test_the_scripts_of_the_recipe_are_good_shell() -> None:
     scripts = sorted(Path(bootstrap.__file__).with_name("debian").glob("*.sh"))
-    assert len(scripts) == 3
+    assert len(scripts) == 4
     # The values (ROOT_ID and so on) are put before each by the builder.
     subprocess.run(["shellcheck", "-s", "sh", "-e", "SC2154", *scripts], check=True)
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs inside the new system, in a user namespace, when all packages are there. Before it stand the values:
-# ROOT_ID, ESP_ID (file systems), CONSOLE (ttyS0), SUITE, MIRROR, SECURITY (may be empty).
+# ROOT_ID, ESP_ID (file systems), CONSOLE (ttyS0), KERNEL (more words for it, each after a space), SUITE, MIRROR, SECURITY (may be
+# empty).
 set -eu
 
 cat > /etc/fstab <<END
@@ -14,7 +15,7 @@ cat > /etc/default/grub.d/pocketcloud.cfg <<END
 GRUB_TIMEOUT=0
 GRUB_RECORDFAIL_TIMEOUT=0
 GRUB_CMDLINE_LINUX_DEFAULT="quiet"
-GRUB_CMDLINE_LINUX="console=tty0 console=$CONSOLE,115200 net.ifnames=0"
+GRUB_CMDLINE_LINUX="console=tty0 console=$CONSOLE,115200 net.ifnames=0$KERNEL"
 GRUB_TERMINAL=console
 GRUB_DISABLE_OS_PROBER=true
 GRUB_DISABLE_RECOVERY=true
@@ -24,7 +25,7 @@ cat > /boot/grub/grub.cfg <<END
 set timeout=0
 menuentry 'Debian GNU/Linux' {
     search --no-floppy --fs-uuid --set=root $ROOT_ID
-    linux /vmlinuz root=UUID=$ROOT_ID ro console=tty0 console=$CONSOLE,115200 net.ifnames=0 quiet
+    linux /vmlinuz root=UUID=$ROOT_ID ro console=tty0 console=$CONSOLE,115200 net.ifnames=0$KERNEL quiet
     initrd /initrd.img
 }
 END

@@ -84,6 +84,43 @@ def test_a_base_is_refreshed_and_labs_follow_when_they_are_told_to(kit: LabKit, 
     kit.cli("lab", "destroy", "demo", "-y").expect(0)
 
 
+# Without packages: those would come from the network, which a guest of the machine that runs this need not have.
+LAYER = """
+base: debian-12-more
+title: Debian 12 with something on top
+builder: layer
+from: debian-12
+post:
+  - echo {step} > /etc/layered
+"""
+
+
+def test_a_layer_holds_only_what_it_adds_and_another_step_leaves_its_parent_alone(kit: LabKit) -> None:
+    bases = kit.folder / "bases"
+    bases.mkdir()
+    (bases / "debian-12-more.yaml").write_text(LAYER.format(step="first"))
+    build = ("base", "build", "debian-12-more", "--bases", str(bases))
+    kit.cli(*build, timeout=LONG).expect(0, "is built")
+    parent, layer = base(kit, "debian-12"), base(kit, "debian-12-more")
+    assert (layer.parent, layer.firmware) == (parent.volume, parent.firmware)
+    assert layer.sealed
+    assert layer.sizes.stored < parent.sizes.stored / 2
+    kit.cli(*build).expect(0, "up to date")
+    kit.cli("base", "remove", "debian-12", "-y").expect(5, "base remove debian-12-more")
+
+    (bases / "debian-12-more.yaml").write_text(LAYER.format(step="second"))
+    kit.cli(*build, timeout=LONG).expect(0, "is built")
+    assert base(kit, "debian-12") == parent
+    kit.lab(LAB.format(base="debian-12-more"), "demo.yaml")
+    kit.cli("lab", "up", kit.folder / "demo.yaml", timeout=LONG).expect(0)
+    assert here(kit, "cat /etc/layered") == "second\n"
+
+    (bases / "debian-12-more.yaml").write_text(LAYER.format(step="third; false"))
+    before = base(kit, "debian-12-more")
+    kit.cli(*build, timeout=LONG).expect(8, "was not built")
+    assert base(kit, "debian-12-more") == before
+
+
 def test_a_refresh_that_is_killed_and_two_at_once(kit: LabKit) -> None:
     name = "debian-12"
     kit.cli("base", "build", name, timeout=LONG).expect(0)

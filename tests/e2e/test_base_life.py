@@ -74,6 +74,7 @@ def test_a_base_is_refreshed_and_labs_follow_when_they_are_told_to(kit: LabKit, 
     kit.cli("lab", "reset", "demo", "--onto-new-base", timeout=LONG).expect(2, "lost", "-y")
     kit.cli("lab", "reset", "demo", "--onto-new-base", "-y", timeout=LONG).expect(0)
     assert here(kit, "ls /root").split() == ["provisioned"]
+    assert here(kit, "systemctl --failed --quiet --no-legend") == ""
     kit.cli("lab", "reset", "demo", "--onto-new-base", "-y", timeout=LONG).expect(0, "no newer")
 
     kit.cli("base", "rollback", name, "-y").expect(0)

@@ -25,6 +25,7 @@ _ARCH = Arch(os.uname().machine)
 def base_rows(pocketcloud: str, rounds: int) -> list[Row]:
     """In a kit of their own, which is removed. The base has a `post:` step, as those that people work on have."""
     room = Path(tempfile.mkdtemp(prefix="pocketcloud-bench-", dir="/var/tmp"))
+    room.chmod(0o755)
     os.environ |= {"POCKETCLOUD_DEFAULT_KIT": str(room / "kit"), "POCKETCLOUD_RUN_DIR": str(room / "run")}
     try:
         command(pocketcloud, "kit", "init", "--dir", str(room / "kit"), "--name", "bench-bases")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,8 +17,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from pocketcloud.bases import bootstrap, cloud_image, layer, needs, records, sealing
-from pocketcloud.bases.install.installation import Installation
+from pocketcloud.bases import needs, records, sealing
 from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.bases.recipe import Measured, Order, Recipe, Supply
@@ -44,23 +43,36 @@ class Built:
     fresh: bool
 
 
-Recipes = Mapping[Builder, Recipe[Any]]
+Recipes = Callable[[Builder], Recipe[Any] | None]
+"""Gives the recipe of a builder; None for one that there is none of."""
 
-RECIPES: Recipes = {
-    Builder.BOOTSTRAP: bootstrap.Bootstrap(),
-    Builder.KICKSTART: Installation(),
-    Builder.PRESEED: Installation(),
-    Builder.AUTOINSTALL: Installation(),
-    Builder.CLOUD_IMAGE: cloud_image.CloudImage(),
-    Builder.LAYER: layer.Layer(),
-}
+
+def shipped(builder: Builder) -> Recipe[Any] | None:
+    """Our own. Each is loaded when it is wanted: to find a base unchanged takes less time than to load them all."""
+    match builder:
+        case Builder.BOOTSTRAP:
+            from pocketcloud.bases.bootstrap import Bootstrap
+
+            return Bootstrap()
+        case Builder.KICKSTART | Builder.PRESEED | Builder.AUTOINSTALL:
+            from pocketcloud.bases.install.installation import Installation
+
+            return Installation()
+        case Builder.CLOUD_IMAGE:
+            from pocketcloud.bases.cloud_image import CloudImage
+
+            return CloudImage()
+        case Builder.LAYER:
+            from pocketcloud.bases.layer import Layer
+
+            return Layer()
 
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def inputs_digest(definition: Definition, arch: Arch, parent: Base | None = None, recipes: Recipes = RECIPES) -> str:
+def inputs_digest(definition: Definition, arch: Arch, parent: Base | None = None, recipes: Recipes = shipped) -> str:
     """What a base is made from, as hex: its definition, the architecture and what its builder adds; of a layer also what it
     stands on (`parent`). Touches no network.
 
@@ -90,7 +102,7 @@ def parent_of(kit: Kit, definition: Definition, arch: Arch) -> Base | None:
 
 
 def _recipe(definition: Definition, recipes: Recipes) -> Recipe[Any]:
-    recipe = recipes.get(definition.builder)
+    recipe = recipes(definition.builder)
     if recipe is None:
         raise UsageError(f"base {definition.base}: this version of pocketcloud has no builder {definition.builder}")
     return recipe
@@ -118,7 +130,7 @@ class Site:
     here: needs.Ground = field(default_factory=needs.ground)
     hypervisor: Callable[[], Hypervisor] = open_hypervisor
     clock: Callable[[], datetime] = _utc_now
-    recipes: Recipes = field(default_factory=lambda: RECIPES)
+    recipes: Recipes = shipped
 
 
 def build(
@@ -135,7 +147,7 @@ def build(
     here: needs.Ground | None = None,
     hypervisor: Callable[[], Hypervisor] = open_hypervisor,
     clock: Callable[[], datetime] = _utc_now,
-    recipes: Recipes = RECIPES,
+    recipes: Recipes = shipped,
 ) -> Built:
     """Build the base unless the kit has it from the same inputs; `force` builds in any case, for newer packages. With
     `supply` nothing is fetched but from there, and what it lacks is told before anything starts. It takes its name untried (see

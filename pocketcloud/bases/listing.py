@@ -44,7 +44,7 @@ def base_lines(
     *,
     folder: Path | None = None,
     ask: Ask | None = newest.ask,
-    recipes: builder.Recipes = builder.RECIPES,
+    recipes: builder.Recipes = builder.shipped,
 ) -> tuple[BaseLine, ...]:
     """The kit's bases, by name and architecture; `ask` None: the network is not asked. `folder` holds the definitions."""
     built = records.built(kit)

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
     from pocketcloud.bases.needs import Ground
     from pocketcloud.bases.progress import OnProgress
+    from pocketcloud.bases.recipe import Supply
     from pocketcloud.cli.view import View
+    from pocketcloud.model.kit import Kit
 
 
 @click.group("base")
@@ -137,7 +139,6 @@ def build(
 ) -> None:
     """Build the base NAME from its definition; unchanged, nothing is done."""
     from pocketcloud.bases import builder, definitions, records
-    from pocketcloud.cache.supply import KitSupply
     from pocketcloud.model.base import Arch
     from pocketcloud.model.sizes import duration_text
     from pocketcloud.storage import open_storage
@@ -151,7 +152,7 @@ def build(
     apart = is_offline(False if mirror and offline is None else offline)
     kit = open_kit(kit_name, make=True)
     storage = open_storage(kit)
-    supply = KitSupply(kit) if apart else None
+    supply = _supply(kit) if apart else None
     started = time.monotonic()
     view = open_view(progress, verbose)
     try:
@@ -191,6 +192,12 @@ def build(
     volume = next(v for v in storage.volumes() if v.name == built.base.volume)
     took, size = duration_text(time.monotonic() - started), size_of(volume, built.base)
     click.echo(f"Base {name} ({wanted}) is built in {took}: {size}, digest {built.base.digest[:12]}.")
+
+
+def _supply(kit: Kit) -> Supply:
+    from pocketcloud.cache.supply import KitSupply
+
+    return KitSupply(kit)
 
 
 def _progress(view: View, name: str) -> OnProgress:

@@ -8,6 +8,7 @@ import os
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from pocketcloud.bases.builder import Site
 from pocketcloud.bases.layer import Layer
 from pocketcloud.bases.listing import BaseLine, base_lines
 from pocketcloud.bases.progress import OnProgress
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.recipe import Order, Recipe
 from pocketcloud.bases.refresh import NotProven
 from pocketcloud.errors import BadDocument, HostLacks, NotFound, PartlyDone, Refused
 from pocketcloud.model.base import UNKNOWN, Arch, Base, BootstrapDefinition, Builder, Definition, LayerDefinition, Newest
@@ -40,7 +41,7 @@ class Workshop:
         self.storage: Storage = open_storage(self.kit)
         self.recipe = SmallRecipe()
         self.days = 0
-        self.site = Site(self.kit, self.storage, clock=self._tick, recipes={Builder.BOOTSTRAP: self.recipe})
+        self.site = Site(self.kit, self.storage, clock=self._tick, recipes={Builder.BOOTSTRAP: self.recipe}.get)
 
     def _tick(self) -> datetime:
         self.days += 1
@@ -178,7 +179,7 @@ def test_a_kill_in_the_middle_is_swept_by_the_next(shop: Workshop) -> None:
     for recipe in (shop.recipe, Killed(made=7)):
         child = os.fork()
         if child == 0:
-            site = dataclasses.replace(shop.site, recipes={Builder.BOOTSTRAP: recipe})
+            site = dataclasses.replace(shop.site, recipes={Builder.BOOTSTRAP: recipe}.get)
             refresh.refresh(site, SMALL, Arch.X86_64, killed, silent)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -344,7 +345,7 @@ def layer(name: str, parent: str, **changes: object) -> LayerDefinition:
 
 
 def test_a_layer_is_keyed_by_what_it_stands_on(shop: Workshop) -> None:
-    recipes = {**shop.site.recipes, Builder.LAYER: shop.recipe}
+    recipes = {Builder.BOOTSTRAP: shop.recipe, Builder.LAYER: shop.recipe}.get
     base = Base(NAME, Arch.X86_64, "d", "base.small.x86_64.1", SmallRecipe().firmware(SMALL, Arch.X86_64), "2026")
     above = layer("web", "small", post=("echo",))
     one = builder.inputs_digest(above, Arch.X86_64, base, recipes)
@@ -360,7 +361,8 @@ def test_a_layer_is_keyed_by_what_it_stands_on(shop: Workshop) -> None:
 @needs_root
 def test_a_layer_is_a_thin_clone_that_follows_its_parent_when_it_is_refreshed(shop: Workshop, tmp_path: Path) -> None:
     """One without anything to add, which takes no guest."""
-    recipes = {**shop.site.recipes, Builder.LAYER: Layer()}
+    known: dict[Builder, Recipe[Any]] = {Builder.BOOTSTRAP: shop.recipe, Builder.LAYER: Layer()}
+    recipes = known.get
     site = dataclasses.replace(shop.site, recipes=recipes)
     above = layer("above", "small")
     folder = tmp_path / "bases"

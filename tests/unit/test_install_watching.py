@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from pocketcloud.bases.install import anaconda, debian, ubuntu
@@ -195,6 +197,20 @@ def test_a_loop_is_no_sign_of_life() -> None:
     heard = Heard()
     ended = heard.say(*(f"[{n:5}.123456] dracut-initqueue[{n}]: 10:{n % 60:02}:07 still waiting" for n in range(100)))
     assert ended
+    assert heard.failure().fault is Fault.SILENT
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_loop_is_none_wherever_the_reading_stops(seed: int) -> None:
+    chance = random.Random(seed)  # noqa: S311 - nothing secret
+    text = b"".join(b"[%7d.%02d] dracut-initqueue: timeout, still waiting\r\n" % (n, n % 100) for n in range(20000))
+    heard, at = Heard(), 0
+    while not heard.watch.enough(heard.now):
+        assert at < len(text), "it was taken for alive to the end"
+        size = chance.choice((1, 3, 20, 60, 2000))
+        heard.now += 0.5
+        heard.watch.hear(CONSOLE, text[at : at + size], heard.now)
+        at += size
     assert heard.failure().fault is Fault.SILENT
 
 

@@ -29,6 +29,8 @@ _REMEMBERED = 400
 _MOST = 64 * MIB
 # What changes in a line though nothing happens: the kernel's clock, the time of day in a status line, process numbers.
 _CLOCKS = re.compile(r"\[ *\d+\.\d+\]|\b\d{1,2}:\d\d(:\d\d)?([.,]\d+)?\b|\[\d+\]")
+# The beginning of one, at the end of what has come of a line.
+_CLOCK_BEGUN = re.compile(r"\[? *[\d:.,]*\Z")
 
 
 class Fault(StrEnum):
@@ -81,13 +83,14 @@ class Watch:
         """See machine.Watcher."""
         self._bytes += len(said)
         lines = self._lines.setdefault(source, Lines())
-        for line in lines.feed(said):
+        whole = lines.feed(said)
+        for line in whole:
             self._line(source, line, now)
-        # A question, or a percentage, waits at the end of its line.
+        # A question, or a percentage, waits at the end of its line. Beside whole lines it is only where the reading stopped.
         rest = lines.rest.strip()
         if rest and rest != self._rests.get(source):
             self._rests[source] = rest
-            self._text(source, rest, now)
+            self._text(source, rest, now, new="" if whole else _CLOCK_BEGUN.sub("", rest))
 
     def enough(self, now: float) -> bool:
         """See machine.Watcher."""
@@ -118,8 +121,9 @@ class Watch:
         if self._failure is not None and source == self._failure[2] and len(self._explained) < _BEFORE + _AFTER:
             self._explained.append(line)
 
-    def _text(self, source: str, text: str, now: float) -> None:
-        still = " ".join(_CLOCKS.sub(" ", text).split())
+    def _text(self, source: str, text: str, now: float, *, new: str | None = None) -> None:
+        """`new`: what of it may be a sign of life, left out: all."""
+        still = " ".join(_CLOCKS.sub(" ", text if new is None else new).split())
         if still and still not in self._known:
             # Something new. What repeats itself for ever is a loop, and no sign of life.
             self._known[still] = None

@@ -427,15 +427,16 @@ def _published(job: _Job, expected: _Expected, part: BinaryIO, validators: Valid
     os.fchmod(part.fileno(), 0o644)
     os.fsync(part.fileno())
     told = os.fstat(part.fileno())
-    job.part.replace(path)
-    sync_folder(job.into)
     sums = [f"{found.algorithm}:{found.hexadecimal}" for found in expected.sums if found.hexadecimal != sha256]
     known = _Known(
         path.name, sha256, told.st_size, told.st_mtime_ns, _claims(job.download), "".join(sums[:1]), signer,
         validators.etag, validators.modified,
     )  # fmt: skip
     job.index.parent.mkdir(mode=0o755, exist_ok=True)
+    # The name comes last: who does not find it yet waits for the `.part`, which is locked until then.
     write_whole(job.index, dump_json(known))
+    job.part.replace(path)
+    sync_folder(job.into)
     job.begun.unlink(missing_ok=True)
     if older is not None and older.file != path.name and not _named(job, older.file):
         (job.into / Path(older.file).name).unlink(missing_ok=True)

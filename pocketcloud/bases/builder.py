@@ -226,6 +226,7 @@ def make(site: Site, definition: Definition, arch: Arch, on_progress: OnProgress
         sizes=Sizes(measured[-1].unsealed, sealed.files, stored),
         sealed=sealed.text,
         parent=parent.volume if parent else "",
+        cpu=definition.requires.cpu or (parent.cpu if parent else None),
         packages=measured[-1].packages,
     )
 

@@ -9,19 +9,22 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Network
+from pathlib import Path
 
 from pocketcloud import __version__
 from pocketcloud.apply.world import World
 from pocketcloud.bases import records as base_records
+from pocketcloud.bases.cpu import lacking
 from pocketcloud.cache.process import Servers
 from pocketcloud.errors import HostLacks
 from pocketcloud.events import Event, Note
+from pocketcloud.host.hardware import read_cpu_flags
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
 from pocketcloud.lab.caching import ServedLab, has_cache
 from pocketcloud.locks import held
-from pocketcloud.model.base import Arch, Base
+from pocketcloud.model.base import Arch, Base, CpuLevel
 from pocketcloud.model.facts import Facts, Subnet
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import Kit
@@ -129,7 +132,20 @@ class Workbench:
             spares=self.kit.manifest.storage == "lvm",
             cache=self.served,
             other_bases=others,
+            cpu_lacks=self._cpu_lacks(arch),
         )
+
+    def _cpu_lacks(self, arch: Arch) -> dict[CpuLevel, str]:
+        """What machines lack here of the levels of processors that the kit's bases need."""
+        levels = {base.cpu for base in self._all_bases() if base.cpu and base.arch is arch}
+        if not levels:
+            return {}  # the usual case, which shall not wait for libvirt's capabilities
+        try:
+            shaped = shape(self.profile, self.facts, arch)
+        except HostLacks:  # told with its reason when a machine is defined
+            return {}
+        flags, qemu = read_cpu_flags(Path("/")), self.hypervisor.facts().qemu
+        return {level: text for level in levels if (text := lacking(level, arch, shaped, flags, qemu))}
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:
         """The subnets that other labs of this kit keep, up or down. Read leniently: a damaged record keeps nothing."""

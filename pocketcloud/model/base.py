@@ -245,8 +245,9 @@ class Base:
     `volume` is the sealed volume's name in the store; `digest` (hex) is that of the inputs it was built from; `built` is an
     ISO 8601 time in UTC; `made_with` names the tools and their versions. `sealed` says what the check of its seal looked at
     (empty: it was not checked), `proven` when a machine made from it proved itself (empty: none was tried). `parent` is the
-    volume that a layer stands on. `earlier` are those it took the name from that are kept for going back, the youngest first,
-    and `failed` one that did not prove itself and is kept to be looked at; neither of them has any itself.
+    volume that a layer stands on; `cpu` the level of processors that its system needs (None: any). `earlier` are those it took
+    the name from that are kept for going back, the youngest first, and `failed` one that did not prove itself and is kept to be
+    looked at; neither of them has any itself.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -264,6 +265,7 @@ class Base:
     sealed: str = ""
     proven: str = ""
     parent: str = ""
+    cpu: CpuLevel | None = None
     packages: Newest = UNKNOWN
     earlier: tuple[Base, ...] = ()
     failed: Base | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from pocketcloud.errors import NoSpace, NotFound, Refused
-from pocketcloud.model.base import Arch
+from pocketcloud.model.base import Arch, CpuLevel
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.lab import NATIVE, Lab
@@ -40,7 +40,8 @@ class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
     are worth making in advance in this store; `cache` whether the lab is served from the kit's cache. `arch` is the architecture
-    of the lab's machines, `other_bases` says which bases the kit has for another one."""
+    of the lab's machines, `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
+    levels of processors, in words, for each level that they do not come up to."""
 
     kit: str
     arch: Arch
@@ -54,6 +55,7 @@ class Ground:
     spares: bool = False
     cache: bool = False
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
+    cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:
@@ -231,6 +233,21 @@ def draw_networks(
             last = (*after, *there_first)
             steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
     return steps
+
+
+def check_processor(fates: Sequence[Fate], have: Inventory, ground: Ground) -> None:
+    """Refuse to start what would not get far: machines whose system was built for newer processors than they get here, as on the
+    other laptop that a kit was carried to."""
+    problems = []
+    for fate in fates:
+        domain, base = have.domains.get(fate.name), have.bases.get(fate.record.definition.base)
+        starts = domain is None or not domain.active
+        if starts and base and base.cpu and (text := ground.cpu_lacks.get(base.cpu)):
+            problems.append(f"{fate.name} ({base.name}): {text}")
+    if problems:
+        raise Refused(
+            "\n".join(problems), hint="take a base that older processors can run (base list --available), or another computer"
+        )
 
 
 def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Collection[Name] = ()) -> None:

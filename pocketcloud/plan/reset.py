@@ -16,6 +16,7 @@ from pocketcloud.plan.drafting import (
     addressed,
     check_known,
     check_native,
+    check_processor,
     check_room,
     draw_networks,
     draw_sweep,
@@ -73,6 +74,7 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
         clones += [Clone(part.disks[disk], volume, marks=marks(record.instance, name, disk)) for disk, volume in disks.items()]
         machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED)
         fates.append(Fate(name, machine, {}, fresh=False, restart="back to clean", reason="back to clean"))
+    check_processor(fates, have, ground)
     check_room(fates, have, ground)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
     made = draft.add(CloneVolumes(id="volumes", reason="back to clean", clones=tuple(clones), reserve=True))

@@ -18,6 +18,7 @@ from pocketcloud.plan.drafting import (
     addressed,
     check_known,
     check_native,
+    check_processor,
     check_room,
     draw_networks,
     draw_sweep,
@@ -96,6 +97,7 @@ def plan_up(
         snapshots=_without(record, made_anew | (set(leaving) if prune else set())),
     )
     clean = next_record.clean.machines if next_record.clean else {}
+    check_processor(fates, have, ground)
     check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean])
     _draw_up(draft, fates, next_record, have, ground, generation, leaving if prune else [])
     return draft.plan(next_record)

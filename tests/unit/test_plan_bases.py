@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pocketcloud.errors import NotFound, Refused
-from pocketcloud.model.base import Arch, Base
+from pocketcloud.model.base import Arch, Base, CpuLevel
+from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Snapshot
@@ -182,3 +183,23 @@ def test_a_lab_is_for_this_host_unless_it_says_otherwise() -> None:
     assert LAB.arch == "native"
     assert LAB.arch_on(Arch.AARCH64) is Arch.AARCH64
     assert on("x86_64").arch_on(Arch.AARCH64) is Arch.X86_64
+
+
+def test_a_base_for_newer_processors_is_refused_before_anything_is_begun() -> None:
+    """As on an older laptop that the kit was carried to: by up and by reset, but for machines that run."""
+    host = up_host()
+    host.add_base(replace(host.bases["tiny"], cpu=CpuLevel.V3))
+    old = replace(ground(), cpu_lacks={CpuLevel.V3: "its system needs x86-64-v3, and this one lacks avx2"})
+    plan_up(LAB, INSTANCE, host.inventory(), old)
+    for machine in host.domains.values():
+        machine.state = DomainState.OFF
+    with pytest.raises(Refused, match="lacks avx2") as caught:
+        plan_up(LAB, INSTANCE, host.inventory(), old)
+    assert caught.value.message.count("tiny") == len(LAB.machines)
+    with pytest.raises(Refused, match="lacks avx2"):
+        plan_reset(INSTANCE, [], host.inventory(), old)
+    plan_up(LAB, INSTANCE, host.inventory(), ground())
+    fresh = fresh_host()
+    fresh.add_base(replace(fresh.bases["tiny"], cpu=CpuLevel.V3))
+    with pytest.raises(Refused, match="lacks avx2"):
+        plan_up(LAB, INSTANCE, fresh.inventory(), old)

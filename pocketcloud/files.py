@@ -67,6 +67,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_file(path: Path) -> None:
+    """Make durable what others wrote into a file or block device without waiting for the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder of ours with all in it; absent is success."""
     if folder.exists():

@@ -9,9 +9,9 @@ port as installers do, and only `OK` and a clean end count.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from pocketcloud.bases.install.machine import DISPOSABLE, GuestOrder, run_guest
 from pocketcloud.bases.install.preflight import check_guest, surroundings
 from pocketcloud.bases.install.signs import KERNEL, NO_SPACE, Signs, Stages, any_of, stage
 from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
+from pocketcloud.bases.install.way_out import way_out
 from pocketcloud.bases.recipe import Order
-from pocketcloud.errors import HostLacks, NoSpace, NotReady, PartlyDone, PocketcloudError, UsageError
-from pocketcloud.files import write_whole
+from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError, UsageError
+from pocketcloud.files import sync_file, write_whole
 from pocketcloud.iso import iso_image
 from pocketcloud.model.base import Definition, Firmware
 from pocketcloud.model.machine import DiskSpec
@@ -64,15 +65,9 @@ def parts() -> Iterator[tuple[str, bytes]]:
 
 
 def check(order: Order[Definition]) -> None:
-    """Raise UsageError for packages that cannot be meant, HostLacks where no guest of that kind can be run, or where packages
-    cannot be fetched. For Recipe.check."""
+    """Raise UsageError for packages that cannot be meant, HostLacks where no such guest can be run. For Recipe.check."""
     if odd := [name for name in order.definition.packages if not _PACKAGE.fullmatch(name)]:
         raise UsageError(f"base {order.definition.base}: no package is called {odd[0][:100]!r}", hint="correct `packages:`")
-    if order.offline and order.definition.packages:
-        raise HostLacks(
-            f"base {order.definition.base}: its packages ({', '.join(order.definition.packages)}) come from the network: offline",
-            hint="build it where there is a network",
-        )
     check_guest(order, memory(order.definition))
 
 
@@ -81,8 +76,8 @@ def memory(definition: Definition) -> int:
     return definition.requires.memory or _MEMORY
 
 
-def seed_files(definition: Definition, build: str) -> dict[str, bytes]:
-    """What is on the seed's disc, by name: NoCloud's files and the scripts."""
+def seed_files(definition: Definition, build: str, proxy: str = "") -> dict[str, bytes]:
+    """What is on the seed's disc, by name: NoCloud's files and the scripts. `proxy`: packages come by that and no other way."""
     files = {
         "meta-data": _document({"instance-id": f"pocketcloud-{build}"}),
         "user-data": b"#cloud-config\n" + _document(_config()),
@@ -91,6 +86,8 @@ def seed_files(definition: Definition, build: str) -> dict[str, bytes]:
     }
     if definition.packages:
         files["packages"] = "".join(f"{name}\n" for name in definition.packages).encode()
+    if proxy:
+        files["proxy"] = f"{proxy}\n".encode()
     for kind, texts in (("patch", definition.patches), ("post", definition.post)):
         files |= {f"{kind}-{number:03}": f"{text}\n".encode() for number, text in enumerate(texts, start=1)}
     return files
@@ -131,43 +128,40 @@ def customize(
     """Do what the definition adds on `disk`, in QEMU's format `form`: a file or block device that nobody else has open, and that
     is of no use if this raises. It is sealed and trimmed afterwards, off and flushed. Progress goes from `start` to `end`.
 
-    Its packages come through a NAT network, which a definition without packages does not get. Raises PartlyDone with the step
+    Its packages come through a NAT network, which a definition without packages does not get; offline from the kit's cache, and
+    there is nobody else on its network. Raises PartlyDone with the step
     that failed and the lines that explain it, NoSpace, NotReady, HostLacks; what the guest said is kept in `media/logs`.
     """
     definition, around, build = order.definition, surroundings(order), order.digest[:16]
     folder = order.work / "customize"
     folder.mkdir(mode=0o711)
-    seed = folder / "seed.iso"
-    write_whole(seed, iso_image("CIDATA", seed_files(definition, build)), 0o600)
-    guest = GuestOrder(
-        purpose=Name(f"customize-{definition.base}"[:31]),
-        title=f"customizes base {definition.base}",
-        folder=folder,
-        arch=order.arch,
-        facts=around.facts,
-        profile=around.profile,
-        memory=memory(definition),
-        vcpus=max(1, min(_VCPUS, around.facts.cpus, around.profile.max_vcpus)),
-        firmware=firmware,
-        disks=(DiskSpec("vda", disk, form, DISPOSABLE), DiskSpec("vdb", seed, "raw", DISPOSABLE, readonly=True)),
-        ports=(PORT,),
-        network=bool(definition.packages),
-    )
-    order.tell("in a guest: starting it", start)
-    watch = Watch(build, _SIGNS, Stages(_SIGNS.stages, order.tell, start, end), around.profile.install)
-    failure = watch.failure(run_guest(around.hypervisor, guest, watch))
+    seed, purpose = folder / "seed.iso", Name(f"customize-{definition.base}"[:31])
+    with ExitStack() as ways:
+        way = None
+        if definition.packages:
+            way = ways.enter_context(way_out(order.supply, around.hypervisor, around.facts, purpose))
+        files = seed_files(definition, build, way.proxy if way else "")
+        write_whole(seed, iso_image("CIDATA", files), 0o600)
+        guest = GuestOrder(
+            purpose=purpose,
+            title=f"customizes base {definition.base}",
+            folder=folder,
+            arch=order.arch,
+            facts=around.facts,
+            profile=around.profile,
+            memory=memory(definition),
+            vcpus=max(1, min(_VCPUS, around.facts.cpus, around.profile.max_vcpus)),
+            firmware=firmware,
+            disks=(DiskSpec("vda", disk, form, DISPOSABLE), DiskSpec("vdb", seed, "raw", DISPOSABLE, readonly=True)),
+            ports=(PORT,),
+            network=way.network if way else None,
+        )
+        order.tell("in a guest: starting it", start)
+        watch = Watch(build, _SIGNS, Stages(_SIGNS.stages, order.tell, start, end), around.profile.install)
+        failure = watch.failure(run_guest(around.hypervisor, guest, watch))
     if failure is not None:
         raise _explained(order, failure, keep_logs(order.kit, definition.base, order.arch, folder, now(), ()))
-    _sync(disk)
-
-
-def _sync(path: Path) -> None:
-    """QEMU was told not to wait for the disk (DISPOSABLE): now is the time."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_file(disk)
 
 
 _STEP = re.compile(r"'(patch|post) (\d+)'")

@@ -36,6 +36,15 @@ class Supply(Protocol):
         Addresses must be asked for by http://, whatever they are elsewhere. Raises Refused or HostLacks."""
         ...
 
+    def kept(self, url: str) -> Path | None:
+        """The file of that address as the cache has it, whole; None if it has none."""
+        ...
+
+
+def plain_http(url: str) -> str:
+    """The address by which a supply is asked for it."""
+    return f"http://{url.removeprefix('https://')}" if url.startswith("https://") else url
+
 
 @dataclass(frozen=True, slots=True)
 class Order(Generic[D_co]):

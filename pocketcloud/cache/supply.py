@@ -42,6 +42,8 @@ class KitSupply:
         wish = Wish(Kind.BASE, definition.base, arch)
         downloads = downloads_of(definition, arch)
         absent = tuple(f"{shown(d.url or d.file)}, or it is damaged" for d in downloads if not _is_here(d, self._media))
+        if isinstance(definition, ImageDefinition) and definition.packages:
+            absent = (*absent, f"its packages ({', '.join(definition.packages)}), which the cache does not keep in this version")
         if downloads and archive_of(definition, arch) is None and not any(repositories_of(definition, arch)):
             return absent
         found = self._store.collection(id_of(wish))
@@ -53,14 +55,22 @@ class KitSupply:
         urls = [url for url in (tree, *repos) if url]
         elsewhere = [url for url in urls if not any(key.startswith(f"{key_of(url).rstrip('/')}/") for key in found.files)]
         lines = (*(f"the package {name}" for name in names), *(f"all of {masked(url)}" for url in elsewhere))
-        if urls:
-            # Its machine's network, and so the address of a cache beside it, is chosen when its answers are written already.
-            lines = (*lines, "its installer's way to the cache: this version cannot lead it there")
         return (*absent, *lines, *self._unusable(found))
 
     def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
         """See Supply.serve."""
         return serving(self._store.folder, address)
+
+    def kept(self, url: str) -> Path | None:
+        """See Supply.kept."""
+        try:
+            key = key_of(url)
+        except ValueError:
+            return None
+        for collection in self._store.collections().values():
+            if (stored := collection.files.get(key)) and self._store.is_whole(stored):
+                return self._store.path(stored.sha256)
+        return None
 
     def _unusable(self, collection: Collection) -> tuple[str, ...]:
         missing = set(self._store.missing(collection))
@@ -123,6 +133,12 @@ def not_kept(definition: Definition) -> str:
     """Why the cache cannot keep all that a build of it fetches; empty if it can."""
     if definition.builder in (Builder.PRESEED, Builder.AUTOINSTALL):
         return f"what its installer ({definition.builder}) fetches is not kept by the cache in this version"
+    if isinstance(definition, InstallDefinition) and definition.registration:
+        return "what it fetches from where it is registered cannot be kept by a cache"
+    if isinstance(definition, ImageDefinition) and definition.packages:
+        return (
+            f"its packages ({', '.join(definition.packages)}) are not kept by the cache in this version: its guest fetches them"
+        )
     return ""
 
 

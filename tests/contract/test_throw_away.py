@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +25,7 @@ from pocketcloud.bases.install.machine import (
     End,
     GuestOrder,
     machine_spec,
+    networked,
     run_guest,
     sweep,
     throw_away,
@@ -33,6 +35,7 @@ from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import DomainState
 from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
 from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, Mark
 from pocketcloud.model.names import Name
 from tests.bootsector import write_disk
@@ -104,12 +107,21 @@ def test_a_guest_that_switches_itself_off_is_heard_to_its_end(hypervisor: Libvir
     assert b"the last words" in (order.folder / "console.log").read_bytes(), "what it said is left in its folder"
 
 
-def test_a_guest_has_an_address_on_a_network_that_goes_with_it(hypervisor: LibvirtHypervisor, order: GuestOrder) -> None:
-    with throw_away(hypervisor, replace(order, network=True)) as guest:
+@pytest.mark.parametrize("kind", [NetworkKind.NAT, NetworkKind.ISOLATED])
+def test_a_guest_has_an_address_on_a_network_that_goes_with_it(
+    hypervisor: LibvirtHypervisor, order: GuestOrder, kind: NetworkKind
+) -> None:
+    with (
+        networked(hypervisor, order.facts, order.purpose, kind) as made,
+        throw_away(hypervisor, replace(order, network=made)) as guest,
+    ):
         domain, (network,) = guest.domain(), [n for n in hypervisor.networks(KIT_ID) if n.mark.instance == order.purpose]
         assert domain is not None
         assert domain.state is DomainState.RUNNING
+        assert network.kind is kind
         assert list(network.leases.values()) == [str(guest.address)]
+        with socket.create_server((str(made.host), 0)) as server:
+            assert server.getsockname()[0] == str(made.host), "the host can serve it there"
     assert gone(hypervisor, order)
 
 
@@ -136,7 +148,11 @@ def test_one_that_others_end_is_told_apart(hypervisor: LibvirtHypervisor, order:
 
 @pytest.mark.slow
 def test_an_exception_leaves_nothing(hypervisor: LibvirtHypervisor, order: GuestOrder) -> None:
-    with pytest.raises(KeyboardInterrupt), throw_away(hypervisor, replace(order, network=True)):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        networked(hypervisor, order.facts, order.purpose) as made,
+        throw_away(hypervisor, replace(order, network=made)),
+    ):
         raise KeyboardInterrupt
     assert gone(hypervisor, order)
 

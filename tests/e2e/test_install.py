@@ -6,6 +6,7 @@ a mirror: an early command of the tests reports. Both under emulation, each boot
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import signal
@@ -23,6 +24,7 @@ from pocketcloud.hypervisor import open_hypervisor
 from pocketcloud.model.base import Arch
 from pocketcloud.model.names import Name
 from tests.labkit import LabKit, Ran, lab_kit, until
+from tests.rpm_packages import needs_rpm, rpm
 from tests.signers import signers
 from tests.standin import Tree, missing, tree
 from tests.standin.debian_installer import debian_installer
@@ -63,7 +65,15 @@ class Works:
 
     def build(self, *words: str, timeout: float = WITHIN) -> Ran:
         return self.kit.cli(
-            "base", "build", self.base, "--online", "--kit", self.kit.kit.name, *words, env=self.env, timeout=timeout
+            "base",
+            "build",
+            self.base,
+            *([] if "--offline" in words else ["--online"]),
+            "--kit",
+            self.kit.kit.name,
+            *words,
+            env=self.env,
+            timeout=timeout,
         )
 
     def start(self) -> subprocess.Popen[str]:
@@ -149,6 +159,41 @@ def _inside(image: str, path: str) -> str:
 def _case(how: str, code: int) -> object:
     """Deadlines are waited for in `make test-slow` only."""
     return pytest.param(how, marks=pytest.mark.slow) if code == 7 else how
+
+
+@ANACONDA
+@needs_rpm
+@SAMPLED
+def test_an_installer_without_a_network_is_led_to_the_kits_cache(standin: Tree, tmp_path: Path) -> None:
+    """A tree with a package in it is synced, its mirror is gone, and the installer finds all of it beside its machine."""
+    standin.lay_out(tmp_path)
+    rpm(tmp_path, "extra", "1")
+    subprocess.run(["createrepo_c", "--quiet", tmp_path], check=True, capture_output=True)
+    package = "Packages/noarch/extra-1-1.noarch.rpm"
+    with lab_kit() as kit:
+        with serving() as web:
+            works = Works(kit, web)
+            for path in tmp_path.rglob("*"):
+                if path.is_file():
+                    web.put(f"/tree/{path.relative_to(tmp_path)}", path.read_bytes())
+            works.anaconda(web.url("/tree"), "extra-1-1.noarch")
+            works.build("--offline").expect(4, "never synced", f"pocketcloud cache add {works.base}")
+            kit.env |= works.env
+            kit.cli("cache", "add", works.base).expect(0)
+            kit.cli("cache", "sync").expect(0, "complete")
+        works.build("--offline").expect(0, "is built in")
+        base = records.find(kit.kit, Name(works.base), Arch.X86_64)
+        assert base is not None
+        path, form = kit.storage.place(base.volume)
+        raw = kit.folder / "disk.raw"
+        subprocess.run(["qemu-img", "convert", "-f", form, "-O", "raw", path, raw], check=True)
+        table = json.loads(subprocess.run(["sfdisk", "-J", raw], capture_output=True, check=True).stdout)["partitiontable"]
+        fetched = _inside(f"{raw}?offset={table['partitions'][3]['start'] * 512}", "/root/fetched")
+        names = (".treeinfo", "repodata/repomd.xml", package)
+        assert fetched.split() == [
+            word for name in names for word in (hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(), name)
+        ]
+        assert not works.ours()
 
 
 FAILURES = {

@@ -58,6 +58,13 @@ class Tree:
             ]
         )  # fmt: skip
 
+    def lay_out(self, folder: Path) -> None:
+        """Write the tree into a folder."""
+        (folder / "images/pxeboot").mkdir(parents=True)
+        (folder / "images/pxeboot/vmlinuz").write_bytes(self.kernel)
+        (folder / "images/pxeboot/initrd.img").write_bytes(self.initrd)
+        (folder / ".treeinfo").write_text(self.treeinfo())
+
     def serve(self, web: Web, place: str = "/tree") -> str:
         """Put the tree on a server, and return its URL."""
         web.put(f"{place}/images/pxeboot/vmlinuz", self.kernel)

@@ -14,7 +14,7 @@ from pocketcloud.cache.supply import KitSupply, not_kept, repositories_of, state
 from pocketcloud.cache.syncing import checked_reference, image_key, joined, prune
 from pocketcloud.errors import NotFound, UsageError
 from pocketcloud.host.network import has_way_out
-from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, InstallDefinition
+from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, InstallDefinition, Registration
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -108,10 +108,15 @@ def test_what_an_installer_of_debian_fetches_is_not_kept_and_that_is_said(kit: K
     wish = Wish(Kind.BASE, "x", Arch.X86_64)
     store = Store(folder_of(kit))
     store.publish(id_of(wish), Collection(CACHE_SCHEMA, "", "", files={"h.example/x86_64/os/a": put(store, b"a")}))
-    assert KitSupply(kit).lacking(kickstart, Arch.X86_64) == (
-        "all of https://h.example/x/",
-        "its installer's way to the cache: this version cannot lead it there",
-    )
+    supply = KitSupply(kit)
+    assert supply.lacking(kickstart, Arch.X86_64) == ("all of https://h.example/x/",)
+    assert "registered" in supply.lacking(replace(kickstart, registration=Registration("/etc/key")), Arch.X86_64)[0]
+    found = supply.kept("http://h.example/x86_64/os/a")
+    assert found is not None
+    assert found.read_bytes() == b"a"
+    assert [supply.kept(url) for url in ("https://h.example/x86_64/os/b", "ftp://h.example/x86_64/os/a")] == [None, None]
+    found.write_bytes(b"b")
+    assert supply.kept("http://h.example/x86_64/os/a") is None, "damaged"
 
 
 def test_a_wish_is_added_to_the_one_that_is_there() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import platform
 import re
 import shutil
 import subprocess
@@ -24,37 +23,14 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Stored
 from pocketcloud.system import run
 from tests import web
+from tests.rpm_packages import needs_rpm, rpm
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdFile
 else:
     from backports.zstd import ZstdFile
 
-needs_rpm = pytest.mark.skipif(
-    platform.machine() != "x86_64" or not all(map(shutil.which, ("rpmbuild", "createrepo_c", "rpm"))),
-    reason="rpm and createrepo-c are not installed, or make no packages for x86_64 here",
-)
 ELSEWHERE = b"[checksums]\n../x = sha256:" + b"0" * 64
-SPEC = """\
-Name: {name}
-Version: {version}
-Release: 1
-Summary: for tests
-License: none
-{buildarch}%description
-for tests
-%files
-"""
-
-
-def rpm(folder: Path, name: str, version: str, arch: str = "noarch") -> None:
-    (folder / "spec").write_text(
-        SPEC.format(name=name, version=version, buildarch="BuildArch: noarch\n" if arch == "noarch" else "")
-    )
-    defines = [f"--define={key} {value}" for key, value in (("_topdir", folder / "build"), ("_rpmdir", folder / "Packages"))]
-    subprocess.run(["rpmbuild", "-bb", "--quiet", "--target", arch, *defines, folder / "spec"], check=True, capture_output=True)
-    shutil.rmtree(folder / "build")
-    (folder / "spec").unlink()
 
 
 @pytest.fixture(scope="module")

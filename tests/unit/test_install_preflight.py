@@ -112,8 +112,8 @@ def test_a_processor_that_is_too_old_is_told_with_what_it_lacks(order: Order[Ins
     assert "x86-64-v4, which QEMU 9.0.0 cannot emulate" in error.message
 
 
-def test_offline_an_installer_that_fetches_is_refused_before_it_starts(order: Order[InstallDefinition]) -> None:
-    assert "nothing may be fetched: offline" in told(replace(order, supply=KitSupply(order.kit))).message
+def test_offline_a_tree_that_nothing_is_known_of_is_told_before_anything_starts(order: Order[InstallDefinition]) -> None:
+    assert "nothing is known of the installer" in told(replace(order, supply=KitSupply(order.kit))).message
 
 
 def test_without_a_hypervisor_it_is_said(order: Order[InstallDefinition]) -> None:

@@ -6,6 +6,7 @@ import gzip
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ from pocketcloud.bases.cpu import lacking
 from pocketcloud.bases.install import anaconda, debian, ubuntu
 from pocketcloud.bases.install.installation import Installation
 from pocketcloud.bases.install.logs import keep_logs
-from pocketcloud.bases.install.machine import DISPOSABLE, GuestOrder, machine_spec
+from pocketcloud.bases.install.machine import DISPOSABLE, GuestNetwork, GuestOrder, machine_spec
 from pocketcloud.cpio import append, appendable, cpio
 from pocketcloud.host import read_facts
 from pocketcloud.hypervisor import xml
 from pocketcloud.model.base import Arch, Builder, CpuLevel, Firmware, InstallDefinition
 from pocketcloud.model.facts import Core
-from pocketcloud.model.machine import DiskSpec, KernelBoot
+from pocketcloud.model.machine import DiskSpec, KernelBoot, Lease
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration
 from pocketcloud.model.sizes import GIB
@@ -114,6 +115,8 @@ def test_anacondas_words() -> None:
     words = anaconda.words("ttyS0,115200n8", tree="http://example.com/os", disc="", answer="/ks.cfg").split()
     assert {"inst.ks=file:/ks.cfg", "inst.stage2=http://example.com/os", "inst.cmdline", "inst.notmux", "ip=dhcp"} <= set(words)
     assert words[-1] == "console=ttyS0,115200n8", "the last console is Anaconda's"
+    by_proxy = anaconda.words("ttyS0", tree="http://example.com/os", disc="", answer="/ks.cfg", proxy="http://10.1.1.1:9").split()
+    assert {"inst.proxy=http://10.1.1.1:9", "inst.stage2=http://example.com/os"} <= set(by_proxy)
     disc = anaconda.words("ttyAMA0", tree="", disc="RHEL 9/x", answer="")
     assert "inst.stage2=hd:LABEL=RHEL\\x209\\x2fx" in disc
     assert "inst.ks=" not in disc
@@ -149,7 +152,7 @@ def guest(folder: Path, arch: Arch, *, profile: str = "emulated", cores: tuple[C
         ),
         kernel=KernelBoot(folder / "kernel", folder / "initrd", "quiet"),
         ports=("org.pocketcloud.install.0", anaconda.SIGNS.log),
-        network=True,
+        network=GuestNetwork("n", IPv4Address("10.1.1.1"), Lease("52:54:00:00:00:01", IPv4Address("10.1.1.2"), Name("g"))),
     )
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs as root in a throw-away guest, from its seed's disc: packages, patches and steps of a definition, then seal.sh, then the
-# report, then off. Beside it lie `build` (what a success is reported with), `packages`, `patch-N` and `post-N`.
+# report, then off. Beside it lie `build` (what a success is reported with), `packages`, `patch-N`, `post-N`, and `proxy` if there
+# is one that packages have to come by.
 set -u
 here=$(dirname "$0")
 exec </dev/null >/dev/console 2>&1
@@ -11,7 +12,7 @@ tries=0
 while [ ! -e "$port" ] && [ "$tries" -lt 600 ]; do sleep 0.1; tries=$((tries + 1)); done
 
 number=0
-total=$(find "$here" -name 'p[ao]*[a-z0-9]' -type f | wc -l)
+total=$(find "$here" \( -name packages -o -name 'patch-*' -o -name 'post-*' \) -type f | wc -l)
 step=''
 begin() {
   step=$1 number=$((number + 1))
@@ -30,11 +31,18 @@ install_packages() {
   # One name a line, each of letters that mean nothing to a shell.
   # shellcheck disable=SC2046
   set -- $(cat "$here/packages")
+  if [ -e "$here/proxy" ]; then
+    # The cache's lists are of their day, and count longer than a mirror's; it keeps no translations.
+    http_proxy=$(cat "$here/proxy")
+    apt=$(mktemp)
+    printf 'Acquire::Check-Valid-Until "false";\nAcquire::Languages "none";\n' >"$apt"
+    export http_proxy APT_CONFIG="$apt"
+  fi
   if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get -q update && apt-get -q -y --no-install-recommends install -- "$@"
   elif command -v dnf >/dev/null; then
-    dnf -y --setopt=install_weak_deps=False install -- "$@"
+    dnf -y ${http_proxy:+"--setopt=proxy=$http_proxy"} --setopt=install_weak_deps=False install -- "$@"
   elif command -v zypper >/dev/null; then
     zypper --non-interactive install --no-recommends -- "$@"
   elif command -v apk >/dev/null; then

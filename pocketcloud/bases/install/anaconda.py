@@ -79,14 +79,16 @@ SIGNS = Signs(
 )
 
 
-def words(console: str, *, tree: str, disc: str, answer: str) -> str:
-    """The kernel's words. `tree`: the URL that the installer's own system comes from, else `disc` is the label of the disc it is
-    on; `answer`: the path of the kickstart in the initramfs, empty: the disk OEMDRV has it."""
+def words(console: str, *, tree: str, disc: str, answer: str, proxy: str = "") -> str:
+    """The kernel's words. `tree`: the URL that the installer's own system comes from, by the `proxy` if there is one, else `disc`
+    is the label of the disc it is on; `answer`: the path of the kickstart in the initramfs, empty: the disk OEMDRV has it."""
     said = [f"inst.ks=file:{answer}"] if answer else []
     if disc:
         said.append(f"inst.stage2=hd:LABEL={_escaped(disc)}")
     elif "@" not in urlsplit(tree).netloc:
         said.append(f"inst.stage2={tree}")
+    if proxy:
+        said.append(f"inst.proxy={proxy}")
     # An address with a password is left to the kickstart, which says it too: these words can be read by anybody (ps, virsh).
     return " ".join([*said, _QUIET, *([] if disc else ["ip=dhcp"]), f"console=tty0 console={console}"])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +24,11 @@ from pocketcloud.bases.install.medium import Medium
 from pocketcloud.bases.install.preflight import Surroundings, surroundings
 from pocketcloud.bases.install.signs import NO_MEMORY, NO_SPACE, Signs, Stages
 from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.install.way_out import WayOut, way_out
+from pocketcloud.bases.recipe import Order, plain_http
 from pocketcloud.cpio import append, appendable
 from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError
+from pocketcloud.files import sync_file
 from pocketcloud.iso import iso_image
 from pocketcloud.model.base import Arch, Builder, Firmware, InstallDefinition
 from pocketcloud.model.machine import DiskSpec, KernelBoot
@@ -76,16 +79,28 @@ class Installation:
         order.tell(f"{found.name}: the installer", 0.0)
         media = medium.get(order, found, lambda text, done: order.tell(text, _FETCHED * done))
         build = volume.rpartition(".")[2]
-        job = _Job(order, around, self._answer(order, build), build, media, self.now)
 
         def fill(target: Path) -> None:
-            job.install(target)
+            with self._way(order, around) as way:
+                answer = self._answer(order, build, way.proxy if way else "")
+                _Job(order, around, way, answer, build, media, self.now).install(target)
             order.tell("storing the system", _INSTALLED)
 
         order.storage.create(volume, order.definition.size, fill)
         return f"{media.name}, libvirt {around.hypervisor.facts().libvirt}, QEMU {around.hypervisor.facts().qemu}"
 
-    def _answer(self, order: Order[InstallDefinition], build: str) -> Answer:
+    @contextmanager
+    def _way(self, order: Order[InstallDefinition], around: Surroundings) -> Iterator[WayOut | None]:
+        """What the installer has of a network: offline none, where it fetches nothing."""
+        definition = order.definition
+        if order.supply is not None and not (medium.tree_of(order) or definition.repos):
+            yield None
+            return
+        with way_out(order.supply, around.hypervisor, around.facts, _purpose(definition)) as way:
+            yield way
+
+    def _answer(self, order: Order[InstallDefinition], build: str, proxy: str = "") -> Answer:
+        """With a `proxy` all is asked of that, by http."""
         definition = order.definition
         site = answers.site(definition, order.arch, build)
         if definition.builder is Builder.KICKSTART:
@@ -95,6 +110,10 @@ class Installation:
             mirror = medium.archive_of(order)
             site = replace(site, apt_mirror="" if mirror.archive == site.tree.rstrip("/") else mirror.archive)
         site = replace(site, activation_key=answers.activation_key(definition, order.here.root))
+        if proxy:
+            plain = {name: plain_http(url) for name, url in site.repos.items()}
+            archive = plain_http(site.apt_mirror)
+            site = replace(site, proxy=proxy, tree=plain_http(site.tree), repos=plain, apt_mirror=archive)
         return answers.render(definition, order.arch, site, self.templates)
 
 
@@ -113,10 +132,11 @@ def memory(order: Order[InstallDefinition]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One installation. `build` is what its marker says."""
+    """One installation. `way` is what it has of a network; `build` is what its marker says."""
 
     order: Order[InstallDefinition]
     around: Surroundings
+    way: WayOut | None
     answer: Answer
     build: str
     media: Medium
@@ -136,7 +156,7 @@ class _Job:
             raise self._explained(
                 failure, keep_logs(self.order.kit, definition.base, self.order.arch, folder, self.now(), self.answer.secrets)
             )
-        _sync(target)
+        sync_file(target)
 
     def _guest(self, folder: Path, target: Path, signs: Signs) -> GuestOrder:
         definition, arch, profile = self.order.definition, self.order.arch, self.around.profile
@@ -157,7 +177,7 @@ class _Job:
         if self.media.disc is not None:
             disks.append(DiskSpec("sda", self.media.disc, "raw", DISPOSABLE, readonly=True, disc=True))
         return GuestOrder(
-            purpose=Name(f"install-{definition.base}"[:31]),
+            purpose=_purpose(definition),
             title=f"installation of base {definition.base}",
             folder=folder,
             arch=arch,
@@ -169,7 +189,7 @@ class _Job:
             disks=tuple(disks),
             kernel=KernelBoot(kernel, initrd, self._words()),
             ports=tuple(port for port in (PORT, signs.log) if port),
-            network=not self.order.offline,
+            network=self.way.network if self.way else None,
         )
 
     @property
@@ -191,7 +211,9 @@ class _Job:
         match self.order.definition.builder:
             case Builder.KICKSTART:
                 tree, label = medium.tree_of(self.order), self.media.label
-                return anaconda.words(console, tree=tree, disc=label, answer=f"/{anaconda.ANSWER}" if self._appended else "")
+                answer, proxy = f"/{anaconda.ANSWER}" if self._appended else "", self.way.proxy if self.way else ""
+                tree = plain_http(tree) if proxy else tree
+                return anaconda.words(console, tree=tree, disc=label, answer=answer, proxy=proxy)
             case Builder.PRESEED:
                 return debian.words(console)
             case Builder.AUTOINSTALL:
@@ -227,10 +249,5 @@ def _masked(text: str, secrets: tuple[str, ...]) -> str:
     return text
 
 
-def _sync(path: Path) -> None:
-    """QEMU was told not to wait for the disk (DISPOSABLE): now is the time."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _purpose(definition: InstallDefinition) -> Name:
+    return Name(f"install-{definition.base}"[:31])

@@ -1,7 +1,7 @@
 """A throw-away guest: started through libvirt as a lab's machines are, listened to, gone afterwards. For whoever needs one.
 
-It boots a kernel or its first disk; it may have more disks (a seed among them), a way out through a NAT network of its own, and
-ports, which its programs find as /dev/virtio-ports/NAME and which are heard here. It never starts again after a reboot.
+It boots a kernel or its first disk; it may have more disks (a seed among them), a network of its own, and ports, which its
+programs find as /dev/virtio-ports/NAME and which are heard here. It never starts again after a reboot.
 
 Nothing is left of it: it is tied to our process, and its definition and network, if we are killed (`kill -9`), go with the next
 throw-away guest. Its folder is its maker's to remove.
@@ -49,11 +49,20 @@ _TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
+class GuestNetwork:
+    """A network for one guest: its libvirt `name`, the host's address on it, and what DHCP gives the guest."""
+
+    name: str
+    host: IPv4Address
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
 class GuestOrder:
     """A guest. `purpose` becomes part of its name (a process has one guest of a purpose at a time); `folder`, on a path that
     QEMU's user may pass through, receives its console (`console.log`), its ports (`PORT.log`) and its firmware's variables;
-    `memory` in bytes. Of `disks` the first is booted, unless there is a `kernel`. `network`: give it one, with a way out
-    through the host."""
+    `memory` in bytes. Of `disks` the first is booted, unless there is a `kernel`. `network` is one that `networked` made for the
+    same purpose; None: it has none."""
 
     purpose: Name
     title: str
@@ -67,7 +76,7 @@ class GuestOrder:
     disks: tuple[DiskSpec, ...]
     kernel: KernelBoot | None = None
     ports: tuple[str, ...] = ()
-    network: bool = False
+    network: GuestNetwork | None = None
 
 
 class End(StrEnum):
@@ -176,23 +185,19 @@ def throw_away(hypervisor: Hypervisor, order: GuestOrder) -> Iterator[Guest]:
     """A guest that runs in here. Raises what the hypervisor room raises, and HostLacks where the profile cannot run its kind."""
     sweep(hypervisor)
     with contextlib.ExitStack() as undo:
-        lease = None
-        if order.network:
-            undo.callback(_tolerant, hypervisor.remove_network, _name(order))
-            lease = _networked(hypervisor, order)
         spec = machine_spec(order)
         undo.callback(_tolerant, hypervisor.undefine, spec.name)
         hypervisor.define(spec)
         hypervisor.start(spec.name, tied=True)
         # The ports first: what a guest says on its console after it is done must not be heard before that.
         logs = {**{port.name: port.log for port in spec.ports}, CONSOLE: spec.serial_log}
-        yield Guest(spec.name, lease.address if lease else None, logs, hypervisor)
+        yield Guest(spec.name, order.network.lease.address if order.network else None, logs, hypervisor)
         domain = hypervisor.domain(spec.name)
         crashed = domain is not None and domain.state is DomainState.CRASHED
     if not crashed:
         # libvirt keeps a log of QEMU for each machine, of those too that are gone; only a crash is explained by it.
         with contextlib.suppress(OSError):
-            (_QEMU_LOGS / f"{_name(order)}.log").unlink()
+            (_QEMU_LOGS / f"{_name(order.purpose)}.log").unlink()
 
 
 def sweep(hypervisor: Hypervisor) -> None:
@@ -208,12 +213,12 @@ def sweep(hypervisor: Hypervisor) -> None:
 
 def machine_spec(order: GuestOrder) -> MachineSpec:
     """The guest for the hypervisor room. Raises HostLacks where the profile cannot run its architecture."""
-    name = _name(order)
+    name = _name(order.purpose)
     shaped = shape(order.profile, order.facts, order.arch)
     return MachineSpec(
         name=name,
         uuid=str(uuid.uuid5(uuid.UUID(KIT_ID), name)),
-        mark=_mark(order),
+        mark=_mark(order.purpose),
         title=f"{order.title} (pocketcloud: goes by itself)",
         arch=order.arch,
         machine=shaped.machine,
@@ -224,7 +229,7 @@ def machine_spec(order: GuestOrder) -> MachineSpec:
         firmware=order.firmware,
         nvram=order.folder / "nvram.fd" if order.firmware is Firmware.EFI else None,
         disks=order.disks,
-        nics=(NicSpec(_mac(order), name),) if order.network else (),
+        nics=(NicSpec(order.network.lease.mac, order.network.name),) if order.network else (),
         serial_log=order.folder / f"{CONSOLE}.log",
         cpus=shaped.cpus,
         kernel=order.kernel,
@@ -233,35 +238,43 @@ def machine_spec(order: GuestOrder) -> MachineSpec:
     )
 
 
-def _networked(hypervisor: Hypervisor, order: GuestOrder) -> Lease:
-    """Give the guest its network. Another process may be quicker with a subnet: then the next one is tried."""
-    name, mark = _name(order), _mark(order)
-    within = supernet(order.facts)
+@contextlib.contextmanager
+def networked(hypervisor: Hypervisor, facts: Facts, purpose: Name, kind: NetworkKind = NetworkKind.NAT) -> Iterator[GuestNetwork]:
+    """A network for a guest of that purpose, while the context lasts; on an ISOLATED one there is nobody but the host. Raises
+    what the hypervisor room raises."""
+    sweep(hypervisor)
+    name = _name(purpose)
+    try:
+        yield _made(hypervisor, facts, purpose, kind)
+    finally:
+        _tolerant(hypervisor.remove_network, name)
+
+
+def _made(hypervisor: Hypervisor, facts: Facts, purpose: Name, kind: NetworkKind) -> GuestNetwork:
+    """Another process may be quicker with a subnet: then the next one is tried."""
+    name, mark = _name(purpose), _mark(purpose)
+    within = supernet(facts)
     for attempt in range(_TRIES):
-        subnet = choose(within, (*order.facts.subnets, *hypervisor.subnets()), seed=f"{name}.{attempt}")
-        lease = Lease(_mac(order), subnet[2], order.purpose)
-        bridge = bridge_name(KIT_ID, order.purpose, mark.part)
+        subnet = choose(within, (*facts.subnets, *hypervisor.subnets()), seed=f"{name}.{attempt}")
+        lease = Lease(mac_address(PREFIX, f"{purpose}.{_process()}", 0), subnet[2], purpose)
+        bridge = bridge_name(KIT_ID, purpose, mark.part)
         identity = str(uuid.uuid5(uuid.UUID(KIT_ID), f"network.{name}"))
         try:
-            hypervisor.ensure_network(NetworkSpec(name, identity, mark, bridge, NetworkKind.NAT, subnet, "", (lease,)))
+            hypervisor.ensure_network(NetworkSpec(name, identity, mark, bridge, kind, subnet, "", (lease,)))
         except Refused:
             if attempt == _TRIES - 1:
                 raise
         else:
-            return lease
+            return GuestNetwork(name, subnet[1], lease)
     raise AssertionError("the last attempt raises or returns")
 
 
-def _name(order: GuestOrder) -> str:
-    return joined(PREFIX, order.purpose, _process())
+def _name(purpose: Name) -> str:
+    return joined(PREFIX, purpose, _process())
 
 
-def _mark(order: GuestOrder) -> Mark:
-    return Mark(PREFIX, KIT_ID, order.purpose, _process())
-
-
-def _mac(order: GuestOrder) -> str:
-    return mac_address(PREFIX, f"{order.purpose}.{_process()}", 0)
+def _mark(purpose: Name) -> Mark:
+    return Mark(PREFIX, KIT_ID, purpose, _process())
 
 
 def _process() -> str:

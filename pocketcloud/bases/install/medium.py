@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,14 +111,17 @@ def get(order: Order[InstallDefinition], found: Found, tell: Tell, patience: Pat
 def _tree(order: Order[InstallDefinition], patience: Patience) -> Found:
     tree = tree_of(order)
     what = f"the install tree at {shown(tree)}"
-    text = _remembered(order, tree, lambda: _fetched_treeinfo(tree, what, patience))
+    names = tuple(f"{tree}/{name}" for name in treeinfo.NAMES)
+    text = _remembered(order, tree, lambda: _fetched_treeinfo(tree, what, patience), names)
     try:
         info = treeinfo.read_treeinfo(text.decode(errors="replace"), order.arch)
     except treeinfo.NoTree as wrong:
         _forget(order, tree)
         raise Refused(f"{what} cannot be installed from: {wrong}", hint="is it the folder that has .treeinfo in it?") from None
     name = " ".join(part for part in (info.family, info.version) if part)
-    return Found(f"{name or 'the installer'} from {shown(tree)}", *(_image(tree, image) for image in (info.kernel, info.initrd)))
+    return Found(
+        f"{name or 'the installer'} from {shown(tree)}", *(_image(order, tree, image) for image in (info.kernel, info.initrd))
+    )
 
 
 def _fetched_treeinfo(tree: str, what: str, patience: Patience) -> bytes:
@@ -131,8 +134,11 @@ def _fetched_treeinfo(tree: str, what: str, patience: Patience) -> bytes:
     raise NotFound(f"{what} is none: it has no .treeinfo", hint="name the folder that has .treeinfo and images/ in it")
 
 
-def _image(tree: str, image: Image) -> Download:
-    return Download(url=f"{tree}/{image.path}", sha256=image.sha256)
+def _image(order: Order[InstallDefinition], tree: str, image: Image) -> Download:
+    url = f"{tree}/{image.path}"
+    if order.supply and (kept := order.supply.kept(url)):
+        return Download(file=str(kept), sha256=image.sha256)
+    return Download(url=url, sha256=image.sha256)
 
 
 # -- Debian's mirrors -------------------------------------------------------------------------------------------------
@@ -209,14 +215,18 @@ def _on_disc(order: Order[InstallDefinition], found: Found, disc: Path) -> Mediu
 # -- what is known of a place -----------------------------------------------------------------------------------------
 
 
-def _remembered(order: Order[InstallDefinition], place: str, fetched: Callable[[], bytes]) -> bytes:
-    """What a place says of itself, verified: asked anew where it can be, else as it was when it was asked last."""
+def _remembered(order: Order[InstallDefinition], place: str, fetched: Callable[[], bytes], urls: Sequence[str] = ()) -> bytes:
+    """What a place says of itself, verified: asked anew where it can be, else as it was when it was asked last. Offline first
+    what the cache has of one of `urls`: the rest of the cache fits that."""
     path = _memory(order, place)
-    if order.offline:
+    if order.supply is not None:
+        for url in urls:
+            if kept := order.supply.kept(url):
+                return kept.read_bytes()
         if not path.exists():
             raise HostLacks(
                 f"nothing is known of the installer at {shown(place)}, and nothing may be fetched: offline",
-                hint="build it once where there is a network, or leave out --offline",
+                hint=f"where there is a network: pocketcloud cache add {order.definition.base}; or leave out --offline",
             )
         return path.read_bytes()
     try:

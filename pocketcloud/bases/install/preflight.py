@@ -51,7 +51,7 @@ def surroundings(order: Order[Definition]) -> Surroundings:
 def check(order: Order[InstallDefinition], memory: int, found: Callable[[], Found], answer: Callable[[], object]) -> None:
     """Raise with all that is missing: HostLacks, or NoSpace if it is only that; one thing alone as what it is. `memory` is the
     machine's, in bytes; `found` looks for the medium and `answer` renders the answer file: what they raise is missing, too."""
-    _say([*_host(order, memory), *_tried(answer), *_space(order), *_offline(order), *_tried(found)], order)
+    _say([*_host(order, memory), *_tried(answer), *_space(order), *_tried(found)], order)
 
 
 def check_guest(order: Order[Definition], memory: int) -> None:
@@ -99,14 +99,6 @@ def _host(order: Order[Definition], memory: int) -> Iterator[_Missing]:
     if free < needed:
         text = f"the machine for it takes {size_text(needed)} of memory, {size_text(free)} are free for it"
         yield _Missing(text, "take labs down (pocketcloud lab down), or build it on another computer and import it", NoSpace)
-
-
-def _offline(order: Order[InstallDefinition]) -> Iterator[_Missing]:
-    """An installer without a network has what is on its disc, and no more."""
-    definition = order.definition
-    if order.offline and (definition.tree or definition.repos or definition.registration):
-        hint = "leave out --offline, or take the base from a kit that has it"
-        yield _Missing("its installer fetches packages, and nothing may be fetched: offline", hint, HostLacks)
 
 
 def _space(order: Order[InstallDefinition]) -> Iterator[_Missing]:

@@ -135,10 +135,6 @@ def not_kept(definition: Definition) -> str:
         return f"what its installer ({definition.builder}) fetches is not kept by the cache in this version"
     if isinstance(definition, InstallDefinition) and definition.registration:
         return "what it fetches from where it is registered cannot be kept by a cache"
-    if isinstance(definition, ImageDefinition) and definition.packages:
-        return (
-            f"its packages ({', '.join(definition.packages)}) are not kept by the cache in this version: its guest fetches them"
-        )
     return ""
 
 

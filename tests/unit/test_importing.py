@@ -286,7 +286,7 @@ def test_packages_that_no_package_manager_knows(kit: Kit, raw: Path, name: str) 
 
 
 def test_packages_need_a_network(kit: Kit, raw: Path) -> None:
-    with pytest.raises(HostLacks, match=r"its packages \(vim\) come from the network: offline"):
+    with pytest.raises(NotFound, match=r"its packages \(vim\), which the cache does not keep"):
         build(kit, dataclasses.replace(defined(f"file: {raw}"), packages=("vim",)), offline=True)
 
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,11 +154,16 @@ def run(
     return completed
 
 
+# Of commands whose lines are told nobody needs all: what failed is explained by the end of it.
+_MOST_HELD = 4 << 20
+_LONGEST_LINE = 1 << 16
+
+
 def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None], timeout: float | None) -> bytes:
-    """All that it says until it ends, each line told as it comes; raises TimeoutExpired."""
+    """The last of what it says until it ends, each line told as it comes; raises TimeoutExpired."""
     assert process.stdout is not None  # noqa: S101 - Popen was given a pipe; this tells the type checker
     until = None if timeout is None else time.monotonic() + timeout
-    seen, rest = [], b""
+    seen, held, rest = deque[bytes](), 0, b""
     with selectors.DefaultSelector() as ready:
         ready.register(process.stdout, selectors.EVENT_READ)
         while True:
@@ -165,7 +171,12 @@ def _follow(process: subprocess.Popen[bytes], on_line: Callable[[str], None], ti
                 raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
             piece = os.read(process.stdout.fileno(), 65536)
             seen.append(piece)
+            held += len(piece)
+            while held > _MOST_HELD:
+                held -= len(seen.popleft())
             *lines, rest = _LINE_END.split(rest + piece)
+            if len(rest) > _LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
             for line in [*lines, rest] if not piece and rest else lines:
                 on_line(line.decode(errors="replace"))
             if not piece:

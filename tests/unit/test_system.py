@@ -67,3 +67,16 @@ def test_a_line_that_is_written_over_counts_as_one() -> None:
     lines: list[str] = []
     run(["printf", r"1%%\r2%%\rdone\r\nlast"], on_line=lines.append)
     assert lines == ["1%", "2%", "done", "last"]
+
+
+def test_a_command_that_says_without_end_does_not_fill_our_memory() -> None:
+    longest = 0
+
+    def heard(line: str) -> None:
+        nonlocal longest
+        longest = max(longest, len(line))
+
+    done = run(["sh", "-c", "head -c 20000000 /dev/zero | tr '\\0' x; yes | head -c 20000000; echo the end"], on_line=heard)
+    assert done.out.endswith("the end\n")
+    assert len(done.out) < 5_000_000
+    assert longest < 200_000

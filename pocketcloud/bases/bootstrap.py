@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +18,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pocketcloud import profiles
 from pocketcloud.bases import needs, newest, stages
 from pocketcloud.bases.mirror import Mirror, apt_options, choose, from_cache
-from pocketcloud.bases.namespace import WORK, confined, give
+from pocketcloud.bases.namespace import WORK, confined, give, opened
 from pocketcloud.bases.progress import OnProgress, Progress, cause
 from pocketcloud.bases.recipe import Measured, Order
 from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
+from pocketcloud.host import read_facts
 from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
 from pocketcloud.model.sizes import MIB
 from pocketcloud.system import CommandFailed, Completed, Runner, unproxied
@@ -37,6 +40,8 @@ _UNPACKED = 0.93
 _INSTALLED, _SEALED = 0.88, 0.92
 """Of that, how much until the packages are there, and until they are sealed."""
 _IDS = {"ROOT_ID": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ESP_ID": "[0-9A-F]{4}-[0-9A-F]{4}"}
+_LAST = ("seal.sh", "assemble.sh")
+_LONGEST = 16 * MIB
 _NOT_UNPACKED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 _STILL_UNPACKED = ("/usr/share/doc/*/copyright",)
 
@@ -144,8 +149,13 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
         if kept.wanted:
             tell("keeping the packages for the next build", _INSTALLED * _UNPACKED)
         kept.keep(work, run)
-    take_steps(definition, work, run, lambda text, part: tell(text, (_INSTALLED + (_SEALED - _INSTALLED) * part) * _UNPACKED))
+    # Before the steps: who takes them is root in there, and may have put anything in the place of anything.
     order.measured(Measured(_taken(work), newest.read(_releases(work), order.arch)))
+    share = _SEALED - _INSTALLED
+    within = _patience(order) if definition.post else None
+    take_steps(definition, work, run, lambda text, part: tell(text, (_INSTALLED + share * part) * _UNPACKED), within)
+    for name in _LAST:
+        _put(work / name, _script(name, values))
     _step(definition, work, run, ["sh", "-c", "exec chroot root sh -s < seal.sh"], what="sealing")
     tell("making the disk image", _SEALED * _UNPACKED)
     _step(definition, work, run, ["sh", "assemble.sh"])
@@ -153,13 +163,18 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
     return work / "disk.raw"
 
 
-def take_steps(definition: BootstrapDefinition, work: Path, run: Runner, tell: OnProgress) -> None:
-    """Apply the patches to the new system in `root`, and take the steps of `post:` in it; `post.sh` lies beside it. Raises
-    PartlyDone, or what else the lines of the one that failed say."""
+def _patience(order: Order[BootstrapDefinition]) -> float:
+    """The seconds that a step of `post:` may take: what an installer may."""
+    return (order.here.profile or profiles.choose(read_facts(order.here.root, run=order.run))).install.total
+
+
+def take_steps(definition: BootstrapDefinition, work: Path, run: Runner, tell: OnProgress, within: float | None = None) -> None:
+    """Apply the patches to the new system in `root`, and take the steps of `post:` in it, each in `within` seconds: `post.sh` is
+    beside it. Raises PartlyDone, or what else the lines of the one that failed say."""
     for number, (what, argv, step) in enumerate(steps := _steps(definition)):
         _put(work / "step", step)
         tell(what, number / len(steps))
-        _step(definition, work, run, argv, _said(what, tell, number / len(steps)), what)
+        _step(definition, work, run, argv, _said(what, tell, number / len(steps)), what, within)
 
 
 def _said(what: str, tell: OnProgress, part: float) -> Callable[[str], None]:
@@ -192,13 +207,18 @@ def _steps(definition: BootstrapDefinition) -> list[tuple[str, list[str], str]]:
 def _taken(work: Path) -> int:
     """The bytes that the new system's files took when its packages were there, and their lists and archives still with them."""
     try:
-        return int((work / "releases/taken").read_text(encoding="utf-8").split()[0])
+        return int(_text(work / "releases/taken").split()[0])
     except (OSError, ValueError, IndexError):
         return 0
 
 
 def _releases(work: Path) -> list[str]:
-    return [path.read_text(encoding="utf-8", errors="replace") for path in sorted((work / "releases").glob("*InRelease"))]
+    return [_text(path) for path in sorted((work / "releases").glob("*InRelease"))]
+
+
+def _text(path: Path) -> str:
+    with opened(path) as file:
+        return file.read(_LONGEST).decode(errors="replace")
 
 
 def _ids(path: Path) -> dict[str, str]:
@@ -236,9 +256,8 @@ def _lay_out(definition: BootstrapDefinition, mirror: Mirror, apt_options: str, 
     if mirror.security:
         lines.append(f"deb {signed} {mirror.security} {definition.suite}-security main")
     files = {"sources.list": "\n".join(lines) + "\n", "apt.conf": 'Acquire::Languages "none";\n' + apt_options}
-    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
-    for script in ("customize.sh", "post.sh", "seal.sh", "assemble.sh"):
-        files[script] = assignments + (_PARTS / script).read_text(encoding="utf-8")
+    for script in ("customize.sh", "post.sh", *_LAST):
+        files[script] = _script(script, values)
     files["values"] = "".join(f"{name}={values[name]}\n" for name in _IDS)
     for name, text in files.items():
         _put(work / name, text)
@@ -250,11 +269,19 @@ def _lay_out(definition: BootstrapDefinition, mirror: Mirror, apt_options: str, 
         give(work / folder)
 
 
+def _script(name: str, values: Mapping[str, str]) -> str:
+    """A script with the values before it."""
+    assignments = "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items())
+    return assignments + (_PARTS / name).read_text(encoding="utf-8")
+
+
 def _put(path: Path, text: str) -> None:
-    """A file that only the namespace's root reads. What lies there already may be a link that was put in our way."""
+    """A file that only the namespace's root reads. What lies there already may be a link or a folder that is in our way."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
     path.unlink(missing_ok=True)
-    path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8")
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
     give(path)
 
 
@@ -298,11 +325,13 @@ def _step(
     argv: list[str],
     on_line: Callable[[str], None] | None = None,
     what: str = "",
+    within: float | None = None,
 ) -> Completed:
-    """Run a command in the namespace; its failure is explained by its own lines. `what` is its name for people."""
+    """Run a command in the namespace, for `within` seconds at most; its failure is explained by its own lines. `what` is its name
+    for people."""
     inside = {name: str(WORK / "tmp") for name in ("HOME", "TMPDIR")}
     try:
-        return run(confined(work, argv), env=inside, on_line=on_line)
+        return run(confined(work, argv), env=inside, on_line=on_line, timeout=within)
     except CommandFailed as error:
         raise _explained(definition, what or argv[0], error) from error
 
@@ -323,7 +352,7 @@ def _explained(definition: BootstrapDefinition, tool: str, error: CommandFailed)
 
 def copy_sparse(source: Path, target: Path, tell: Callable[[float], None]) -> None:
     """Copy a raw image to a file or device that reads as zeros, leaving its holes out; `tell` gets the fraction done."""
-    with source.open("rb", buffering=0) as read, target.open("r+b", buffering=0) as write:
+    with opened(source) as read, target.open("r+b", buffering=0) as write:
         size, at = os.fstat(read.fileno()).st_size, 0
         while at < size:
             try:

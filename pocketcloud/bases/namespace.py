@@ -6,14 +6,22 @@ Nothing outlives the command: the process namespace ends with its first process,
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-# Root in there is this user of the host, the others follow. The range from 0x70000000 is nobody's: it lies above those
-# that useradd and systemd give out (systemd's "Users, Groups, UIDs and GIDs on systemd systems").
-FIRST_ID = 0x7000_0000
+from pocketcloud.errors import Refused
+
+# Root in there is the first user of a range of the host's, the others follow. Those from 0x70000000 are nobody's: they lie above
+# what useradd and systemd give out (systemd's "Users, Groups, UIDs and GIDs on systemd systems"). Each work folder has a range of
+# its own, as what is built in one may come from strangers and is not to reach into another.
+_LOWEST = 0x7000_0000
 _IDS = 65536
+_RANGES = 4000
 
 # Where the work folder is seen from in there. Its parents on the host may be closed to the user that root is in there.
 WORK = Path("/mnt")
@@ -27,12 +35,13 @@ trap 'exit 143' HUP INT TERM
 mount --bind -- "$1" {WORK}
 mount -o remount,bind,exec,nosuid,nodev {WORK}
 cd {WORK}
-shift
+first=$2
+shift 2
 unshare --user sleep infinity &
 holder=$!
 until [ "$(readlink "/proc/$holder/ns/user")" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.01; done
-echo 0 {FIRST_ID} {_IDS} > "/proc/$holder/uid_map"
-echo 0 {FIRST_ID} {_IDS} > "/proc/$holder/gid_map"
+echo "0 $first {_IDS}" > "/proc/$holder/uid_map"
+echo "0 $first {_IDS}" > "/proc/$holder/gid_map"
 exec 3<&0
 nsenter --user --target "$holder" -- "$@" <&3 3<&- &
 wait $!
@@ -45,9 +54,45 @@ def confined(work: Path, argv: Sequence[str | Path]) -> list[str | Path]:
     `work` must be owned by that root (see `give`). Needs the host's root, setpriv, unshare and nsenter (util-linux).
     """
     apart = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, "sh", "-c", _SCRIPT, "namespace", work.resolve(), *argv]
+    script: list[str | Path] = ["sh", "-c", _SCRIPT, "namespace", work.resolve(), str(_range_of(work) or first_id(work))]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, *script, *argv]
+
+
+def first_id(work: Path) -> int:
+    """The user of the host that is root in a work folder of that path: the same each time, and hardly another folder's."""
+    return _LOWEST + _IDS * (zlib.crc32(bytes(work.resolve())) % _RANGES)
+
+
+def _range_of(path: Path) -> int:
+    """The root of the range that a file belongs to; 0 if it is none of ours."""
+    number = path.stat(follow_symlinks=False).st_uid - _LOWEST
+    return _LOWEST + number // _IDS * _IDS if 0 <= number < _IDS * _RANGES else 0
 
 
 def give(path: Path) -> None:
-    """Make `path` belong to the root in there. Raises OSError where the file system keeps no owners."""
-    os.chown(path, FIRST_ID, FIRST_ID, follow_symlinks=False)
+    """Make `path` belong to the root in there: of the work folder that it lies in, or is. Raises OSError where the file system
+    keeps no owners."""
+    owner = _range_of(path.parent) or first_id(path)
+    os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file that was made in there, to be read out here. Raises Refused for anything else in its place: a link would lead the
+    host's root to files of the host."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _odd(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _odd(path)
+    return os.fdopen(handle, "rb")
+
+
+def _odd(path: Path) -> Refused:
+    return Refused(
+        f"what was to be built has something else in the place of {path.name}, which could lead to files of this host",
+        hint="do you trust who wrote this definition? Look at its `post:` and `patches:`",
+    )

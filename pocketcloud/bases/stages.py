@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pocketcloud.bases.namespace import confined
+from pocketcloud.bases.namespace import confined, give
 from pocketcloud.documents import plain
 from pocketcloud.files import remove_tree, sync_folder
 from pocketcloud.model.base import Arch, BootstrapDefinition
@@ -51,8 +52,11 @@ class Stage:
         """Lay it out in `work`; False if there is none, or none that is whole: that one is gone then."""
         packed = work / _PACKED
         try:
-            os.link(self.path, packed)
+            # A copy: the stage itself is the host's, and nobody in there is to change it.
+            shutil.copyfile(self.path, packed)
+            give(packed)
         except OSError:
+            packed.unlink(missing_ok=True)
             return False
         try:
             run(confined(work, [*_TAR, "--extract", "--same-permissions", f"--file={_PACKED}"]))
@@ -71,6 +75,7 @@ class Stage:
             run(confined(work, [*_TAR, "--create", f"--file={_PACKED}", *_KEPT]))
             packed = work / _PACKED
             packed.chmod(0o600)
+            os.chown(packed, os.geteuid(), os.getegid(), follow_symlinks=False)
             self.path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
             packed.rename(self.path)
             sync_folder(self.path.parent)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pocketcloud.bases.namespace import FIRST_ID, confined, give
+from pocketcloud.bases.namespace import confined, first_id, give
 from pocketcloud.system import CommandFailed, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making a namespace with a range of users takes root")
@@ -28,9 +28,23 @@ def work(tmp_path: Path) -> Path:
 
 def test_root_in_there_is_nobody_out_here(work: Path) -> None:
     said = run(confined(work, ["sh", "-c", "id -u; touch mine; chown 42:43 mine; cat /proc/self/uid_map"])).out.split()
-    assert said == ["0", "0", str(FIRST_ID), "65536"]
+    assert said == ["0", "0", str(first_id(work)), "65536"]
     made = (work / "mine").stat()
-    assert (made.st_uid, made.st_gid) == (FIRST_ID + 42, FIRST_ID + 43)
+    assert (made.st_uid, made.st_gid) == (first_id(work) + 42, first_id(work) + 43)
+
+
+def test_what_is_built_in_one_folder_does_not_reach_another(work: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    other = tmp_path / "another"
+    other.mkdir()
+    give(other)
+    (other / "file").write_text("of another build")
+    give(other / "file")
+    other.chmod(0o711)
+    assert first_id(work) != first_id(other)
+    said = run(confined(work, ["sh", "-c", f"cat {other}/file; echo x > {other}/file; rm -f {other}/file; true"]))
+    assert "of another build" not in said.out
+    assert (other / "file").read_text() == "of another build"
 
 
 def test_the_host_s_root_is_out_of_reach(work: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import pytest
 
 from pocketcloud.bases import bootstrap, stages
 from pocketcloud.bases.bootstrap import take_steps
-from pocketcloud.bases.namespace import FIRST_ID, confined, give
-from pocketcloud.errors import PartlyDone
+from pocketcloud.bases.namespace import confined, first_id, give
+from pocketcloud.errors import PartlyDone, Refused
 from pocketcloud.model.base import Arch
 from pocketcloud.system import run
 from tests.built_base import kit_in
@@ -65,7 +66,7 @@ def test_steps_are_taken_in_order_as_root_of_the_new_system(work: Path) -> None:
     assert "post step 1 of 2: for a lab" in said
     assert said.index("post step 1 of 2: for a lab") < said.index("post step 2 of 2: 0")
     assert {"post step 2 of 2: null", "post step 2 of 2: urandom"} <= set(said)
-    assert (work / "root/etc/who").stat().st_uid == FIRST_ID, "root in there, nobody out here"
+    assert (work / "root/etc/who").stat().st_uid == first_id(work), "root in there, nobody out here"
     assert list((work / "root/dev").iterdir()) == []
     assert not (work / "root/.step").exists()
     assert not (work / "root/etc/resolv.conf").is_symlink()
@@ -119,7 +120,7 @@ def test_a_stage_comes_back_as_it_was(work: Path, tmp_path: Path) -> None:
     kit = kit_in(tmp_path / "kit")
     odd = work / "root/bin/odd"
     odd.write_bytes(b"x" * 10000)
-    os.chown(odd, FIRST_ID + 33, FIRST_ID + 44)
+    os.chown(odd, first_id(work) + 33, first_id(work) + 44)
     odd.chmod(0o4755)
     odd.with_name("second").hardlink_to(odd)
     run(confined(work, ["setcap", "cap_net_raw+ep", "root/bin/busybox"]))
@@ -127,11 +128,12 @@ def test_a_stage_comes_back_as_it_was(work: Path, tmp_path: Path) -> None:
     stage = stages.stage(kit, definition, Arch.X86_64, b"1")
     assert not stage.unpack(work, run)
     stage.keep(work, run)
-    assert stat.S_IMODE(stage.path.stat().st_mode) == 0o600
+    kept = stage.path.stat()
+    assert (kept.st_uid, stat.S_IMODE(kept.st_mode)) == (0, 0o600), "what a step can do elsewhere does not reach it"
     run(confined(work, ["rm", "-rf", "root", "values", "releases"]))
     assert stages.stage(kit, dataclasses.replace(definition, post=("false",)), Arch.X86_64, b"1").unpack(work, run)
     told = odd.stat()
-    assert (told.st_uid, told.st_gid, stat.S_IMODE(told.st_mode)) == (FIRST_ID + 33, FIRST_ID + 44, 0o4755)
+    assert (told.st_uid, told.st_gid, stat.S_IMODE(told.st_mode)) == (first_id(work) + 33, first_id(work) + 44, 0o4755)
     assert told.st_ino == odd.with_name("second").stat().st_ino
     assert "cap_net_raw" in run(confined(work, ["getcap", "root/bin/busybox"])).out
     assert (work / "values").read_text() == "ROOT_ID=0\n"
@@ -172,3 +174,31 @@ def test_a_damaged_stage_is_none(work: Path, tmp_path: Path, damage: str) -> Non
     assert not stage.unpack(work, run)
     assert not stage.path.exists()
     assert sorted(path.name for path in work.iterdir()) == ["post.sh", "tmp"]
+
+
+def test_what_a_step_leaves_in_the_place_of_what_is_built_leads_nowhere(work: Path, tmp_path: Path) -> None:
+    """A step may get out of its folder; what the host's root reads after it is a plain file, or refused."""
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    odd = {
+        "link": f"ln -s {secret} disk.raw",
+        "pipe": "mkfifo disk.raw",
+        "device": "ln -s /dev/zero disk.raw",
+        "folder": "mkdir disk.raw",
+    }
+    for how, command in odd.items():
+        run(confined(work, ["sh", "-c", f"rm -rf disk.raw; {command}"]))
+        with pytest.raises(Refused, match="something else in the place of disk"):
+            bootstrap.copy_sparse(work / "disk.raw", secret, lambda _done: None)
+        assert secret.read_text() == "of the host", how
+    run(confined(work, ["sh", "-c", f"rm -rf step post.sh; mkdir step; ln -s {secret} post.sh"]))
+    with pytest.raises(PartlyDone):
+        taken(work, post=("true",))  # there is no post.sh that could be run
+    assert secret.read_text() == "of the host"
+
+
+def test_a_step_without_an_end_is_ended(work: Path) -> None:
+    definition = small_definition(post=("sleep 1000",))
+    with pytest.raises(PartlyDone, match="not done after 1 s"):
+        take_steps(definition, work, run, lambda _text, _part: None, 1.0)
+    assert "sleep 1000" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout

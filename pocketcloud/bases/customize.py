@@ -164,16 +164,9 @@ def customize(
     sync_file(disk)
 
 
-_STEP = re.compile(r"'(patch|post) (\d+)'")
-
-
 def _explained(order: Order[Definition], failure: Failure, logs: Path) -> PocketcloudError:
-    why = failure.why
-    if step := _STEP.search(why):
-        texts = order.definition.patches if step[1] == "patch" else order.definition.post
-        first = texts[int(step[2]) - 1].strip().splitlines()
-        why += f" ({first[0][:100]})" if first else ""
-    text = f"base {order.definition.base} was not built: in the guest that customizes it, {why}\n"
+    # By its number: what a step says may be a secret.
+    text = f"base {order.definition.base} was not built: in the guest that customizes it, {failure.why}\n"
     text += "".join(f"  {line}\n" for line in failure.lines[-12:]) + f"all that it said is in {logs}"
     if failure.fault is Fault.FULL:
         return NoSpace(text, hint="remove labs or bases that are not needed, or move the kit to a larger disk")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -22,7 +22,7 @@ from pocketcloud.bases.namespace import give
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.bases.recipe import Measured, Order, Recipe, Supply
 from pocketcloud.documents import plain
-from pocketcloud.errors import NotFound, PocketcloudError, Refused, UsageError
+from pocketcloud.errors import Busy, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.hypervisor import Hypervisor, open_hypervisor
 from pocketcloud.model.base import BASE_SCHEMA, Arch, Base, Builder, Definition, ImageDefinition, LayerDefinition, Sizes
 from pocketcloud.model.kit import Kit
@@ -239,7 +239,8 @@ def _drop(storage: Storage, volume: str) -> None:
 
 def adopt(kit: Kit, storage: Storage, base: Base, make: Callable[[str], None], clock: Callable[[], datetime] = _utc_now) -> Built:
     """Take a base into the kit that has no definition: `base` says all but its volume and time, `make` makes the volume of that
-    name. The same digest again makes no other volume; what else is said of it is noted."""
+    name. The same digest again makes no other volume; what else is said of it is noted. What it takes the name from is kept for
+    `rollback`."""
     present = {volume.name for volume in storage.volumes()}
     known = records.find(kit, base.name, base.arch)
     if known and known.digest == base.digest and known.volume in present:
@@ -250,6 +251,8 @@ def adopt(kit: Kit, storage: Storage, base: Base, make: Callable[[str], None], c
         base = replace(base, volume=_volume(base.name, base.arch, base.digest))
         if base.volume not in present:
             make(base.volume)
+        if known and known.volume in present and known.volume != base.volume:
+            base = replace(base, earlier=(known.alone(),))
     base = replace(base, built=clock().isoformat(timespec="seconds"), schema=BASE_SCHEMA)
     records.write(kit, base)
     sweep(storage, base.name, base.arch, base.volumes)
@@ -300,4 +303,19 @@ def sweep(storage: Storage, name: str, arch: Arch, keep: Collection[str]) -> tup
             with suppress(Refused):
                 storage.remove(volume.name)
                 gone.append(volume.name)
+    return tuple(gone)
+
+
+def sweep_unnamed(kit: Kit, storage: Storage, hold: Callable[[str], AbstractContextManager[None]]) -> tuple[str, ...]:
+    """Remove the volumes of all bases that no record names and nothing stands on any more: an older base goes with the last lab
+    that was made from it. `hold` holds a base by name, or raises Busy: then its command does it. The names of those that went."""
+    named = {volume for base in records.built(kit) for volume in base.volumes}
+    volumes = storage.volumes()
+    needed = named | {volume.parent for volume in volumes if not volume.spare}
+    loose = [volume.name.split(".") for volume in volumes if volume.name.startswith("base.") and volume.name not in needed]
+    gone: list[str] = []
+    for name, arch in sorted({(words[1], words[2]) for words in loose if len(words) > 3 and words[2] in set(Arch)}):
+        with suppress(Busy), hold(name):
+            known = records.find(kit, name, Arch(arch))
+            gone += sweep(storage, name, Arch(arch), known.volumes if known else ())
     return tuple(gone)

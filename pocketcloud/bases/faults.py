@@ -126,8 +126,10 @@ def _kickstart(definition: InstallDefinition) -> Found:
         return
     if definition.tree:
         yield ("registration",), "packages come from the registration or from `tree:`; leave one out"
-    if not registration.activation_key_file.startswith("/") or unfit(registration.activation_key_file):
-        yield ("registration", "activation_key_file"), "expected the path of a file, from the root"
+    # A definition may be a stranger's, and what it names here is read as root and handed to the system that it installs.
+    path = registration.activation_key_file
+    if not path.startswith("/etc/pocketcloud/") or ".." in path.split("/") or unfit(path):
+        yield ("registration", "activation_key_file"), "expected the path of a file in /etc/pocketcloud"
     if registration.organization and not re.fullmatch("[0-9A-Za-z_.-]{1,64}", registration.organization):
         yield ("registration", "organization"), "expected the organization's number"
 

@@ -80,7 +80,12 @@ def _stale(kit: Kit, base: Base, definition: Definition | None, recipes: builder
         return f"its parent {definition.from_} is gone" if isinstance(definition, LayerDefinition) else ""
     if parent and parent.volume != base.parent:
         return f"{parent.name} was renewed"
-    return "" if builder.inputs_digest(definition, base.arch, parent, recipes) == base.digest else "its definition changed"
+    try:
+        digest = builder.inputs_digest(definition, base.arch, parent, recipes)
+    except PocketcloudError as error:
+        # One that cannot be rendered takes its line, and not the list.
+        return f"cannot be built now: {error.message.splitlines()[0]}"
+    return "" if digest == base.digest else "its definition changed"
 
 
 def _updates(built: Sequence[Base], known: Mapping[Name, Definition | None], ask: Ask | None) -> dict[tuple[Name, Arch], str]:

@@ -79,8 +79,9 @@ def remove(kit: Kit, storage: Storage, name: Name, arch: Arch) -> bool:
             hint="; ".join(steps) or "remove those volumes first",
         )
     path = _path(kit, name, arch)
-    path.unlink(missing_ok=True)
+    # The store has the last word (a volume may be open): as long as it refuses, the base is there.
     storage.remove(*base.volumes)
+    path.unlink(missing_ok=True)
     sync_folder(path.parent)
     proof_log(kit, name, arch).unlink(missing_ok=True)
     with suppress(OSError):

@@ -73,6 +73,8 @@ def import_base(
     volume = next(volume for volume in storage.volumes() if volume.name == built.base.volume)
     took = duration_text(time.monotonic() - started)
     click.echo(f"Base {name} ({kind}) is imported in {took}: {size_text(volume.size)}, started by {built.base.firmware}.")
+    for before in built.base.earlier:
+        click.echo(f"The one built {before.built[:10]} is kept: pocketcloud base rollback {name}.")
 
 
 def _absolute(path: Path | None) -> str:

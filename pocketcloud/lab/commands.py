@@ -91,7 +91,10 @@ def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm:
         planned = plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base)
         # Once they stand on the new base, what is left to do is an `up`.
         again = ["pocketcloud lab up", instance] if onto_new_base else ["pocketcloud lab reset", instance, *machines]
-        return _apply(bench, planned, " ".join(again), allocation)
+        done = _apply(bench, planned, " ".join(again), allocation)
+        if onto_new_base:
+            bench.sweep_bases()
+        return done
 
 
 def plan_for_down(bench: Workbench, instance: Name, machines: Sequence[str], within: float) -> Planned:
@@ -128,6 +131,7 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
         confirm(planned.plan)
         done = _apply(bench, planned, f"pocketcloud lab destroy {instance}")
         bench.servers.end(instance)
+        bench.sweep_bases()
         return done
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from pocketcloud import __version__
 from pocketcloud.apply.world import World
 from pocketcloud.bases import records as base_records
+from pocketcloud.bases.builder import sweep_unnamed
 from pocketcloud.bases.cpu import lacking
 from pocketcloud.cache.process import Servers
-from pocketcloud.errors import HostLacks
+from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.events import Event, Note
 from pocketcloud.host.hardware import read_cpu_flags
 from pocketcloud.hypervisor import Hypervisor
@@ -95,6 +96,16 @@ class Workbench:
     def served(self) -> bool:
         """Whether labs are served from the kit's cache."""
         return self.offline and has_cache(self.kit)
+
+    def sweep_bases(self) -> None:
+        """Remove older bases that nothing stands on any more. What keeps that from being done is no fault of the command that was
+        asked for: the next one tries again."""
+
+        def hold(name: str) -> AbstractContextManager[None]:
+            return held(self.places.locks, f"{self.kit.id}.base.{name}", self.command, wait=False)
+
+        with suppress(PocketcloudError):
+            sweep_unnamed(self.kit, self.storage, hold)
 
     def allocation(self) -> AbstractContextManager[None]:
         """Hold the host's subnets, from looking which are free to having recorded which are taken."""

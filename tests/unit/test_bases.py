@@ -136,10 +136,12 @@ def content(volume: Path, folder: Path) -> bytes:
     return raw.read_bytes()
 
 
-def test_a_newer_image_takes_the_name_and_the_older_goes(kit: Kit, storage: Storage, tmp_path: Path) -> None:
-    register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "one"), Firmware.BIOS)
-    newer = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "two"), Firmware.BIOS)
-    assert [volume.name for volume in storage.volumes()] == [newer.volume]
+def test_a_newer_image_takes_the_name_and_the_one_before_is_kept(kit: Kit, storage: Storage, tmp_path: Path) -> None:
+    """Nobody made it from a definition, so nobody could make it again."""
+    older = [register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, text), Firmware.BIOS) for text in ("one", "two")]
+    newer = register(kit, storage, "tiny", Arch.X86_64, image(tmp_path, "three"), Firmware.BIOS)
+    assert newer.earlier == (older[1].alone(),)
+    assert {volume.name for volume in storage.volumes()} == {newer.volume, older[1].volume}
 
 
 def test_an_older_base_stays_while_a_lab_stands_on_it(kit: Kit, storage: Storage, tmp_path: Path) -> None:

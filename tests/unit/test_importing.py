@@ -184,6 +184,12 @@ def test_the_command(raw: Path, room: Path) -> None:
     assert "nothing to do" in cli(room, "import", "box", raw, "--firmware", "bios", "--title", "A box").stdout
     (shown,) = json.loads(cli(room, "list", "-o", "json").stdout)
     assert (shown["base"]["name"], shown["base"]["title"]) == ("box", "A box")
+    other = raw.with_name("other.raw")
+    other.write_bytes(raw.read_bytes()[:-1] + b"?")
+    again = cli(room, "import", "box", other, "--firmware", "bios")
+    assert "is kept: pocketcloud base rollback box" in again.stdout, again.stderr
+    assert cli(room, "rollback", "box", "-y").returncode == 0
+    assert json.loads(cli(room, "list", "-o", "json").stdout)[0]["base"]["title"] == "A box"
     for words, code, said in (
         (("import", "box", raw, "--sha256", "00"), 2, "expected 64 hexadecimal digits"),
         (("import", "box", raw, "--signature", "x"), 2, "--keyring"),

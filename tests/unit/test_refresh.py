@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ from pocketcloud.bases.progress import OnProgress
 from pocketcloud.bases.recipe import Order, Recipe
 from pocketcloud.bases.refresh import NotProven
 from pocketcloud.errors import BadDocument, HostLacks, NotFound, PartlyDone, Refused
+from pocketcloud.locks import held
 from pocketcloud.model.base import UNKNOWN, Arch, Base, BootstrapDefinition, Builder, Definition, LayerDefinition, Newest
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.storage import Storage, open_storage
 from tests.built_base import kit_in
+from tests.contract.stores import held as open_in_qemu
 from tests.small_base import SEALED, SmallRecipe, small_definition
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
@@ -237,6 +240,39 @@ def test_a_base_is_removed_with_what_is_kept_of_it_unless_something_stands_on_th
 
 
 @needs_root
+def test_a_base_that_the_store_cannot_remove_now_stays_whole(shop: Workshop) -> None:
+    base = shop.refresh()
+    with open_in_qemu(shop.storage, base.volume, readonly=True):
+        with pytest.raises(Refused, match="open"):
+            records.remove(shop.kit, shop.storage, NAME, Arch.X86_64)
+        assert shop.current() == base
+        assert shop.volumes() == {base.volume}
+    assert records.remove(shop.kit, shop.storage, NAME, Arch.X86_64)
+
+
+@needs_root
+def test_an_older_base_goes_with_the_last_that_stood_on_it(shop: Workshop, tmp_path: Path) -> None:
+    first = shop.refresh()
+    shop.storage.clone(first.volume, "lab.demo.web.root.g1")
+    shop.refresh()
+    third = shop.refresh()
+    assert first.volume in shop.volumes()
+
+    def hold(name: str) -> AbstractContextManager[None]:
+        return held(tmp_path / "locks", name, "a test", wait=False)
+
+    def swept() -> tuple[str, ...]:
+        return builder.sweep_unnamed(shop.kit, shop.storage, hold)
+
+    assert swept() == (), "a lab stands on it"
+    shop.storage.remove("lab.demo.web.root.g1")
+    with hold(NAME):
+        assert swept() == (), "another command is at work on that base"
+    assert swept() == (first.volume,)
+    assert shop.volumes() == set(third.volumes)
+
+
+@needs_root
 def test_an_image_that_is_not_sealed_does_not_become_a_base(shop: Workshop) -> None:
     before = shop.refresh()
     shop.recipe.files = {**SEALED, "/etc/ssh/ssh_host_rsa_key": "key"}
@@ -303,6 +339,13 @@ def test_the_list_tells_age_users_and_what_would_make_a_newer_one(shop: Workshop
     assert lines(shop, folder, UNKNOWN)["small"].updates == "unknown (offline)"
     written(folder, small_definition(packages=("vim",)))
     assert lines(shop, folder, UNKNOWN)["small"].stale == "its definition changed"
+    mine = {
+        "base": "small", "title": "Small", "family": "fedora", "version": "44", "builder": "kickstart",
+        "architectures": ["x86_64"], "template": "nosuch.ks.j2", "tree": "https://example.com/os/",
+    }  # fmt: skip
+    (folder / "small.yaml").write_text(json.dumps(mine))
+    shipped = base_lines(shop.kit, shop.storage, NOW + timedelta(days=30), folder=folder, ask=None)
+    assert "cannot be built now" in shipped[0].stale, "a template that is missing takes its line, not the list"
     (folder / "small.yaml").unlink()
     assert lines(shop, folder, UNKNOWN)["small"].updates == "unknown (no definition)"
 

@@ -78,15 +78,28 @@ class KitSupply:
         return tuple(f"{key} ({'missing' if key in missing else 'damaged'})" for key in bad)
 
     def _lacking_of_layer(self, definition: LayerDefinition, arch: Arch) -> tuple[str, ...]:
-        """The packages of a layer come from the collection of the base at its bottom."""
+        """The packages of a layer come with its own collection, or with that of the base at its bottom."""
         bottom, names = bottom_of(definition)
-        found = self._store.collection(id_of(Wish(Kind.BASE, bottom.base, arch)))
-        archive = archive_of(bottom, arch, names)
         if not names:
             return ()
-        if found is None:
-            return (f"all of base {bottom.base} ({arch}), which {definition.base} stands on: it was never synced",)
-        return tuple(f"the package {name}" for name in (lacking(archive, found.files) if archive else ()) if name in names)
+        found = [self._store.collection(id_of(Wish(Kind.BASE, name, arch))) for name in (definition.base, bottom.base)]
+        there = [collection for collection in found if collection is not None]
+        if not there:
+            return (f"all of base {definition.base} ({arch}): it was never synced",)
+        files = [key for collection in there for key in collection.files]
+        if archive := archive_of(bottom, arch, names):
+            absent = [name for name in lacking(archive, files) if name in names]
+        elif any(repositories_of(bottom, arch)):
+            absent = [name for name in names if not any(_is_rpm(key, name) for key in files)]
+        else:
+            return (f"its packages ({', '.join(names)}), which the cache does not keep for {bottom.base} in this version",)
+        damaged = [line for collection in there for line in self._unusable(collection)]
+        return (*(f"the package {name}" for name in absent), *dict.fromkeys(damaged))
+
+
+def _is_rpm(key: str, name: str) -> bool:
+    """Whether a file is that package, of any version: NAME-VERSION-RELEASE.ARCH.rpm. A group (`@core`) is known to dnf only."""
+    return name.startswith("@") or key.rpartition("/")[2].rsplit("-", 2)[0] == name
 
 
 def _is_here(download: Download, media: Path) -> bool:

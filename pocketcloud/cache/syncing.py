@@ -6,6 +6,7 @@ checked; what is damaged is fetched again. The caller holds the cache's lock.
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.system import CommandFailed, Runner, run
 
 IMAGES = "images"
-"""The host's name under which container images are kept: `http://CACHE/images/REFERENCE.tar`."""
+"""The host's name under which container images are kept: `http://CACHE/images/ARCH/REFERENCE.tar`, and without `ARCH/`."""
 
 # As docker's reference grammar has it, in short: host, path, tag, digest; no scheme, nothing that begins with a dash.
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
@@ -64,7 +65,10 @@ def sync(means: Means, wish: Wish, tell: OnProgress) -> Collection:
     elif wish.kind is Kind.FILE:
         files = _file(store, wish, work, known, tell)
     else:
-        files = {image_key(wish.name): _image(means, wish, work, tell)}
+        stored = _image(means, wish, work, tell)
+        files = {image_key(wish.name, wish.arch): stored}
+        if wish.arch == platform.machine():
+            files[image_key(wish.name)] = stored
     collection = Collection(CACHE_SCHEMA, wish.title, means.now(), packages, files)
     store.publish(name, collection, means.run)
     remove_tree(work)
@@ -119,11 +123,12 @@ def checked_reference(text: str) -> str:
     return plain
 
 
-def image_key(reference: str) -> str:
-    """The key under which an image's archive is kept: of one that comes from a file, the file's name."""
+def image_key(reference: str, arch: Arch | None = None) -> str:
+    """The key under which an image's archive is kept: of one that comes from a file, the file's name. One of the architecture of
+    the host that fetched it is found by its name alone (`arch` None), too."""
     if _TRANSPORTED.fullmatch(reference) and not _registry(reference):
         reference = Path(reference.partition(":")[2].partition(":")[0]).stem
-    return f"{IMAGES}/{reference}.tar"
+    return f"{IMAGES}/{f'{arch}/' if arch else ''}{reference}.tar"
 
 
 def _registry(reference: str) -> bool:

@@ -102,12 +102,12 @@ def add(
     if not (bases or labs or url or images):
         raise UsageError("what is to be kept?", hint="name a base, or give --lab, --url or --image")
     wanted = _arch(arch)
-    owners = tuple(Name(_bases_of(lab)[0]) for lab in labs)
+    owners = tuple(Name(_bases_of(lab, wanted)[0]) for lab in labs)
     alone = not labs
     new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages), "", owners, alone) for base in _known_bases(bases, wanted)]
     for lab in labs:
-        named, theirs = _bases_of(lab)
-        new += [Wish(Kind.BASE, base, wanted, _checked_packages(packages), labs=(Name(named),), asked=False) for base in theirs]
+        named, theirs, its = _bases_of(lab, wanted)
+        new += [Wish(Kind.BASE, base, its, _checked_packages(packages), labs=(Name(named),), asked=False) for base in theirs]
     if packages and not new:
         raise UsageError("--package goes with a base", hint="pocketcloud cache add BASE --package NAME")
     if url:
@@ -156,8 +156,9 @@ def _known_bases(names: tuple[str, ...], arch: Arch) -> tuple[str, ...]:
     return names
 
 
-def _bases_of(text: str) -> tuple[str, tuple[str, ...]]:
-    """The name of a lab, and the bases of its machines that can be built: others (imported ones) are in the kit or nowhere."""
+def _bases_of(text: str, native: Arch) -> tuple[str, tuple[str, ...], Arch]:
+    """The name of a lab, the bases of its machines that can be built (others, imported ones, are in the kit or nowhere), and
+    their architecture where `native` is the one asked for."""
     from pocketcloud.bases import definitions
     from pocketcloud.cli.options import wanted_lab
     from pocketcloud.kit.attached import Places
@@ -173,7 +174,8 @@ def _bases_of(text: str) -> tuple[str, tuple[str, ...]]:
         record = read_record(InstanceFiles(found, name))
         lab = record.lab if record else None
     known = {path.base for path in definitions.available()}
-    return name, tuple(dict.fromkeys(m.base for m in lab.machines.values() if m.base in known)) if lab else ()
+    bases = tuple(dict.fromkeys(m.base for m in lab.machines.values() if m.base in known)) if lab else ()
+    return name, bases, lab.arch_on(native) if lab else native
 
 
 @command.command()

@@ -14,7 +14,7 @@ from pocketcloud.cache.supply import KitSupply, not_kept, repositories_of, state
 from pocketcloud.cache.syncing import checked_reference, image_key, joined, prune
 from pocketcloud.errors import NotFound, UsageError
 from pocketcloud.host.network import has_way_out
-from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, InstallDefinition, Registration
+from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, InstallDefinition, LayerDefinition, Registration
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -145,6 +145,7 @@ def test_prune_leaves_what_is_needed(kit: Kit) -> None:
 def test_references_of_container_images() -> None:
     assert checked_reference("docker://docker.io/library/nginx:1.27") == "docker.io/library/nginx:1.27"
     assert image_key("quay.io/podman/hello:latest") == "images/quay.io/podman/hello:latest.tar"
+    assert image_key("quay.io/podman/hello:latest", Arch.AARCH64) == "images/aarch64/quay.io/podman/hello:latest.tar"
     for bad in ("--all", "a b", "http://h/x", "../x", "x;y", "docker-daemon:x y", ""):
         with pytest.raises(UsageError):
             checked_reference(bad)
@@ -176,3 +177,29 @@ def test_a_way_out_is_a_default_route(tmp_path: Path, four: str, six: str, way: 
     (net / "route").write_text(four)
     (net / "ipv6_route").write_text(six)
     assert has_way_out(tmp_path) is way
+
+
+def test_a_layer_finds_its_packages_where_it_or_its_base_was_synced(kit: Kit, debian: BootstrapDefinition) -> None:
+    store = Store(folder_of(kit))
+    layer = LayerDefinition(
+        base=Name("web"), title="", family="debian", version="12", architectures=(Arch.X86_64,), builder=Builder.LAYER,
+        packages=("nginx",), from_=Name("debian-12"),
+    )  # fmt: skip
+    supply = KitSupply(kit)
+    assert supply.lacking(replace(layer, packages=()), Arch.X86_64) == ()
+    assert supply.lacking(layer, Arch.X86_64) == ("all of base web (x86_64): it was never synced",)
+    fill(kit, bootstrap.packages(debian, Arch.X86_64))
+    assert supply.lacking(layer, Arch.X86_64) == ("the package nginx",)
+    own = Wish(Kind.BASE, "web", Arch.X86_64)
+    stored = put(store, b"nginx")
+    store.publish(id_of(own), Collection(CACHE_SCHEMA, "", "", files={f"{POOL}/nginx_1_amd64.deb": stored}))
+    assert supply.lacking(layer, Arch.X86_64) == ()
+    store.path(stored.sha256).write_bytes(b"n????")
+    assert supply.lacking(layer, Arch.X86_64) == (f"{POOL}/nginx_1_amd64.deb (damaged)",)
+    cloud = replace(layer, from_=Name("debian-12-cloud"))
+    assert "does not keep for debian-12-cloud" in supply.lacking(cloud, Arch.X86_64)[0]
+    on_fedora = replace(layer, from_=Name("fedora-44"))
+    assert supply.lacking(on_fedora, Arch.X86_64)[0] == "the package nginx"
+    rpm = {"h.example/os/Packages/nginx-1.2-3.fc44.x86_64.rpm": put(store, b"rpm")}
+    store.publish(id_of(own), Collection(CACHE_SCHEMA, "", "", files=rpm))
+    assert supply.lacking(on_fedora, Arch.X86_64) == ()

@@ -24,6 +24,19 @@ _SECTOR = 512
 _MOST_FILES = 3_000_000
 _MOST_LEVELS = 200
 _LONGEST_TEXT = 256 * 1024
+# What a tool may say in all: room for the names of _MOST_FILES in one folder, at some 40 bytes each.
+_LONGEST_SAID = 128 * 1024 * 1024
+# Runs what follows, and lets no more than $1 bytes of what it says through: an image can make a tool say terabytes, of a file
+# that is one hole, say. The tool ends when it finds its pipe closed. Standard input, complaints and exit code are the tool's own.
+_BOUNDED = """
+most=$1
+shift
+exec 3>&1
+code=$({ { "$@" 3>&- 4>&-; echo $? >&4; } | head -c "$most" >&3; } 4>&1)
+exit "$code"
+"""
+_CLOSED = 128 + 13
+"""The exit code of what SIGPIPE has ended."""
 _ESP = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 # EFI system, BIOS boot and PReP partitions, and swap: no files of the system, or looked into in another way.
 _NO_TREES = {_ESP, "21686148-6449-6E6F-744E-656564454649", "9E1A2D38-C612-4316-AA26-8B49521E5A8B",
@@ -158,8 +171,20 @@ class _Inside:
         return self.told(argv, stdin, codes).out
 
     def told(self, argv: Sequence[str], stdin: str = "", codes: Sequence[int] = (0,)) -> Completed:
-        """The same, with its complaints."""
-        return self._run(confined(self.work, argv), stdin=stdin.encode(), codes=codes, env={"MTOOLS_SKIP_CHECK": "1"})
+        """The same, with its complaints. Raises Refused if it does not come to an end."""
+        done = self._bounded(argv, stdin, codes, _LONGEST_SAID)
+        # Decoded, what is no UTF-8 is longer than it was, never shorter.
+        if 4 * len(done.out) >= _LONGEST_SAID and len(done.out.encode()) >= _LONGEST_SAID:
+            raise Refused(f"{self.raw} cannot be looked through: what {argv[0]} says of it does not end")
+        return done
+
+    def begin(self, argv: Sequence[str], stdin: str = "") -> str:
+        """The beginning of what a tool says: at most _LONGEST_TEXT bytes; it is ended when it has said those."""
+        return self._bounded(argv, stdin, (0,), _LONGEST_TEXT).out
+
+    def _bounded(self, argv: Sequence[str], stdin: str, codes: Sequence[int], most: int) -> Completed:
+        command = confined(self.work, ["sh", "-c", _BOUNDED, "bounded", str(most), *argv])
+        return self._run(command, stdin=stdin.encode(), codes=(*codes, _CLOSED), env={"MTOOLS_SKIP_CHECK": "1"})
 
     def partitions(self) -> Iterator[_Partition]:
         """Those of the table; without one the whole image counts as one."""
@@ -276,8 +301,7 @@ class _Ext:
 
     def text(self, entry: Entry) -> str:
         """See Reader.text."""
-        said = self._inside.ask(["debugfs", "-R", f"cat <{entry.inode}>", self._place])
-        return said[:_LONGEST_TEXT]
+        return self._inside.begin(["debugfs", "-R", f"cat <{entry.inode}>", self._place])
 
 
 _XFS_KINDS = {"regular": Kind.FILE, "directory": Kind.FOLDER, "symlink": Kind.LINK}
@@ -326,14 +350,18 @@ class _Xfs:
 
     def text(self, entry: Entry) -> str:
         """See Reader.text: where it lies says xfs_db, the blocks are read from the image."""
-        said = self._ask(["sb 0", "print blocksize agblocks", f"inode {entry.inode}", "bmap"])
+        commands = ["sb 0", "print blocksize agblocks", f"inode {entry.inode}", "bmap"]
+        # Of a file in many pieces the first ones suffice: each is a block at least.
+        said = self._inside.begin(["xfs_db", "-r", self._file], "".join(f"{command}\n" for command in commands))
         block, group = (int(match) for match in re.findall(r"(?:blocksize|agblocks) = (\d+)", said)[:2])
-        content = b""
-        for match in re.finditer(r"startblock \d+ \((\d+)/(\d+)\) count (\d+)", said):
-            with (self._inside.work / self._file).open("rb") as image:
+        content, most = b"", min(entry.size, _LONGEST_TEXT)
+        with (self._inside.work / self._file).open("rb") as image:
+            for match in re.finditer(r"startblock \d+ \((\d+)/(\d+)\) count (\d+)", said):
+                if len(content) >= most:
+                    break
                 image.seek((int(match[1]) * group + int(match[2])) * block)
-                content += image.read(min(int(match[3]) * block, _LONGEST_TEXT))
-        return content[: min(entry.size, _LONGEST_TEXT)].decode(errors="replace")
+                content += image.read(min(int(match[3]) * block, most - len(content)))
+        return content.decode(errors="replace")
 
 
 def cut(source: Path, start: int, size: int, target: Path) -> None:

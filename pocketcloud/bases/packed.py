@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import sys
@@ -21,7 +22,7 @@ from typing import BinaryIO, Protocol
 from pocketcloud.bases.disk_image import Format, Packing, kind_of
 from pocketcloud.downloads.sums import entries
 from pocketcloud.errors import NoSpace, Refused
-from pocketcloud.model.sizes import GIB, MIB, size_text
+from pocketcloud.model.sizes import GIB, KIB, MIB, size_text
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdError, ZstdFile
@@ -35,6 +36,9 @@ Share = Callable[[float], None]
 
 _PIECE = MIB
 _MEMBERS = 200
+# What one header of an archive may take, and all of them together: an honest member has two KiB of them, and no name is longer
+# than 4 KiB. From one header much larger than that, older versions of Python make gigabytes of keywords (CVE-2024-6232).
+_HEADER, _HEADERS = 4 * KIB, 512 * KIB
 _XZ_MEMORY = 512 * MIB
 _DEEPEST = 3
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -146,11 +150,33 @@ def _put(file: BinaryIO, piece: bytes, path: Path) -> None:
 # -- archives ---------------------------------------------------------------------------------------------------------
 
 
+class _Headers(io.FileIO):
+    """An archive whose headers are read: a header says itself how long it is, and tarfile reads it whole. When there are none to
+    come, `bounded` becomes False."""
+
+    bounded = True
+    _seen = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See io.RawIOBase. Raises tarfile.ReadError before a header is read that is too long."""
+        wanted = -1 if size is None else size
+        if self.bounded:
+            if not 0 <= wanted <= _HEADER:
+                raise tarfile.ReadError(
+                    f"it has a header of {size_text(wanted)}" if wanted > 0 else "it has a header without end"
+                )
+            self._seen += wanted
+            if self._seen > _HEADERS:
+                raise tarfile.ReadError(f"its headers take more than {size_text(_HEADERS)}")
+        return super().read(wanted)
+
+
 def _member(path: Path, target: Path, tell: Share, most: int) -> None:
     """Unpack the only disk of an archive; if it has a manifest, its checksum is verified."""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             members = _checked(path, archive)
+            file.bounded = False
             disk = _disk(path, members)
             content = archive.extractfile(disk)
             if content is None:
@@ -167,7 +193,8 @@ def _member(path: Path, target: Path, tell: Share, most: int) -> None:
             for wanted in _manifest(archive, members, disk.name):
                 if digests[wanted[0]].hexdigest() != wanted[1]:
                     raise Refused(f"{path.name}: {disk.name} is not what its manifest says", hint=_AGAIN)
-    except (tarfile.TarError, EOFError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, OverflowError, ValueError, RecursionError) as error:
+        # Numbers that are none, and headers of headers of headers, tarfile leaves to its caller.
         raise Refused(f"{path.name} is no whole archive: {error}", hint=_AGAIN) from error
 
 

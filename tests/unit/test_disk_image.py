@@ -25,7 +25,7 @@ from pocketcloud.bases.disk_image import Disk, Format, Packing, fits, kind_of, l
 from pocketcloud.bases.packed import unpacked
 from pocketcloud.errors import NotFound, PocketcloudError, Refused
 from pocketcloud.model.base import Arch, Firmware
-from pocketcloud.model.sizes import KIB, MIB
+from pocketcloud.model.sizes import GIB, KIB, MIB
 
 SIZE = 8 * MIB
 
@@ -418,3 +418,57 @@ def test_archives_that_do_not_help(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "half.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Refused, match="no whole archive"):
         unpacked(tmp_path / "half.tar", tmp_path, quiet)
+
+
+def header(kind: bytes, size: int) -> bytes:
+    """The block before a member, or before a longer header, of `size` bytes."""
+    entry = tarfile.TarInfo("disk.img")
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def long_header(kind: bytes, content: bytes) -> bytes:
+    return header(kind, len(content)) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+
+
+HOSTILE = {
+    "a pax header of 3 TiB": (header(tarfile.XHDTYPE, 3 << 40), "a header of 3 TiB"),
+    "a global one": (header(tarfile.XGLTYPE, 3 << 40), "a header of 3 TiB"),
+    "a name of 3 TiB": (header(tarfile.GNUTYPE_LONGNAME, 3 << 40), "a header of 3 TiB"),
+    "a target of 3 TiB": (header(tarfile.GNUTYPE_LONGLINK, 3 << 40), "a header of 3 TiB"),
+    "a header of less than nothing": (header(tarfile.XHDTYPE, -512), "without end"),
+    "keywords in keywords": (long_header(tarfile.XHDTYPE, b"2 " * 16384 + b"="), "a header of 32"),
+    "names of names": (header(tarfile.GNUTYPE_LONGNAME, 0) * 1000, "no whole archive"),
+    "numbers that are none": (
+        long_header(tarfile.XHDTYPE, b"30 GNU.sparse.map=one,two,thr\n") + header(b"0", 0),
+        "no whole archive",
+    ),
+    "places without end": (
+        long_header(tarfile.XHDTYPE, b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")
+        + header(b"0", 0) + b"999999\n" + b"1\n" * MIB,
+        "headers take more than 512 KiB",
+    ),
+}  # fmt: skip
+
+
+def test_headers_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    """Of files of few KiB on the disk: what they claim is a hole."""
+    for number, (content, _) in enumerate(HOSTILE.values()):
+        path = tmp_path / f"{number}.ova"
+        path.write_bytes(content)
+        os.truncate(path, len(content) + 4 * GIB)
+    limited = (
+        "import resource, sys; from pathlib import Path; from pocketcloud.bases.packed import unpacked;"
+        "from pocketcloud.errors import Refused\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({GIB}, {GIB}))\n"
+        "for path in map(Path, sys.argv[1:]):\n"
+        "    try:\n        unpacked(path, path.parent, lambda share: None)\n"
+        "    except Refused as error:\n        print(error.message, '-', error.hint)\n"
+        "    except BaseException as error:\n        print(repr(error))"
+    )
+    files = sorted(tmp_path.iterdir())
+    done = subprocess.run([sys.executable, "-c", limited, *files], capture_output=True, text=True, check=True)
+    said = done.stdout.splitlines()
+    assert [name for name, line in zip(HOSTILE, said, strict=True) if HOSTILE[name][1] not in line] == [], done.stdout
+    assert all(f"{number}.ova is no whole archive" in line and " - fetch" in line for number, line in enumerate(said))
+    assert sorted(tmp_path.iterdir()) == files

@@ -74,12 +74,14 @@ def _decompressed(path: Path, kind: Packing, target: Path, tell: Share, most: in
     size = max(path.stat().st_size, 1)
     with path.open("rb", buffering=0) as packed:
         try:
-            _write(path, _pieces(kind, packed), target, most, lambda: tell(min(packed.tell() / size, 1.0)))
+            _write(path, pieces(kind, packed), target, most, lambda: tell(min(packed.tell() / size, 1.0)))
         except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError, ZstdError) as error:
             raise Refused(f"{path.name} cannot be unpacked ({kind}): {error}", hint=_AGAIN) from error
 
 
-def _pieces(kind: Packing, packed: BinaryIO) -> Iterator[bytes]:
+def pieces(kind: Packing, packed: BinaryIO) -> Iterator[bytes]:
+    """What comes out of a compressed stream, a MiB at a time at most, with a bound on what unpacking takes of the memory. Raises
+    LZMAError, BadGzipFile, zlib.error, EOFError or ZstdError."""
     match kind:
         case Packing.XZ:
             yield from _xz(packed)
@@ -183,13 +185,13 @@ def _member(path: Path, target: Path, tell: Share, most: int) -> None:
                 raise Refused(f"{path.name}: its member {disk.name} has no content", hint=_AGAIN)
             digests = {name: hashlib.new(name) for name in ("sha256", "sha512")}
 
-            def pieces() -> Iterator[bytes]:
+            def digested() -> Iterator[bytes]:
                 for piece in _read(content):
                     for digest in digests.values():
                         digest.update(piece)
                     yield piece
 
-            _write(path, pieces(), target, most, lambda: tell(min(content.tell() / max(disk.size, 1), 1.0)))
+            _write(path, digested(), target, most, lambda: tell(min(content.tell() / max(disk.size, 1), 1.0)))
             for wanted in _manifest(archive, members, disk.name):
                 if digests[wanted[0]].hexdigest() != wanted[1]:
                     raise Refused(f"{path.name}: {disk.name} is not what its manifest says", hint=_AGAIN)

@@ -9,20 +9,21 @@ Sources: createrepo_c's repomd.xml and primary.xml; productmd's treeinfo-1.x.rst
 from __future__ import annotations
 
 import configparser
-import gzip
 import lzma
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import total_ordering
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, cast
 from xml.etree import ElementTree
 
+from pocketcloud.bases.disk_image import Packing
+from pocketcloud.bases.packed import pieces
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
@@ -31,18 +32,23 @@ from pocketcloud.downloads.transfer import fetch_small
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, Download
 from pocketcloud.model.cache import Stored
-from pocketcloud.model.sizes import GIB, MIB, size_text
+from pocketcloud.model.sizes import GIB, KIB, MIB, size_text
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdError, ZstdFile
+    from compression.zstd import ZstdError
 else:
-    from backports.zstd import ZstdError, ZstdFile
+    from backports.zstd import ZstdError
 
 _REPO = "{http://linux.duke.edu/metadata/repo}"
 _COMMON = "{http://linux.duke.edu/metadata/common}"
 _AT_ONCE = 4
 _MARGIN = 64 * MIB
-_LARGEST_LIST = 4 * GIB
+# Unpacked. The largest distributions' lists have some 300 MiB, and 100,000 packages, of which none says more than 3 MiB.
+_LARGEST_LIST = 2 * GIB
+_LARGEST_ENTRY = 8 * MIB
+_MOST_PACKAGES = 1_000_000
+_PACKED = {".gz": Packing.GZ, ".xz": Packing.XZ, ".zst": Packing.ZST}
+_PIECE = 64 * KIB
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PARTS = re.compile(r"[0-9]+|[a-zA-Z]+|~|\^")
 
@@ -144,9 +150,11 @@ class TreeFetch:
 
     def _packages(self, stored: Stored, name: str) -> list[Package]:
         try:
-            with _opened(self._store.path(stored.sha256), name) as file:
-                return newest(packages(file, self._arch))
-        except (ElementTree.ParseError, OSError, EOFError, lzma.LZMAError, ZstdError, ValueError) as error:
+            with self._store.path(stored.sha256).open("rb", buffering=0) as file:
+                kind = _PACKED.get(Path(name).suffix)
+                content = pieces(kind, file) if kind else iter(lambda: file.read(_PIECE), b"")
+                return newest(packages(Unpacked(content), self._arch))
+        except (ElementTree.ParseError, OSError, EOFError, lzma.LZMAError, zlib.error, ZstdError, ValueError) as error:
             raise Refused(
                 f"{self._title}: the list of packages {masked(name)} cannot be read: {error}", hint="use another mirror"
             ) from None
@@ -178,17 +186,6 @@ class TreeFetch:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-
-
-def _opened(path: Path, name: str) -> IO[bytes]:
-    """A list of packages, unpacked."""
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path))
-    if name.endswith(".xz"):
-        return lzma.open(path)
-    if name.endswith(".zst"):
-        return cast(IO[bytes], ZstdFile(path))
-    return path.open("rb")
 
 
 # -- packages
@@ -252,37 +249,73 @@ class Package:
     size: int
 
 
-def packages(file: IO[bytes], arch: Arch) -> Iterator[Package]:
-    """The packages in a list (primary.xml) that machines of that architecture can install. Raises ParseError, ValueError."""
-    read = 0
-    for _, element in ElementTree.iterparse(file):  # noqa: S314 - expat bounds what entities expand to
-        if element.tag != f"{_COMMON}package":
-            continue
-        read = max(read, file.tell()) if file.seekable() else read
-        if read > _LARGEST_LIST:
-            raise ValueError(f"more than {size_text(_LARGEST_LIST)}")
-        version, place = element.find(f"{_COMMON}version"), element.find(f"{_COMMON}location")
-        checksum, size = element.find(f"{_COMMON}checksum"), element.find(f"{_COMMON}size")
-        said = element.findtext(f"{_COMMON}arch") or ""
-        if version is not None and place is not None and checksum is not None and said in (arch, "noarch"):
-            if checksum.get("type") != "sha256" or not _SHA256.fullmatch(checksum.text or ""):
-                raise ValueError("packages without SHA-256 sums")
-            yield Package(
-                element.findtext(f"{_COMMON}name") or "",
-                said,
-                Version(int(version.get("epoch") or 0), version.get("ver", ""), version.get("rel", "")),
-                place.get("href", ""),
-                checksum.text or "",
-                int(size.get("package") or 0) if size is not None else 0,
+class Unpacked:
+    """A list to be read, out of the pieces that it is unpacked in. Its parser keeps an entry whole: neither one entry nor all may
+    be without end, however little they were packed into."""
+
+    def __init__(self, content: Iterator[bytes]) -> None:
+        self._content = content
+        self._rest = b""
+        self._read = self._entry = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes; raises ValueError where there are too many."""
+        self._rest = self._rest or next(self._content, b"")
+        piece, self._rest = (self._rest, b"") if size < 0 else (self._rest[:size], self._rest[size:])
+        self._read += len(piece)
+        self._entry += len(piece)
+        if self._read > _LARGEST_LIST or self._entry > _LARGEST_ENTRY:
+            raise ValueError(
+                f"it has more than {size_text(_LARGEST_LIST)}"
+                if self._read > _LARGEST_LIST
+                else f"one entry has more than {size_text(_LARGEST_ENTRY)}"
             )
-        element.clear()
+        return piece
+
+    def entry_ends(self) -> None:
+        """What is read from now on belongs to another entry."""
+        self._entry = 0
+
+
+def packages(file: Unpacked, arch: Arch) -> Iterator[Package]:
+    """The packages in a list (primary.xml) that machines of that architecture can install. Raises ParseError, ValueError."""
+    top, depth = None, 0
+    for event, element in ElementTree.iterparse(file, ("start", "end")):  # noqa: S314 - expat bounds what entities expand to
+        depth += 1 if event == "start" else -1
+        top = element if top is None else top
+        if event == "start" or depth != 1:
+            continue
+        if element.tag == f"{_COMMON}package" and (package := _package(element, arch)):
+            yield package
+        top.clear()
+        file.entry_ends()
+
+
+def _package(element: ElementTree.Element, arch: Arch) -> Package | None:
+    version, place = element.find(f"{_COMMON}version"), element.find(f"{_COMMON}location")
+    checksum, size = element.find(f"{_COMMON}checksum"), element.find(f"{_COMMON}size")
+    said = element.findtext(f"{_COMMON}arch") or ""
+    if version is None or place is None or checksum is None or said not in (arch, "noarch"):
+        return None
+    if checksum.get("type") != "sha256" or not _SHA256.fullmatch(checksum.text or ""):
+        raise ValueError("packages without SHA-256 sums")
+    return Package(
+        element.findtext(f"{_COMMON}name") or "",
+        said,
+        Version(int(version.get("epoch") or 0), version.get("ver", ""), version.get("rel", "")),
+        place.get("href", ""),
+        checksum.text or "",
+        int(size.get("package") or 0) if size is not None else 0,
+    )
 
 
 def newest(found: Iterable[Package]) -> list[Package]:
-    """Of each package the newest version."""
+    """Of each package the newest version. Raises ValueError where there is no end of them."""
     best: dict[tuple[str, str], Package] = {}
     for package in found:
         known = best.get((package.name, package.arch))
         if known is None or known.version < package.version:
             best[package.name, package.arch] = package
+        if len(best) > _MOST_PACKAGES:
+            raise ValueError(f"it has more than {_MOST_PACKAGES} packages")
     return list(best.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Stored
 from pocketcloud.system import run
 from tests import web
 from tests.rpm_packages import needs_rpm, rpm
+from tests.unit.test_disk_image import greedy
 
 if sys.version_info >= (3, 14):
     from compression.zstd import ZstdFile
@@ -161,6 +164,60 @@ def test_a_broken_tree_is_told(
     change(site.web.pages)
     with pytest.raises(kind, match=words):
         site.fetch(url)
+
+
+def listing(site: Site, packed: bytes, ending: str = "") -> str:
+    """A repository whose list of packages is the file `packed`, by the name's ending packed or not."""
+    place = f"repodata/primary.xml{ending}"
+    site.web.put(f"/os/{place}", packed)
+    checksum = f'<checksum type="sha256">{hashlib.sha256(packed).hexdigest()}</checksum>'
+    data = f'<data type="primary">{checksum}<location href="{place}"/></data>'
+    md = f'<repomd xmlns="http://linux.duke.edu/metadata/repo">{data}</repomd>'
+    site.web.put("/os/repodata/repomd.xml", md.encode())
+    return site.web.url("/os")
+
+
+NAMED = b'<metadata xmlns="http://linux.duke.edu/metadata/common">'
+NINE = 9 << 20
+
+
+@pytest.mark.parametrize(
+    ("packed", "ending"),
+    [
+        (gzip.compress(NAMED + b" " * NINE, 1), ".gz"),
+        (lzma.compress(NAMED + b" " * NINE, preset=0), ".xz"),
+        (compress(NAMED + b" " * NINE), ".zst"),
+        (NAMED + b"<package>" + b" " * NINE, ""),
+    ],
+    ids=["gzip", "xz", "zstd", "a package"],
+)
+def test_a_list_whose_entry_does_not_end_is_refused(site: Site, packed: bytes, ending: str) -> None:
+    with pytest.raises(Refused, match="one entry has more than 8 MiB"):
+        site.fetch("", listing(site, packed, ending))
+
+
+def test_what_is_no_package_in_a_list_takes_no_memory(site: Site) -> None:
+    url = listing(site, NAMED + b"<a/>" * 200_000 + b"</metadata>")
+    tracemalloc.start()
+    try:
+        assert len(site.fetch("", url)) == 2
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("packed", "ending", "words"),
+    [
+        (greedy(), ".xz", "Memory usage limit"),
+        (gzip.compress(NAMED)[:10] + b"\xff" * 100, ".gz", "while decompressing"),
+        (compress(NAMED)[:-1], ".zst", "cannot be read"),
+    ],
+    ids=["much memory", "damaged", "half"],
+)
+def test_a_list_that_cannot_be_unpacked_is_refused(site: Site, packed: bytes, ending: str, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        site.fetch("", listing(site, packed, ending))
 
 
 @needs_rpm

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pocketcloud.errors import HostLacks, NotFound, Refused
+from pocketcloud.model.sizes import MIB
 from pocketcloud.system import Runner, run, which
 
 _ARMOR = b"-----BEGIN PGP "
 _CLEARSIGNED = b"-----BEGIN PGP SIGNED MESSAGE-----"
 _STATUS = "[GNUPG:] "
+# Seconds, and the bytes that the slowest stick yields in one: gpgv reads all of a file that is signed.
+_PATIENCE = 120
+_SLOWEST = MIB
 # What gpgv says of a signature that does not count, and what that means; the worst comes first.
 _FAULTS = {
     "BADSIG": "the signature is not of this content",
@@ -66,7 +70,7 @@ def _verified(words: list[str | Path], keyring: Path, what: str, folder: Path, r
     said = run(
         ["gpgv", "--homedir", folder, "--status-fd", "1", "--weak-digest", "SHA1", "--keyring", keys, *words],
         codes=range(256),
-        timeout=120,
+        timeout=_PATIENCE + Path(words[-1]).stat().st_size / _SLOWEST,
     )
     states = list(_signatures(said.out))
     signers = [fingerprint for state, _, fingerprint in states if state == "GOODSIG" and fingerprint]

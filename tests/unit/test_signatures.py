@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +17,8 @@ from pocketcloud.downloads.signatures import check_clearsigned, check_detached
 from pocketcloud.downloads.sums import NoSum, Sum, entries, sum_of
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.base import Download
+from pocketcloud.model.sizes import GIB, MIB
+from pocketcloud.system import Completed, run
 from tests.signers import Signers, signers
 
 A, B = "a" * 64, "b" * 64
@@ -131,6 +135,27 @@ def test_one_good_signature_beside_a_stranger_s_is_enough(gnupg: Signers, tmp_pa
     assert check_detached(TEXT, both, keys, "the list")
     with pytest.raises(Refused, match="not of this content"):
         check_detached(TEXT, gnupg.detached("good", TEXT) + gnupg.detached("good", b"else"), keys, "the list")
+
+
+def test_a_large_file_on_a_slow_stick_is_given_the_time_that_reading_it_takes(gnupg: Signers, tmp_path: Path) -> None:
+    """A tool that takes longer than it was given is ended: what was given is asked of the one that is started."""
+    given: list[float | None] = []
+
+    def watching(argv: Sequence[str | Path], *, timeout: float | None = None, **how: Any) -> Completed:
+        if argv[0] == "gpgv":
+            given.append(timeout)
+            os.truncate(large, 0)  # its content is of no interest here
+        return run(argv, timeout=timeout, **how)
+
+    large = tmp_path / "disk.iso"
+    large.touch()
+    os.truncate(large, 5 * GIB)
+    keys = gnupg.ring(tmp_path / "keys", "good")
+    check_detached(large, gnupg.detached("good", b""), keys, "the disc", watching)
+    assert given[0] is not None
+    assert given[0] > 5 * GIB / (10 * MIB)
+    check_detached(b"", gnupg.detached("good", b""), keys, "the list", watching)
+    assert given[1] == 120
 
 
 def test_keys_that_are_not_there(tmp_path: Path) -> None:

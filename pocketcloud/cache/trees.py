@@ -133,9 +133,10 @@ class TreeFetch:
                 place, checksum = data.find(f"{_REPO}location"), data.find(f"{_REPO}checksum")
                 if place is None or checksum is None or checksum.get("type") != "sha256":
                     continue
-                wanted = self._below(
-                    url, place.get("href", ""), (checksum.text or "").strip(), int(data.findtext(f"{_REPO}size") or 0)
-                )
+                digest = (checksum.text or "").strip()
+                if not _SHA256.fullmatch(digest):
+                    raise ValueError("a sum in it is none")
+                wanted = self._below(url, place.get("href", ""), digest, int(data.findtext(f"{_REPO}size") or 0))
                 lists.append(wanted)
                 primary = wanted if data.get("type") == "primary" else primary
         except (ElementTree.ParseError, ValueError) as error:
@@ -166,7 +167,9 @@ class TreeFetch:
         missing = []
         for one in dict.fromkeys(wanted):
             stored = self._known.get(key_of(one.url))
-            if stored is not None and stored.sha256 == one.sha256:
+            if stored is None or stored.sha256 != one.sha256:
+                stored = self._left(one.sha256)
+            if stored is not None:
                 self._found[key_of(one.url)] = stored
             else:
                 missing.append(one)
@@ -186,6 +189,15 @@ class TreeFetch:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+    def _left(self, sha256: str) -> Stored | None:
+        """A content that is in the store without a collection that names it, as an interrupted sync leaves it. It is read: it may
+        not have reached the disk whole."""
+        try:
+            stored = Stored(sha256, self._store.path(sha256).stat().st_size)
+        except OSError:
+            return None
+        return stored if self._store.is_whole(stored) else None
 
 
 # -- packages

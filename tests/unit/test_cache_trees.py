@@ -114,6 +114,35 @@ def test_the_newest_packages_the_lists_and_the_installer(site: Site, made: Path)
 
 
 @needs_rpm
+def test_an_interrupted_sync_goes_on_with_what_it_has(site: Site, made: Path) -> None:
+    url = site.publish(made)
+    broken = [page for path, page in site.web.pages.items() if "rc1" in path]
+    content = broken[0].body
+    for page in broken:
+        page.body = b"half"
+    with pytest.raises(Refused, match="not the right file"):
+        site.fetch(url)
+    have = {path.name for path in site.store.objects.glob("*/*")}
+    damaged = next(site.store.objects.glob(f"*/{_sha256(made, 'repodata/*filelists.xml.*')}"))
+    damaged.write_bytes(b"x" * damaged.stat().st_size)
+    for page in broken:
+        page.body = content
+    site.web.asked.clear()
+    found = site.fetch(url)
+    assert all(site.store.is_whole(stored) for stored in found.values())
+    again = [stored for key, stored in found.items() if any(key.endswith(path) for path in site.web.paths())]
+    # Lists that nothing vouches for are always asked for.
+    kept = have - {_sha256(made, ".treeinfo"), _sha256(made, "repodata/repomd.xml"), damaged.name}
+    assert len(kept) >= 2
+    assert not kept & {stored.sha256 for stored in again}
+    assert damaged.name in {stored.sha256 for stored in again}
+
+
+def _sha256(made: Path, pattern: str) -> str:
+    return hashlib.sha256(next(made.glob(pattern)).read_bytes()).hexdigest()
+
+
+@needs_rpm
 def test_a_list_packed_with_zstd_is_read_too(site: Site, made: Path, tmp_path: Path) -> None:
     """As Fedora's are since 2024."""
     top = tmp_path / "zst"

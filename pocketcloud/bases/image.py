@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -129,7 +130,8 @@ def look(work: Path, raw: str, run: Runner) -> Content:
             if isinstance(reader, str):
                 unread.append(f"partition {part.number} ({reader})")
             else:
-                found.append((reader, _tree(reader)))
+                with _readable(reader.name):
+                    found.append((reader, reader.tree()))
     owners: dict[str, tuple[Reader, Entry]] = {}
     for reader, tree in found:
         # The system's own has /etc; what was mounted in it elsewhere is told by what lies in it.
@@ -144,18 +146,27 @@ def look(work: Path, raw: str, run: Runner) -> Content:
 
     def text(path: str) -> str:
         reader, entry = owners[path]
-        return reader.text(entry)
+        with _readable(reader.name):
+            return reader.text(entry)
 
     whole = {path: entry for path, (_, entry) in owners.items()}
     return Content(whole, tuple(esp), files + esp_size, tuple(reader.name for reader, _ in found), tuple(unread), text)
 
 
-def _tree(reader: Reader) -> Tree:
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Raise Refused for what a damaged file system ends in: a tool that fails, or says what it never says of a whole one."""
     try:
-        return reader.tree()
+        yield
     except CommandFailed as error:
         said = (error.completed.err or error.completed.out).strip().splitlines()
-        raise Refused(f"{reader.name} cannot be looked through: {said[-1][:200] if said else 'it is damaged'}") from error
+        raise _damaged(name, said[-1][:200] if said else "it is damaged") from error
+    except (ValueError, IndexError, OverflowError) as error:
+        raise _damaged(name, "it is damaged") from error
+
+
+def _damaged(name: str, why: str) -> Refused:
+    return Refused(f"{name} cannot be looked through: {why}", hint="is the image whole? Fetch it again, or build it anew")
 
 
 class _Inside:
@@ -175,7 +186,7 @@ class _Inside:
         done = self._bounded(argv, stdin, codes, _LONGEST_SAID)
         # Decoded, what is no UTF-8 is longer than it was, never shorter.
         if 4 * len(done.out) >= _LONGEST_SAID and len(done.out.encode()) >= _LONGEST_SAID:
-            raise Refused(f"{self.raw} cannot be looked through: what {argv[0]} says of it does not end")
+            raise _damaged(self.raw, f"what {argv[0]} says of it does not end")
         return done
 
     def begin(self, argv: Sequence[str], stdin: str = "") -> str:
@@ -242,13 +253,13 @@ def _walk(name: str, root: int, level: Callable[[Sequence[int]], Iterator[tuple[
             found[f"{folders[folder]}/{label}"] = entry
             if entry.kind is Kind.FOLDER:
                 if entry.inode in seen:
-                    raise Refused(f"{name} is damaged: the folder {folders[folder]}/{label} has two names")
+                    raise _damaged(name, f"the folder {folders[folder]}/{label} has two names")
                 seen.add(entry.inode)
                 below[entry.inode] = f"{folders[folder]}/{label}"
         if len(found) > _MOST_FILES:
-            raise Refused(f"{name} has more than {_MOST_FILES} files")
+            raise _damaged(name, f"it has more than {_MOST_FILES} files")
         folders = below
-    raise Refused(f"{name} has folders in more than {_MOST_LEVELS} levels")
+    raise _damaged(name, f"it has folders in more than {_MOST_LEVELS} levels")
 
 
 _KINDS = {0o100000: Kind.FILE, 0o040000: Kind.FOLDER, 0o120000: Kind.LINK}
@@ -278,7 +289,7 @@ class _Ext:
         # It ends with 0 whatever happened; beside its version it complains only.
         wrong = [line for line in done.err.splitlines() if line.strip() and not line.startswith("debugfs 1.")]
         if wrong:
-            raise Refused(f"{self.name} cannot be looked through: {wrong[0][:200]}")
+            raise _damaged(self.name, wrong[0][:200])
         folder = 0
         for line in done.out.splitlines():
             if line.startswith("debugfs: ls -p <"):
@@ -292,7 +303,7 @@ class _Ext:
                         Entry(_kind(int(match[2], 8)), int(match[4] or 0) or self._short(match), int(match[1])),
                     )
             elif line.strip():
-                raise Refused(f"{self.name} cannot be looked through: {line[:80]!r}")
+                raise _damaged(self.name, f"{line[:80]!r}")
 
     @staticmethod
     def _short(match: re.Match[str]) -> int:
@@ -316,6 +327,7 @@ class _Xfs:
         self.name = f"XFS on partition {part.number}"
         self._inside = inside
         self._file = f"{inside.raw}.{part.number}"
+        self._size = part.size
         target = inside.work / self._file
         if not target.exists():
             cut(inside.work / inside.raw, part.start, part.size, target)
@@ -346,7 +358,7 @@ class _Xfs:
             elif match := self._LINE.match(text.strip()):
                 yield folders[at], match[3], Entry(_XFS_KINDS.get(match[2], Kind.OTHER), 0, int(match[1]))
             elif text.strip():
-                raise Refused(f"{self.name} cannot be looked through: {text[:80]!r}")
+                raise _damaged(self.name, f"{text[:80]!r}")
 
     def text(self, entry: Entry) -> str:
         """See Reader.text: where it lies says xfs_db, the blocks are read from the image."""
@@ -359,7 +371,10 @@ class _Xfs:
             for match in re.finditer(r"startblock \d+ \((\d+)/(\d+)\) count (\d+)", said):
                 if len(content) >= most:
                     break
-                image.seek((int(match[1]) * group + int(match[2])) * block)
+                place = (int(match[1]) * group + int(match[2])) * block
+                if place >= self._size:
+                    raise ValueError("a piece beyond the end")
+                image.seek(place)
                 content += image.read(min(int(match[3]) * block, most - len(content)))
         return content.decode(errors="replace")
 

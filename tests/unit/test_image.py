@@ -12,6 +12,7 @@ import pytest
 
 from pocketcloud.bases.image import look
 from pocketcloud.bases.namespace import give
+from pocketcloud.errors import Refused
 from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.system import Completed, run
 from tests.small_base import SEALED, small_image
@@ -105,3 +106,49 @@ def test_of_a_file_in_many_pieces_only_the_beginning_is_read(tmp_path: Path) -> 
         assert tracemalloc.get_traced_memory()[1] < 2 * MIB
     finally:
         tracemalloc.stop()
+
+
+def test_a_damaged_xfs_is_told(tmp_path: Path) -> None:
+    image(tmp_path, SEALED, xfs=True)
+    part = (tmp_path / "make/xfs.img").rename(tmp_path / "part")
+    give(part)
+    passwd, etc = (_inode(part, path) for path in ("/etc/passwd", "/etc"))
+    damages = {
+        "a superblock of zeros": (4, bytes(508)),
+        "no root folder": (56, b"\xff" * 8),
+        "no size of blocks": (4, bytes(4)),
+        "no groups": (84, bytes(4)),
+        "a file's inode of zeros": (passwd, bytes(512)),
+        "a file's inode of ones": (passwd, b"\xff" * 512),
+        "a folder's inode of zeros": (etc, bytes(512)),
+        "a folder's entries": (etc + 176, b"\xff" * 100),
+        "where the file lies": (passwd + 176, b"\x00" + b"\x7f" * 15),
+    }
+    said = {name: _told(part, at, damage) for name, (at, damage) in damages.items()}
+    assert [name for name, words in said.items() if words and "XFS on partition 0 cannot be looked through: " not in words] == []
+    assert sum(bool(words) for words in said.values()) >= 6
+    assert look(tmp_path, "part", run).text("/etc/passwd") == SEALED["/etc/passwd"]
+
+
+def _told(part: Path, at: int, damage: bytes) -> str:
+    """What is said of the file system with that damage; empty if it is read all the same."""
+    with part.open("r+b") as file:
+        file.seek(at)
+        whole = file.read(len(damage))
+        os.pwrite(file.fileno(), damage, at)
+    try:
+        look(part.parent, part.name, run).text("/etc/passwd")
+    except Refused as error:
+        return f"{error.message}, {error.hint}" if error.hint else "no hint"
+    else:
+        return ""
+    finally:
+        with part.open("r+b") as file:
+            os.pwrite(file.fileno(), whole, at)
+        part.with_name(f"{part.name}.0").unlink()
+
+
+def _inode(part: Path, path: str) -> int:
+    """Where the inode of a file lies."""
+    said = subprocess.run(["xfs_db", "-r", part], input=_lines([f"path {path}", "addr"]), capture_output=True, check=True).stdout
+    return int(said.partition(b"byte offset ")[2].partition(b",")[0])

@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pycdlib
 import pycdlib.pycdlibexception
+from pycdlib.dr import DirectoryRecord
+from pycdlib.udf import UDFFileEntry
+
+_DAMAGE = (pycdlib.pycdlibexception.PyCdlibException, struct.error, IndexError)
+"""What pycdlib ends in over an ISO that is none, or is damaged."""
 
 
 def iso_image(label: str, files: Mapping[str, bytes]) -> bytes:
@@ -39,7 +44,7 @@ def volume_label(image: Path) -> str:
 
 def extract(image: Path, inside: str, target: Path) -> None:
     """Write the file at the path `inside` of an ISO to `target`. Found by its Rock Ridge or Joliet name, else by its plain one in
-    capital letters. Raises OSError, ValueError for a file that is no ISO, KeyError where it holds no such file."""
+    capital letters. Raises OSError, ValueError for a file that is no ISO or is damaged, KeyError where it holds no such file."""
     with _opened(image) as iso:
         ways = [{"rr_path": inside}] if iso.has_rock_ridge() else []
         ways += [{"joliet_path": inside}] if iso.has_joliet() else []
@@ -50,9 +55,17 @@ def extract(image: Path, inside: str, target: Path) -> None:
             except pycdlib.pycdlibexception.PyCdlibException:
                 continue
             if entry.is_file():
+                _check_end(image, iso, entry, inside)
                 iso.get_file_from_iso(str(target), **way)
                 return
     raise KeyError(inside)
+
+
+def _check_end(image: Path, iso: pycdlib.PyCdlib, entry: DirectoryRecord | UDFFileEntry, inside: str) -> None:
+    """Raise ValueError if the ISO ends in the middle of a file: pycdlib takes it for one that is so long."""
+    size, block = image.stat().st_size, iso.pvd.logical_block_size()
+    if entry.extent_location() * block + entry.get_data_length() >= size < iso.pvd.space_size * block:
+        raise ValueError(f"it ends in the middle of {inside}")
 
 
 @contextmanager
@@ -60,9 +73,11 @@ def _opened(image: Path) -> Iterator[pycdlib.PyCdlib]:
     iso = pycdlib.PyCdlib()
     try:
         iso.open(str(image))
-    except (pycdlib.pycdlibexception.PyCdlibException, struct.error, IndexError) as wrong:
+    except _DAMAGE as wrong:
         raise ValueError(f"it is no ISO image ({wrong})") from None
     try:
         yield iso
+    except _DAMAGE as wrong:
+        raise ValueError(f"it is damaged ({wrong})") from None
     finally:
         iso.close()

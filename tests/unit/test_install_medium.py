@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pycdlib
 import pytest
 
 from pocketcloud.bases.install import medium
@@ -341,3 +343,18 @@ def test_a_small_disc_of_ours_can_be_read_back(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == b"text\n"
     with pytest.raises(KeyError):
         extract(tmp_path / "seed.iso", "/none", tmp_path / "out")
+
+
+def test_a_disc_that_ends_early_or_leads_nowhere_is_told(tmp_path: Path) -> None:
+    image, out = tmp_path / "disc.iso", tmp_path / "out"
+    image.write_bytes(iso_image("DISC", {"vmlinuz": b"k" * 500_000}))
+    os.truncate(image, 200_000)
+    with pytest.raises(ValueError, match="ends in the middle of /vmlinuz"):
+        extract(image, "/vmlinuz", out)
+    made = pycdlib.PyCdlib()
+    made.new(rock_ridge="1.09")
+    made.add_symlink("/LINK.;1", "vmlinuz", "elsewhere")
+    made.write(str(image))
+    made.close()
+    with pytest.raises(ValueError, match="it is damaged"):
+        extract(image, "/vmlinuz", out)

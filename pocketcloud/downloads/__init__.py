@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from pocketcloud.documents import dump_json, parse_json
 from pocketcloud.downloads.signatures import check_clearsigned, check_detached, is_clearsigned
 from pocketcloud.downloads.sums import NoSum, Sum, sum_of
-from pocketcloud.downloads.transfer import Patience, Validators, changed, check_url, fetch_file, fetch_small, shown
+from pocketcloud.downloads.transfer import FULL, Patience, Validators, changed, check_url, fetch_file, fetch_small, shown
 from pocketcloud.errors import BadDocument, HostLacks, NoSpace, NotFound, Refused, UsageError
 from pocketcloud.files import sync_folder, write_whole
 from pocketcloud.model.base import Download
@@ -140,10 +140,16 @@ def fetch(
     not answer or `offline` holds. `sums` and `signature` may be paths of this host. `tell` is called from this thread.
 
     Ctrl-C and kill leave what came, and the next call goes on with it. Raises UsageError for a download that cannot be meant,
-    Refused for a file that is not the right one (it is gone then), NotFound, HostLacks, NoSpace.
+    Refused for a file that is not the right one (it is gone then), NotFound, HostLacks (for a disk that fails, too), NoSpace.
     """
     job = _Job(download, into, tell, patience or Patience(), run)
     _check(job)
+    with _disk(Path(download.file) if download.file else job.part):
+        return _fetch(job, offline=offline)
+
+
+def _fetch(job: _Job, *, offline: bool) -> Fetched:
+    download, into = job.download, job.into
     if download.file:
         return _local(job)
     into.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -165,7 +171,7 @@ def fetch(
     except HostLacks as error:
         if usable is None:
             raise
-        tell(f"{job.name}: taken as it is here ({error.message})", _VERIFYING)
+        job.tell(f"{job.name}: taken as it is here ({error.message})", _VERIFYING)
         return _fetched(into, usable)
     with _held(job) as part:
         if found := have(download, into):  # another process was quicker
@@ -185,6 +191,21 @@ def have(download: Download, into: Path) -> Fetched | None:
         if known is not None and (known.sha256, known.verified) == (download.sha256, claims) and _intact(into, path, known):
             return _fetched(into, known)
     return None
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    """Raise HostLacks or NoSpace for what a disk does; `path` is what is read or written where the error names nothing."""
+    try:
+        yield
+    except BrokenPipeError:  # of the terminal, by way of `tell`
+        raise
+    except OSError as error:
+        place, why = error.filename or path, error.strerror or str(error)
+        if error.errno in FULL:
+            raise NoSpace(f"{place}: {why}", hint="remove what is not needed, then run again") from error
+        hint = "run it with sudo, or as who may" if isinstance(error, PermissionError) else "is its disk whole? See dmesg"
+        raise HostLacks(f"{place} cannot be read or written: {why}", hint=hint) from error
 
 
 def _check(job: _Job) -> None:
@@ -277,7 +298,7 @@ def _verify(job: _Job, path: Path, expected: _Expected) -> tuple[str, str]:
 
 def _digests(path: Path, algorithms: set[str], tell: Callable[[float], None] = lambda _share: None) -> dict[str, str]:
     digests = {algorithm: hashlib.new(algorithm) for algorithm in algorithms}
-    with path.open("rb", buffering=0) as file:
+    with _disk(path), path.open("rb", buffering=0) as file:
         size, done = os.fstat(file.fileno()).st_size, 0
         while piece := file.read(_PIECE):
             for digest in digests.values():
@@ -292,10 +313,7 @@ def _local(job: _Job) -> Fetched:
     path = Path(job.download.file)
     if not path.is_file():
         raise NotFound(f"{path}: no such file", hint="give the path of an existing file")
-    try:
-        sha256, signer = _verify(job, path, _expected(job))
-    except PermissionError:
-        raise HostLacks(f"{path} may not be read", hint="run it with sudo, or as who may") from None
+    sha256, signer = _verify(job, path, _expected(job))
     return Fetched(path.resolve(), sha256, path.stat().st_size, signer)
 
 

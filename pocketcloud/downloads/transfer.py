@@ -45,7 +45,8 @@ _PAGE = ("text/html", "application/xhtml+xml")
 _PAGE_BEGINS = re.compile(rb"\s*(<!doctype html|<html)", re.I)
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 _SPARE = 64 * MIB
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What writing ends in where there is no room."""
 _OFFLINE = "is this computer online? Proxies are taken from http_proxy, https_proxy and no_proxy"
 
 
@@ -345,7 +346,7 @@ def _receive(answer: urllib3.BaseHTTPResponse, into: BinaryIO, whole: int, what:
         try:
             into.write(piece)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise NoSpace(f"{what} does not fit where it goes", hint="remove what is not needed, then run again") from error
             raise
         have += len(piece)

@@ -412,3 +412,18 @@ def test_a_signature_alone_asks_the_server_whether_it_is_still_so(web: Web, medi
         assert get(download, media).sha256 == sha256(b"two")
         with pytest.raises(HostLacks):
             get(replace(download, keyring="/other"), media, offline=True)
+
+
+def test_a_disk_that_fails_is_told_with_the_file(web: Web, media: Path, tmp_path: Path) -> None:
+    # At its beginning the kernel can read nothing of a process, and says so as a failing disk does.
+    with pytest.raises(HostLacks, match="/proc/self/mem cannot be read or written: Input/output error") as caught:
+        get(Download(file="/proc/self/mem", sha256="0" * 64), media)
+    assert caught.value.hint
+    download = pinned(web.put("/disk", CONTENT))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(HostLacks, match="file/media cannot be read or written: Not a directory"):
+        get(download, tmp_path / "file/media")
+    part = media / f".{sha256(download.url.encode())[:16]}.part"
+    part.mkdir(parents=True)
+    with pytest.raises(HostLacks, match=f"{part} cannot be read or written: Is a directory"):
+        get(download, media)

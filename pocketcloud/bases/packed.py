@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pocketcloud.bases.disk_image import Format, Packing, kind_of
+from pocketcloud.downloads.room import spare
 from pocketcloud.downloads.sums import entries
 from pocketcloud.errors import NoSpace, Refused
 from pocketcloud.model.sizes import GIB, KIB, MIB, size_text
@@ -139,6 +140,10 @@ def _write(path: Path, pieces: Iterator[bytes], target: Path, most: int, told: C
 
 
 def _put(file: BinaryIO, piece: bytes, path: Path) -> None:
+    if len(piece) > spare(file.fileno()):
+        raise NoSpace(
+            f"{path.name} does not fit when it is unpacked: too little would stay free", hint="remove what is not needed"
+        )
     try:
         view = memoryview(piece)
         while view:

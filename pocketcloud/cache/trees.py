@@ -28,6 +28,7 @@ from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
 from pocketcloud.downloads import Patience, fetch
+from pocketcloud.downloads.room import spare
 from pocketcloud.downloads.transfer import fetch_small
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, Download
@@ -42,7 +43,6 @@ else:
 _REPO = "{http://linux.duke.edu/metadata/repo}"
 _COMMON = "{http://linux.duke.edu/metadata/common}"
 _AT_ONCE = 4
-_MARGIN = 64 * MIB
 # Unpacked. The largest distributions' lists have some 300 MiB, and 100,000 packages, of which none says more than 3 MiB.
 _LARGEST_LIST = 2 * GIB
 _LARGEST_ENTRY = 8 * MIB
@@ -173,10 +173,10 @@ class TreeFetch:
                 self._found[key_of(one.url)] = stored
             else:
                 missing.append(one)
-        size, free = sum(one.size for one in missing), shutil.disk_usage(self._work).free
-        if size + _MARGIN > free:
+        size, room = sum(one.size for one in missing), max(0, spare(self._work))
+        if size > room:
             raise NoSpace(
-                f"{self._title}: {size_text(size)} are to be fetched, {size_text(free)} are free in the kit",
+                f"{self._title}: {size_text(size)} are to be fetched, {size_text(room)} may be filled in the kit",
                 hint="pocketcloud cache prune; remove labs or bases that are not needed",
             )
         with ThreadPoolExecutor(_AT_ONCE, "fetch") as pool:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from pocketcloud.documents import dump_json, parse_json
+from pocketcloud.downloads.room import spare
 from pocketcloud.downloads.signatures import check_clearsigned, check_detached, is_clearsigned
 from pocketcloud.downloads.sums import NoSum, Sum, sum_of
 from pocketcloud.downloads.transfer import FULL, Patience, Validators, changed, check_url, fetch_file, fetch_small, shown
@@ -435,7 +436,12 @@ def _receive(job: _Job, part: BinaryIO, begun: Validators) -> Validators:
         if validators != begun:
             write_whole(job.begun, dump_json(_Begun(validators.etag, validators.modified)))
 
-    return fetch_file(job.download.url, part, begun, job.name, job.patience, told, note)
+    try:
+        return fetch_file(job.download.url, part, begun, job.name, job.patience, told, note)
+    except NoSpace:
+        if spare(part.fileno()) < 0:
+            part.truncate(0)  # what came is in the way of what is more urgent
+        raise
 
 
 def _published(job: _Job, expected: _Expected, part: BinaryIO, validators: Validators, sha256: str, signer: str) -> Fetched:

@@ -31,6 +31,7 @@ from urllib3.exceptions import (
 )
 
 from pocketcloud import __version__
+from pocketcloud.downloads.room import spare
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.sizes import GIB, KIB, MIB, size_text
 
@@ -44,7 +45,7 @@ _LATER = (408, 429, 500, 502, 503, 504)
 _PAGE = ("text/html", "application/xhtml+xml")
 _PAGE_BEGINS = re.compile(rb"\s*(<!doctype html|<html)", re.I)
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
-_SPARE = 64 * MIB
+_ROOM = "remove what is not needed, then run again"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What writing ends in where there is no room."""
 _OFFLINE = "is this computer online? Proxies are taken from http_proxy, https_proxy and no_proxy"
@@ -332,22 +333,23 @@ def _receive(answer: urllib3.BaseHTTPResponse, into: BinaryIO, whole: int, what:
     have = into.tell()
     if answer.status == 416:
         return
-    space = os.fstatvfs(into.fileno())
-    free = space.f_bavail * space.f_frsize
-    if whole - have > free - _SPARE:
+    room = max(0, spare(into.fileno()))
+    if whole - have > room:
         raise NoSpace(
-            f"{what} has {size_text(whole)}, and {size_text(free)} are free where it goes", hint="remove what is not needed"
+            f"{what} has {size_text(whole)}, and {size_text(room)} may be filled where it goes", hint="remove what is not needed"
         )
     first = True
     for piece in _pieces(answer, whole - have if whole else 64 * GIB, what):
         if first and not have:
             _not_a_page(answer, piece, what)
         first = False
+        if len(piece) > spare(into.fileno()):
+            raise NoSpace(f"{what} does not fit where it goes: too little would stay free", hint=_ROOM)
         try:
             into.write(piece)
         except OSError as error:
             if error.errno in FULL:
-                raise NoSpace(f"{what} does not fit where it goes", hint="remove what is not needed, then run again") from error
+                raise NoSpace(f"{what} does not fit where it goes", hint=_ROOM) from error
             raise
         have += len(piece)
         tell(have, whole)

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from pocketcloud.bases.disk_image import Disk, Format, Packing, fits, kind_of, look
 from pocketcloud.bases.packed import unpacked
-from pocketcloud.errors import NotFound, PocketcloudError, Refused
+from pocketcloud.errors import NoSpace, NotFound, PocketcloudError, Refused
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.sizes import GIB, KIB, MIB
+from tests.small_disk import needs_mount, small_disk
 
 SIZE = 8 * MIB
 
@@ -339,6 +340,16 @@ def test_a_disk_that_does_not_fit_is_said_so(raw: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=False)
     assert "disk.gz does not fit" in done.stdout, done.stderr
+
+
+@needs_mount
+def test_the_last_of_a_disk_is_not_filled(tmp_path: Path) -> None:
+    path = tmp_path / "disk.gz"
+    path.write_bytes(gzip.compress(b"x" * 15 * MIB))
+    with small_disk(tmp_path / "small", 16 * MIB) as work:
+        with pytest.raises(NoSpace, match=r"disk\.gz does not fit when it is unpacked: too little would stay free"):
+            unpacked(path, work, quiet)
+        assert shutil.disk_usage(work).free >= 2 * MIB
 
 
 # -- archives ---------------------------------------------------------------------------------------------------------

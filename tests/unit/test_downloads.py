@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pocketcloud.downloads import Fetched, Patience, fetch, have, shown
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.base import Download
 from pocketcloud.model.sizes import MIB
+from tests.small_disk import needs_mount, small_disk
 from tests.web import Page, Web, own_certificate, serving
 
 TOP = Path(__file__).resolve().parents[2]
@@ -412,6 +414,25 @@ def test_a_signature_alone_asks_the_server_whether_it_is_still_so(web: Web, medi
         assert get(download, media).sha256 == sha256(b"two")
         with pytest.raises(HostLacks):
             get(replace(download, keyring="/other"), media, offline=True)
+
+
+@needs_mount
+def test_the_last_of_a_disk_is_not_filled(web: Web, tmp_path: Path) -> None:
+    """32 MiB, of which 4 stay free."""
+    url = web.put("/disk", CONTENT * 8, etag='"one"')
+    with small_disk(tmp_path / "small", 32 * MIB) as media:
+        with pytest.raises(NoSpace, match=r"32 MiB, and 2[0-9.]* MiB may be filled"):
+            get(pinned(url, CONTENT * 8), media)
+        web.pages["/disk"].length = -1  # it does not say how much it is
+        with pytest.raises(NoSpace, match="too little would stay free"):
+            get(pinned(url, CONTENT * 8), media)
+        (part,) = media.glob(".*.part")
+        assert shutil.disk_usage(media).free >= 4 * MIB
+        assert part.stat().st_size > 20 * MIB, "it may be gone on with"
+        (media / "urgent").write_bytes(b"x" * 2 * MIB)
+        with pytest.raises(NoSpace):
+            get(pinned(url, CONTENT * 8), media)
+        assert left(media) == []
 
 
 def test_a_disk_that_fails_is_told_with_the_file(web: Web, media: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _range_of(path: Path) -> int:
 def give(path: Path) -> None:
     """Make `path` belong to the root in there: of the work folder that it lies in, or is. Raises OSError where the file system
     keeps no owners."""
-    owner = _range_of(path.parent) or first_id(path)
+    owner = next((owner for folder in path.parents if (owner := _range_of(folder))), 0) or first_id(path)
     os.chown(path, owner, owner, follow_symlinks=False)
 
 

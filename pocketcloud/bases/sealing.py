@@ -8,6 +8,7 @@ advice for images (machine-id(5)).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ from pathlib import Path
 from pocketcloud.bases import needs
 from pocketcloud.bases.image import Content, Kind, Tree, look
 from pocketcloud.bases.namespace import give
-from pocketcloud.errors import HostLacks, Refused
+from pocketcloud.downloads.room import spare
+from pocketcloud.errors import HostLacks, NoSpace, Refused
+from pocketcloud.model.sizes import size_text
 from pocketcloud.storage import Storage
 from pocketcloud.system import Runner
 
@@ -97,12 +100,13 @@ def check_tools(here: needs.Ground) -> None:
 def check(storage: Storage, volume: str, work: Path, run: Runner, what: str, *, made_by_us: bool = True) -> Sealed:
     """Look through the sealed volume `volume`, in the folder `work` of the namespace's root, where a raw copy of what it
     holds has room; `what` names the base in errors. Raises Refused with all findings if it is not sealed: litter counts only in
-    what we made ourselves, and is told of an image that its maker left so."""
+    what we made ourselves, and is told of an image that its maker left so. Raises NoSpace before the copy is begun."""
     path, image_format = storage.place(volume)
     storage.activate(volume)
     raw = work / _RAW
+    raw.unlink(missing_ok=True)
+    _check_room(_content(storage, volume, run), work, what)
     try:
-        raw.unlink(missing_ok=True)
         run(["qemu-img", "convert", "-q", "-f", image_format, "-O", "raw", "--", path, raw])
         raw.chmod(0o600)
         give(raw)
@@ -119,6 +123,25 @@ def check(storage: Storage, volume: str, work: Path, run: Runner, what: str, *, 
             hint="a base holds nothing that must differ between machines; let a `post:` step remove it",
         )
     return Sealed(content.files if not content.unread else 0, _said(content, [finding.text for finding in found]))
+
+
+def _content(storage: Storage, volume: str, run: Runner) -> int:
+    """How many bytes a volume's content takes in a raw copy, about."""
+    path, image_format = storage.place(volume)
+    if image_format == "raw":  # of a block device QEMU knows no holes
+        return next((found.used or 0 for found in storage.volumes() if found.name == volume), 0)
+    said = run(["qemu-img", "measure", "-f", image_format, "-O", "qcow2", "--output=json", "--", path]).out
+    return int(json.loads(said)["required"])
+
+
+def _check_room(size: int, work: Path, what: str) -> None:
+    room = max(0, spare(work))
+    if size > room:
+        raise NoSpace(
+            f"{what} cannot be looked into: a copy of {size_text(size)} is made for that, and {size_text(room)} may be filled in "
+            "the kit",
+            hint="remove labs or bases that are not needed (pocketcloud kit status shows what holds how much)",
+        )
 
 
 def _said(content: Content, litter: Sequence[str]) -> str:

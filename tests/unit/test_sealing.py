@@ -13,11 +13,13 @@ import pytest
 from pocketcloud.bases import sealing
 from pocketcloud.bases.image import Content, Entry, Kind, look
 from pocketcloud.bases.namespace import give
-from pocketcloud.errors import Refused
+from pocketcloud.errors import NoSpace, Refused
+from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.system import run
 from tests.built_base import kit_in
 from tests.small_base import SEALED, small_image
+from tests.small_disk import small_disk
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
 
@@ -207,6 +209,19 @@ def test_litter_of_somebody_elses_image_is_told_and_its_secrets_are_refused(tmp_
     assert said.text.endswith("left as its maker left it: /var/log/dpkg.log: a log of the build")
     with pytest.raises(Refused, match="random-seed"):
         sealing.check(store, "base.secret", work, run, "base secret", made_by_us=False)
+
+
+@needs_root
+def test_a_copy_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
+    store = open_storage(kit_in(tmp_path / "kit"))
+    (tmp_path / "make").mkdir()
+    raw = small_image(tmp_path / "make", {**SEALED, "/usr/large": "x" * 12 * MIB})
+    store.create("base.small", raw.stat().st_size, lambda target: _copy(raw, target))
+    with small_disk(tmp_path / "small", 8 * MIB) as work:
+        with pytest.raises(NoSpace, match=r"base small cannot be looked into: a copy of 1[0-9.]* MiB .* 7 MiB may") as caught:
+            sealing.check(store, "base.small", work, run, "base small")
+        assert "pocketcloud kit status" in caught.value.hint
+        assert list(work.iterdir()) == []
 
 
 def _copy(raw: Path, target: Path) -> None:

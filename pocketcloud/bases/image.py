@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Protocol
 
 from pocketcloud.bases.namespace import confined, give
-from pocketcloud.errors import Refused
+from pocketcloud.downloads.room import spare
+from pocketcloud.errors import NoSpace, Refused
+from pocketcloud.model.sizes import size_text
 from pocketcloud.system import CommandFailed, Completed, Runner, which
 
 BLOCK = 4096
@@ -330,6 +332,13 @@ class _Xfs:
         self._size = part.size
         target = inside.work / self._file
         if not target.exists():
+            size, room = (inside.work / inside.raw).stat().st_blocks * _SECTOR, max(0, spare(inside.work))
+            if size > room:
+                raise NoSpace(
+                    f"{self.name} cannot be looked through: a copy of {size_text(size)} is made for that, and {size_text(room)} "
+                    "may be filled in the kit",
+                    hint="remove labs or bases that are not needed (pocketcloud kit status shows what holds how much)",
+                )
             cut(inside.work / inside.raw, part.start, part.size, target)
             give(target)
 

@@ -12,10 +12,11 @@ import pytest
 
 from pocketcloud.bases.image import look
 from pocketcloud.bases.namespace import give
-from pocketcloud.errors import Refused
+from pocketcloud.errors import NoSpace, Refused
 from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.system import Completed, run
 from tests.small_base import SEALED, small_image
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes a namespace")
 
@@ -146,6 +147,18 @@ def _told(part: Path, at: int, damage: bytes) -> str:
         with part.open("r+b") as file:
             os.pwrite(file.fileno(), whole, at)
         part.with_name(f"{part.name}.0").unlink()
+
+
+def test_a_copy_of_an_xfs_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
+    raw = tmp_path / image(tmp_path, {**SEALED, "/usr/large": "x" * 12 * MIB}, xfs=True)
+    with small_disk(tmp_path / "small", 24 * MIB) as work:
+        work.chmod(0o711)
+        give(work)
+        subprocess.run(["cp", "--sparse=always", "--preserve=ownership", raw, work], check=True)
+        with pytest.raises(NoSpace, match=r"XFS on partition 2 cannot be looked through: a copy of 1[0-9.]* MiB") as caught:
+            look(work, raw.name, run)
+        assert "pocketcloud kit status" in caught.value.hint
+        assert [path.name for path in work.iterdir()] == [raw.name]
 
 
 def _inode(part: Path, path: str) -> int:

@@ -61,6 +61,11 @@ def sh_lines(value: object) -> list[Quoted]:
     return [Quoted(_quotes(line)) for line in text.removesuffix("\n").split("\n")]
 
 
+def bare(value: object) -> Quoted:
+    """Quoted words of a shell command without a backslash, for a shell whose variable `b` is one."""
+    return Quoted(str(value).replace("\\", "'\"$b\"'"))
+
+
 def ks(value: object) -> Quoted:
     """The value of a kickstart option or argument, which pykickstart reads by shlex with comments."""
     text = _one_line(value)
@@ -109,6 +114,7 @@ def comment(value: object) -> Quoted:
 FILTERS: Mapping[str, Callable[[object], Any]] = {
     "sh": sh,
     "sh_lines": sh_lines,
+    "bare": bare,
     "ks": ks,
     "yaml": yaml,
     "python": python,

@@ -149,11 +149,12 @@ def _joined(text: str) -> Iterator[str]:
 
 
 def written_by(command: str) -> dict[str, str]:
-    """File: text, of a command of `printf '%s\\n' WORD... > FILE;` parts, as early_command is one."""
-    words, files = shlex.split(command), {}
+    """File: text, of a command of `printf "%s${b}n" WORD... > FILE;` parts, as early_command is one; `b` is a backslash."""
+    words, files = shlex.split(command.replace("'\"$b\"'", "\\")), {}
+    assert "\\" not in command, "the installer makes line breaks of them"
     while "printf" in words:
         words = words[words.index("printf") :]
-        assert words[1] == "%s\\n"
+        assert words[1] == "%s${b}n"
         end = next(index for index, word in enumerate(words) if word == ">" and words[index + 1].startswith("/"))
         files[words[end + 1].rstrip(";")] = "".join(f"{word}\n" for word in words[2:end])
         words = words[end + 2 :]

@@ -12,18 +12,24 @@ from tests.debian_packages import unpacked
 
 PACKAGE = "debian-installer-12-netboot-amd64"
 
-# As the installer does at its start: templates into the database, then the file, then what was said is asked for.
+# As the installer does at its start: templates into the database, then the file, then what was said is asked for, by another
+# debconf, which reads what the first one has stored.
 _ENTER = """\
 set -e
 export DEBIAN_FRONTEND=none
 mkdir -p /var/lib/cdebconf /var/log /tmp
 debconf-loadtemplate d-i /var/lib/dpkg/info/*.templates
+debconf -o d-i /tmp/load
 debconf -o d-i /tmp/ask
+"""
+_LOAD = """\
+#!/bin/sh
+. /usr/share/debconf/confmodule
+debconf-set-selections /tmp/preseed.cfg
 """
 _ASK = """\
 #!/bin/sh
 . /usr/share/debconf/confmodule
-debconf-set-selections /tmp/preseed.cfg
 for question in $(cat /tmp/questions); do
     db_get "$question"
     printf '%s=%s\\n' "$question" "$RET" >> /tmp/said
@@ -44,9 +50,10 @@ def root_of(folder: Path) -> Path:
 
 def answered(root: Path, preseed: str, questions: list[str]) -> dict[str, str]:
     """What the installer takes the file to say to these questions."""
-    for name, text in (("preseed.cfg", preseed), ("questions", "".join(f"{q}\n" for q in questions)), ("ask", _ASK)):
+    asked = "".join(f"{q}\n" for q in questions)
+    for name, text in (("preseed.cfg", preseed), ("questions", asked), ("load", _LOAD), ("ask", _ASK)):
         (root / "tmp" / name).write_text(text, encoding="utf-8")
-    (root / "tmp/ask").chmod(0o755)
+        (root / "tmp" / name).chmod(0o755)
     (root / "tmp/said").unlink(missing_ok=True)
     shutil.rmtree(root / "var/lib/cdebconf", ignore_errors=True)
     subprocess.run(["chroot", root, "/bin/sh", "-c", _ENTER], check=True, timeout=300)

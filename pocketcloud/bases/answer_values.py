@@ -75,7 +75,7 @@ def values(definition: InstallDefinition, arch: Arch, here: Installation) -> dic
         case Builder.KICKSTART:
             return said | _kickstart(definition, here, bios)
         case Builder.PRESEED:
-            return said | _debian(definition, arch, here) | _preseed(definition, here, bios)
+            return said | _debian(definition, arch, here) | _preseed(definition, arch, here, bios)
         case Builder.AUTOINSTALL:
             return said | _debian(definition, arch, here) | _autoinstall(definition, bios)
 
@@ -152,7 +152,13 @@ def _sources(definition: InstallDefinition, public: str, security: str) -> Itera
         yield f"Signed-By: {signed}"
 
 
-def _preseed(definition: InstallDefinition, here: Installation, bios: list[str]) -> dict[str, Any]:
+def preseed_packages(definition: InstallDefinition, arch: Arch) -> tuple[str, ...]:
+    """The packages that a preseed names, beside what Debian's installer takes of itself."""
+    legacy = ["grub-pc-bin"] if arch is Arch.X86_64 else []
+    return tuple(_unique(*_DEBIAN_PACKAGES, "systemd-resolved", *legacy, *_patch(definition), *definition.packages))
+
+
+def _preseed(definition: InstallDefinition, arch: Arch, here: Installation, bios: list[str]) -> dict[str, Any]:
     # As partman-auto's own recipes for UEFI and for GPT with BIOS have them; sizes are MB: least, priority, most.
     boot = [_part("1", "1", "1", "free", "$iflabel{ gpt } $reusemethod{ } method{ biosgrub }")] if bios else []
     esp, least = str(_ESP_MIB), "2048"
@@ -165,9 +171,7 @@ def _preseed(definition: InstallDefinition, here: Installation, bios: list[str])
             _part(esp, esp, esp, "free", "$iflabel{ gpt } $reusemethod{ } method{ efi } format{ }"),
             _part(least, "10000", "-1", "ext4", root),
         ],
-        "packages": _unique(
-            *_DEBIAN_PACKAGES, "systemd-resolved", *(["grub-pc-bin"] if bios else []), *_patch(definition), *definition.packages
-        ),
+        "packages": list(preseed_packages(definition, arch)),
         "update_services": "security, updates" if secure else "updates",
         "security_mirror": [address] if secure else [],
         "files": list(_files()),

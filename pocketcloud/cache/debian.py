@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pocketcloud.bases.mirror import Mirror
 from pocketcloud.bases.namespace import WORK, confined, give
 from pocketcloud.bases.progress import OnProgress, cause
+from pocketcloud.cache import installer
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PartlyDone, PocketcloudError
@@ -34,13 +36,19 @@ _URI = re.compile(r"'([^']+)' (\S+) (\d+)(?: (\S+))?")
 _GET = re.compile(r"Get:\d+ \S+ \S+ \S+ (\S+)")
 _ABSENT = re.compile(r"E: (?:Unable to locate package|Package) '?([a-z0-9][a-z0-9+.:-]*)")
 _MARGIN = 64 * MIB
+_HELPER = "/usr/lib/apt/apt-helper"
 _FOLDERS = ("etc", "state/lists/partial", "archives/partial", "scratch")
+_ALL, _DEBS, _SUITE, _UDEBS = "all.list", "sources.list", "suite.list", "udebs.list"
+"""Files of sources: all there are; those of packages for the disk, of all suites and of the one that gives it its name; those of
+packages for the installer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
     """What is wanted of a Debian archive: `mirror` and `security` (may be empty) are the URLs under which it is kept; `packages`
-    those of the base, `extra` those that machines of it may install later, with what they recommend."""
+    those of the base, `extra` those that machines of it may install later, with what they recommend. `installer`: what Debian's
+    installer puts onto a disk of itself, while it knows the suite only and not its updates; where there are any, what it is made
+    of itself is wanted too."""
 
     title: str
     arch: Arch
@@ -50,6 +58,7 @@ class Archive:
     security: str
     packages: tuple[str, ...]
     extra: tuple[str, ...] = ()
+    installer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +70,21 @@ class _Package:
 
 def wanted(archive: Archive) -> tuple[str, ...]:
     """The packages that are asked for by name."""
-    return tuple(dict.fromkeys((*archive.packages, *archive.extra)))
+    return tuple(dict.fromkeys((*archive.packages, *archive.installer, *archive.extra)))
 
 
 def lacking(archive: Archive, files: Iterable[str]) -> tuple[str, ...]:
-    """Those that none of the cached files is. With a package everything it needs is in the cache too, as apt resolved it so."""
-    there = {key.rpartition("/")[2].partition("_")[0] for key in files if key.endswith(".deb")}
-    return tuple(name for name in wanted(archive) if name.partition(":")[0] not in there)
+    """What none of the cached files is, for people: packages, and parts of the installer. With a package everything it needs is
+    in the cache too, as apt resolved it so."""
+    keys = set(files)
+    there = {key.rpartition("/")[2].partition("_")[0] for key in keys if key.endswith(".deb")}
+    absent = [f"the package {name}" for name in wanted(archive) if name.partition(":")[0] not in there]
+    if archive.installer:
+        urls = [url_below(archive.mirror, f"dists/{archive.suite}/{path}") for path in installer.needed(archive.arch)]
+        absent += [f"of the installer {masked(url)}" for url in urls if key_of(url) not in keys]
+        if not any(key.endswith(".udeb") for key in keys):
+            absent.append("the packages that the installer is made of")
+    return tuple(absent)
 
 
 def fetch(
@@ -86,22 +103,26 @@ def fetch(
     _lay_out(archive, origin, options, work)
     apt = _Apt(archive, work, run)
     tell("reading package lists", 0.01)
-    apt.do(["update"])
+    apt.do(["update"], sources=_ALL)
     indexes = tuple(apt.indexes(origin))
     for _, path in indexes:
         _unpack(path)
     tell("finding what is needed", 0.1)
     rounds = tuple(_rounds(archive))
-    packages = {package.file: package for asked in rounds for package in apt.needed(asked)}
+    packages = {package.file: package for asked, sources in rounds for package in apt.needed(asked, sources)}
+    udebs = list(_udebs(archive, indexes)) if archive.installer else []
+    packages |= {package.file: package for package in apt.needed(udebs, _UDEBS)} if udebs else {}
     places = _Places(archive, origin)
     linked = _link_known(packages.values(), places, known, store, work)
     absent = sum(package.size for package in packages.values() if package.file not in linked)
     _check_room(archive, absent, work)
     got = _Counter(len(packages) - len(linked), tell)
-    for asked in rounds:
-        apt.do(["--download-only", *asked], got.line)
+    for asked, sources in rounds:
+        apt.do(["--download-only", *asked], got.line, sources)
+    if udebs:
+        apt.do(udebs, got.line, _UDEBS)
     tell("taking it into the store", 0.95)
-    found: dict[str, Stored] = {}
+    found = _installer(archive, origin, apt, indexes, places, known, store) if archive.installer else {}
     for uri, path in (*indexes, *((package.uri, work / "archives" / package.file) for package in packages.values())):
         stored = store.adopt(path)
         for key in places.keys(uri):
@@ -112,16 +133,66 @@ def fetch(
     return found
 
 
-def _rounds(archive: Archive) -> Iterator[list[str]]:
-    """What apt is asked to install, one after the other, as mmdebstrap does: what is essential by itself first, as alternatives
-    can come out differently when there is more to choose from."""
+def _rounds(archive: Archive) -> Iterator[tuple[list[str], str]]:
+    """What apt is asked to install, and from which sources, one after the other, as mmdebstrap does: what is essential by itself
+    first, as alternatives can come out differently when there is more to choose from. An installer begins with the suite alone,
+    and takes what is important with what is required; what is newer elsewhere comes later, in its place."""
     plain = ["-o", "APT::Install-Recommends=false", "install", "?essential"]
-    yield plain
-    whole = [*plain, "?priority(required)", "apt", *archive.packages]
-    yield whole
+    least = [*plain, "?priority(required)", *(["?priority(important)"] if archive.installer else []), "apt", *archive.installer]
+    if archive.installer:
+        yield plain, _SUITE
+        yield least, _SUITE
+    yield plain, _DEBS
+    whole = [*least, *archive.packages]
+    yield whole, _DEBS
     if archive.extra:
-        yield [*whole, *archive.extra]
-        yield ["-o", "APT::Install-Recommends=true", *whole[2:], *archive.extra]
+        yield [*whole, *archive.extra], _DEBS
+        yield ["-o", "APT::Install-Recommends=true", *whole[2:], *archive.extra], _DEBS
+
+
+def _udebs(archive: Archive, indexes: Iterable[tuple[str, Path]]) -> Iterator[str]:
+    """What apt-get is asked for to get the packages that the installer is made of. Raises NotFound."""
+    paths = [path for uri, path in indexes if f"/{installer.COMPONENT}/" in uri]
+    if not paths:
+        raise NotFound(f"{archive.title}: the archive has no installer for {archive.arch.debian}", hint="use another mirror")
+    yield "download"
+    for path in paths:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            yield from installer.udebs(file)
+
+
+def _installer(
+    archive: Archive,
+    origin: Mirror,
+    apt: _Apt,
+    indexes: Iterable[tuple[str, Path]],
+    places: _Places,
+    known: Mapping[str, Stored],
+    store: Store,
+) -> dict[str, Stored]:
+    """The files of the installer that are no packages: its kernel and its initramfs among them. Raises PartlyDone."""
+    top = f"{_fetchable(origin.archive)}/dists/{archive.suite}"
+    signed = next(path for uri, path in indexes if uri == f"{top}/InRelease")
+
+    def fetched(path: str, sha256: str) -> bytes:
+        uri = f"{top}/{path}"
+        (key,) = places.keys(uri)
+        stored = known.get(key)
+        if stored is None or stored.sha256 != sha256:
+            stored = store.adopt(apt.file(uri, sha256))
+        found[key] = stored
+        # An initramfs would be much to look into, and nobody does.
+        return store.path(stored.sha256).read_bytes() if installer.is_text(path) else b""
+
+    found: dict[str, Stored] = {}
+    try:
+        installer.fetch(signed.read_bytes(), archive.arch, fetched)
+    except ValueError as wrong:
+        raise PartlyDone(
+            f"{archive.title}: {wrong}",
+            hint="the mirror may be in the middle of an update: try again later, or name another --mirror",
+        ) from None
+    return found
 
 
 class _Places:
@@ -159,9 +230,11 @@ def _lay_out(archive: Archive, origin: Mirror, options: str, work: Path) -> None
             give(path)
     signed = f"[signed-by={archive.keyring}]"
     main = _fetchable(origin.archive)
-    lines = [f"deb {signed} {main} {suite} main" for suite in (archive.suite, f"{archive.suite}-updates")]
+    lines = [f"deb {signed} {main} {suite} main\n" for suite in (archive.suite, f"{archive.suite}-updates")]
     if origin.security and archive.security:
-        lines.append(f"deb {signed} {_fetchable(origin.security)} {archive.suite}-security main")
+        lines.append(f"deb {signed} {_fetchable(origin.security)} {archive.suite}-security main\n")
+    udebs = [f"deb {signed} {main} {archive.suite} {installer.COMPONENT}\n"] if archive.installer else []
+    sources = {_ALL: [*lines, *udebs], _DEBS: lines, _SUITE: lines[:1], _UDEBS: udebs}
     conf = f"""\
 Dir "{WORK}";
 Dir::Etc "{WORK}/etc";
@@ -180,13 +253,26 @@ Acquire::IndexTargets::deb::Packages::KeepCompressedAs "xz";
 Acquire::PDiffs "false";
 Acquire::Retries "3";
 {options}"""
-    for name, text in {"etc/sources.list": "\n".join(lines) + "\n", "apt.conf": conf, "state/status": ""}.items():
+    lists = {f"etc/{name}": "".join(each) for name, each in sources.items()}
+    for name, text in {**lists, "etc/auth.conf": _logins(origin), "apt.conf": conf, "state/status": ""}.items():
         path = work / name
         path.unlink(missing_ok=True)
         path.touch(mode=0o600)
         path.write_text(text, encoding="utf-8")
         give(path)
-    (work / "etc/sources.list").chmod(0o644)
+    for name in sources:
+        (work / "etc" / name).chmod(0o644)
+
+
+def _logins(origin: Mirror) -> str:
+    """Users and passwords in the mirrors' addresses as apt_auth.conf(5) has them, for files that are named on a command line."""
+    text = ""
+    for url in (origin.archive, origin.security):
+        parts = urlsplit(url)
+        if parts.username:
+            place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+            text += f"machine {place} login {unquote(parts.username)} password {unquote(parts.password or '')}\n"
+    return text
 
 
 class _Apt:
@@ -195,8 +281,20 @@ class _Apt:
     def __init__(self, archive: Archive, work: Path, run: Runner) -> None:
         self._archive, self._work, self._run = archive, work, run
 
-    def do(self, arguments: list[str], on_line: Callable[[str], None] | None = None, tool: str = "apt-get") -> str:
-        """Run it; its failure is explained by its own lines."""
+    def do(self, arguments: list[str], on_line: Callable[[str], None] | None = None, sources: str = _DEBS) -> str:
+        """Run it; its failure is explained by its own lines. What it downloads without installing it lands among the others."""
+        return self._tool(["apt-get", "-q", "-o", f"Dir::Etc::sourcelist={WORK}/etc/{sources}", *arguments], on_line)
+
+    def file(self, uri: str, sha256: str) -> Path:
+        """Fetch a file of that sum (empty: of any)."""
+        path = self._work / "archives" / "file"
+        path.unlink(missing_ok=True)
+        parts = urlsplit(uri)
+        plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        self._tool([_HELPER, "download-file", plain, f"{WORK}/archives/{path.name}", *([f"SHA256:{sha256}"] if sha256 else [])])
+        return path
+
+    def _tool(self, argv: list[str], on_line: Callable[[str], None] | None = None) -> str:
         env = {
             "APT_CONFIG": f"{WORK}/apt.conf",
             "HOME": f"{WORK}/scratch",
@@ -204,14 +302,14 @@ class _Apt:
             "DEBIAN_FRONTEND": "noninteractive",
         }
         try:
-            return self._run(confined(self._work, [tool, "-q", *arguments]), env=env, on_line=on_line).out
+            return self._run(confined(self._work, ["env", "-C", f"{WORK}/archives", *argv]), env=env, on_line=on_line).out
         except CommandFailed as error:
             raise self._explained(error) from None
 
-    def needed(self, asked: list[str]) -> Iterator[_Package]:
+    def needed(self, asked: list[str], sources: str) -> Iterator[_Package]:
         """What would have to be fetched for that, if nothing were here."""
         none = ["-o", f"Dir::Cache::archives={WORK}/scratch", "-o", "Acquire::ForceHash=SHA256", "--print-uris", "-q"]
-        for line in self.do([*none, *asked]).splitlines():
+        for line in self.do([*none, *asked], sources=sources).splitlines():
             if match := _URI.fullmatch(line.strip()):
                 name = match[2]
                 if "/" in name or name.startswith("."):
@@ -227,7 +325,7 @@ class _Apt:
             suite = path.name.removesuffix("_InRelease").rpartition("_")[2]
             mirror = origin.security if suite.endswith("-security") else origin.archive
             yield url_below(_fetchable(mirror), f"dists/{suite}/InRelease"), path
-        for line in self.do(["--format", "$(FILENAME)|$(URI)", "indextargets"]).splitlines():
+        for line in self.do(["--format", "$(FILENAME)|$(URI)", "indextargets"], sources=_ALL).splitlines():
             name, uri = line.split("|")
             path = self._work / "state/lists" / Path(name).name
             if not path.name.endswith("_Packages.xz"):

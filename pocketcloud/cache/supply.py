@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pocketcloud.bases import bootstrap, definitions
+from pocketcloud.bases.answer_values import preseed_packages
+from pocketcloud.bases.install import debian
 from pocketcloud.cache.addresses import key_of, masked
 from pocketcloud.cache.debian import Archive, lacking
 from pocketcloud.cache.serving import serving
@@ -21,9 +23,11 @@ from pocketcloud.model.base import (
     ImageDefinition,
     InstallDefinition,
     LayerDefinition,
+    spelled,
 )
 from pocketcloud.model.cache import Collection, Kind, Wish
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
 
 
 class KitSupply:
@@ -50,12 +54,11 @@ class KitSupply:
         if found is None:
             return (f"all of {wish.title}: it was never synced",)
         archive = archive_of(definition, arch)
-        names = lacking(archive, found.files) if archive else ()
+        lines = lacking(archive, found.files) if archive else ()
         tree, repos = repositories_of(definition, arch)
         urls = [url for url in (tree, *repos) if url]
         elsewhere = [url for url in urls if not any(key.startswith(f"{key_of(url).rstrip('/')}/") for key in found.files)]
-        lines = (*(f"the package {name}" for name in names), *(f"all of {masked(url)}" for url in elsewhere))
-        return (*absent, *lines, *self._unusable(found))
+        return (*absent, *lines, *(f"all of {masked(url)}" for url in elsewhere), *self._unusable(found))
 
     def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
         """See Supply.serve."""
@@ -88,13 +91,13 @@ class KitSupply:
             return (f"all of base {definition.base} ({arch}): it was never synced",)
         files = [key for collection in there for key in collection.files]
         if archive := archive_of(bottom, arch, names):
-            absent = [name for name in lacking(archive, files) if name in names]
+            absent = [line for line in lacking(archive, files) if line.removeprefix("the package ") in names]
         elif any(repositories_of(bottom, arch)):
-            absent = [name for name in names if not any(_is_rpm(key, name) for key in files)]
+            absent = [f"the package {name}" for name in names if not any(_is_rpm(key, name) for key in files)]
         else:
             return (f"its packages ({', '.join(names)}), which the cache does not keep for {bottom.base} in this version",)
         damaged = [line for collection in there for line in self._unusable(collection)]
-        return (*(f"the package {name}" for name in absent), *dict.fromkeys(damaged))
+        return (*absent, *dict.fromkeys(damaged))
 
 
 def _is_rpm(key: str, name: str) -> bool:
@@ -130,6 +133,13 @@ def archive_of(definition: Definition, arch: Arch, extra: tuple[str, ...] = ()) 
     if isinstance(definition, BootstrapDefinition):
         packages = bootstrap.packages(definition, arch)
         return Archive(title, arch, definition.suite, definition.keyring, definition.mirror, definition.security, packages, extra)
+    if isinstance(definition, InstallDefinition) and definition.builder is Builder.PRESEED and definition.tree:
+        mirror = spelled(definition.tree, definition.family, arch).rstrip("/")
+        security = spelled(definition.repos.get(Name("security"), ""), definition.family, arch).rstrip("/")
+        packages = preseed_packages(definition, arch)
+        return Archive(
+            title, arch, definition.suite, definition.keyring, mirror, security, packages, extra, debian.installs(arch)
+        )
     return None
 
 
@@ -144,7 +154,7 @@ def repositories_of(definition: Definition, arch: Arch) -> tuple[str, tuple[str,
 
 def not_kept(definition: Definition) -> str:
     """Why the cache cannot keep all that a build of it fetches; empty if it can."""
-    if definition.builder in (Builder.PRESEED, Builder.AUTOINSTALL):
+    if definition.builder is Builder.AUTOINSTALL:
         return f"what its installer ({definition.builder}) fetches is not kept by the cache in this version"
     if isinstance(definition, InstallDefinition) and definition.registration:
         return "what it fetches from where it is registered cannot be kept by a cache"
@@ -174,5 +184,5 @@ def state_of(kit: Kit, wish: Wish) -> str:
         except PocketcloudError as error:
             return error.message.splitlines()[0]
         if archive and (absent := lacking(archive, found.files)):
-            return f"lacks {', '.join(absent[:5])}{' and more' if len(absent) > 5 else ''}"
+            return f"lacks {', '.join(absent[:5])}{' and more' if len(absent) > 5 else ''}".replace("the package ", "")
     return ""

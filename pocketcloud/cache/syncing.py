@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketcloud.bases import definitions
-from pocketcloud.bases.mirror import apt_options, choose
+from pocketcloud.bases.mirror import apt_options, choose_from
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache import debian
 from pocketcloud.cache.addresses import key_of
@@ -25,7 +25,7 @@ from pocketcloud.cache.trees import TreeFetch
 from pocketcloud.downloads import fetch
 from pocketcloud.errors import HostLacks, PartlyDone, PocketcloudError, UsageError
 from pocketcloud.files import remove_tree
-from pocketcloud.model.base import Arch, BootstrapDefinition, Download
+from pocketcloud.model.base import Arch, Download
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.system import CommandFailed, Runner, run
 
@@ -89,8 +89,8 @@ def _base(
     extra = tuple(dict.fromkeys((*layered, *wish.packages)))
     archive = archive_of(definition, wish.arch, extra)
     found: dict[str, Stored] = {}
-    if archive is not None and isinstance(definition, BootstrapDefinition):
-        origin = choose(definition, means.mirror)
+    if archive is not None:
+        origin = choose_from(definition.family, archive.mirror, archive.security, means.mirror)
         found |= debian.fetch(archive, origin, apt_options(means.run), means.store, work, known, means.run, tell)
     tree, repos = repositories_of(definition, wish.arch)
     if tree or repos:

@@ -31,6 +31,7 @@ from tests.answer_files import (
     script_in,
     steps_in,
     text_of,
+    written_by,
 )
 
 SEED = int(os.environ.get("POCKETCLOUD_SEED") or 0)
@@ -92,6 +93,29 @@ def test_a_mirror_by_https_is_asked_for_as_such() -> None:
     assert said["mirror/protocol"][2] == "https"
     assert said["mirror/https/hostname"][2] == "example.com:8443"
     assert said["mirror/https/directory"][2] == "/deb"
+
+
+def test_debians_installer_is_led_to_a_cache_that_has_packages_and_nothing_else() -> None:
+    """No way out and nobody who knows names is no question; apt asks for no sources and no translations, and what told it so goes
+    before the end."""
+    definition = install("debian-13-installer")
+    plain = answers.site(definition, Arch.X86_64, "1")
+    alone = read_preseed(answers.render(definition, Arch.X86_64, plain).text)
+    said = read_preseed(answers.render(definition, Arch.X86_64, dataclasses.replace(plain, proxy="http://192.0.2.1:3143")).text)
+    new = {question: value for question, (_, _, value) in said.items() if alone.get(question) != said[question]}
+    command = new.pop("preseed/early_command")
+    assert new == {
+        "mirror/http/proxy": "http://192.0.2.1:3143",
+        "netcfg/no_default_route": "true",
+        "netcfg/get_nameservers": "",
+        "apt-setup/enable-source-repositories": "false",
+    }
+    files = written_by(command)
+    hook, step = files["/usr/lib/base-installer.d/05pocketcloud"], files["/usr/lib/finish-install.d/94zpocketcloud"]
+    (file,) = [line.split()[2] for line in hook.splitlines() if line.startswith("cat > ")]
+    assert "Languages" in hook
+    assert f"rm -f {file}\n" in step
+    assert "base-installer.d" not in alone["preseed/early_command"][2]
 
 
 def test_everything_but_x86_has_ubuntus_other_mirror() -> None:

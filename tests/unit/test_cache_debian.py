@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Stored
 from pocketcloud.system import run
 from tests import web
-from tests.debian_archive import Deb, make_archive
+from tests.debian_archive import IMAGES, NETBOOT, Deb, make_archive
 from tests.signers import Signers, signers
 
 OWN = "http://deb.example/debian"
@@ -50,11 +51,11 @@ class Site:
     signers: Signers
     archive: Archive
 
-    def publish(self, *debs: Deb) -> None:
+    def publish(self, *debs: Deb, udebs: tuple[Deb, ...] = (), updates: tuple[Deb, ...] = ()) -> None:
         """Make the archive anew, and serve it."""
         top = self.folder / "archive"
         shutil.rmtree(top, ignore_errors=True)
-        make_archive(top, debs, self.signers)
+        make_archive(top, debs, self.signers, udebs=udebs, updates=updates)
         self.web.pages.clear()
         for path in top.rglob("*"):
             if path.is_file():
@@ -134,7 +135,10 @@ def test_packages_for_machines_come_with_what_they_recommend(site: Site) -> None
     found = site.fetch(wanted)
     assert {"web", "web-doc"} <= debs(found)
     assert lacking(wanted, found) == ()
-    assert lacking(replace(wanted, packages=("hello", "nano"), extra=("web", "gawk")), found) == ("nano", "gawk")
+    assert lacking(replace(wanted, packages=("hello", "nano"), extra=("web", "gawk")), found) == (
+        "the package nano",
+        "the package gawk",
+    )
 
 
 def test_only_what_is_new_is_fetched_again(site: Site) -> None:
@@ -158,6 +162,73 @@ def test_an_interrupted_fetch_goes_on(site: Site) -> None:
     site.web.pages["/debian/pool/libhello1/libhello1_1.0%7erc%2b1_amd64.deb"] = broken
     assert debs(site.fetch()) == {"base-files", "mawk", "apt", "hello", "libhello1"}
     assert site.asked() == ["libhello1_1.0%7erc%2b1_amd64.deb"], "what was there is not fetched again"
+
+
+UDEBS = (
+    Deb("partman"),
+    Deb("ext4-modules-6.1.0-9-di", {"Kernel-Version": "6.1.0-9-amd64"}),
+    Deb("ext4-modules-6.1.0-10-di", {"Kernel-Version": "6.1.0-10-amd64"}),
+    # One may be called as a package is.
+    Deb("hello", version="7"),
+)
+IMPORTANT = Deb("tasksel", {"Priority": "important"})
+
+
+def test_all_that_an_installer_fetches_comes_with_it(site: Site) -> None:
+    """Its own packages but for the older kernel's, its kernel, and of what it installs also what the suite had before its
+    updates: it installs that first."""
+    kernels = Deb("kernel"), Deb("kernel", version="2")
+    site.publish(*DEBS, IMPORTANT, kernels[0], udebs=UDEBS, updates=(kernels[1],))
+    wanted = replace(site.archive, installer=("kernel",))
+    found = site.fetch(wanted)
+    names = {key.rpartition("/")[2] for key in found}
+    assert {name for name in names if name.endswith(".udeb")} == {
+        "partman_1_amd64.udeb", "ext4-modules-6.1.0-10-di_1_amd64.udeb", "hello_7_amd64.udeb"
+    }  # fmt: skip
+    assert {"kernel_1_amd64.deb", "kernel_2_amd64.deb", "tasksel_1_amd64.deb", "hello_1_amd64.deb"} <= names
+    dists = {key.removeprefix("deb.example/debian/dists/stable/"): stored for key, stored in found.items()}
+    for path in ("Release", "Release.gpg", "main/binary-amd64/Release", f"{IMAGES}/SHA256SUMS", f"{IMAGES}/{NETBOOT}/linux"):
+        at_mirror = (site.folder / "archive/dists/stable" / path).read_bytes()
+        assert site.store.path(dists[path].sha256).read_bytes() == at_mirror, path
+    listed = dists["main/debian-installer/binary-amd64/Packages.xz"]
+    assert dists[f"main/debian-installer/binary-amd64/by-hash/SHA256/{listed.sha256}"] == listed
+    assert lacking(wanted, found) == ()
+    linux = f"deb.example/debian/dists/stable/{IMAGES}/{NETBOOT}/linux"
+    fewer = [key for key in found if key != linux and not key.endswith(".udeb") and "/kernel_" not in key]
+    assert lacking(wanted, fewer) == (
+        "the package kernel",
+        f"of the installer http://{linux}",
+        "the packages that the installer is made of",
+    )
+    # And only what is new is fetched again.
+    site.web.asked.clear()
+    assert site.fetch(wanted, known=found) == found
+    asked = set(site.web.paths())
+    assert not [path for path in asked if path.endswith(("deb", "linux", "initrd.gz", "SHA256SUMS"))]
+    assert "/debian/dists/stable/Release" in asked
+
+
+def test_an_archive_in_the_middle_of_an_update_is_not_taken(site: Site) -> None:
+    """Its Release and its InRelease are not of one day: the installer reads one, apt the other."""
+    site.publish(*DEBS, IMPORTANT, udebs=UDEBS)
+    page = site.web.pages["/debian/dists/stable/Release"]
+    page.body = page.body.replace(b"main/binary-amd64/Release", b"main/binary-arm64/Release")
+    with pytest.raises(PocketcloudError, match="of different days") as caught:
+        site.fetch(replace(site.archive, installer=("tasksel",)))
+    assert "try again later" in caught.value.hint
+
+
+def test_an_archive_without_an_installer_is_told(site: Site) -> None:
+    site.publish(*DEBS, IMPORTANT)
+    with pytest.raises(NotFound, match="no installer for amd64"):
+        site.fetch(replace(site.archive, installer=("tasksel",)))
+
+
+def test_an_initramfs_that_is_not_what_the_list_says_is_refused(site: Site) -> None:
+    site.publish(*DEBS, IMPORTANT, udebs=UDEBS)
+    site.web.pages[f"/debian/dists/stable/{IMAGES}/{NETBOOT}/initrd.gz"].body = b"An initramfs"
+    with pytest.raises(PocketcloudError, match="Hash Sum mismatch"):
+        site.fetch(replace(site.archive, installer=("tasksel",)))
 
 
 def test_an_archive_signed_by_a_stranger_is_refused(site: Site) -> None:
@@ -204,6 +275,25 @@ def test_a_password_in_the_mirror_s_address_is_not_told(site: Site) -> None:
         fetch(site.archive, origin, "", site.store, work, {}, watched, lambda _text, _part: None)
     assert "topsecret" not in caught.value.message + caught.value.hint + "".join(argvs)
     assert argvs
+
+
+def test_an_installer_comes_from_a_mirror_with_a_password_that_no_command_line_has(site: Site) -> None:
+    site.publish(*DEBS, IMPORTANT, udebs=UDEBS)
+    for page in site.web.pages.values():
+        page.login = f"Basic {b64encode(b'me:topsecret').decode()}"
+    origin = Mirror(site.web.url("/debian").replace("//", "//me:topsecret@"), "", "tests")
+    work = site.store.work("tests")
+    work.mkdir()
+    argvs: list[str] = []
+
+    def watched(argv, **rest):  # type: ignore[no-untyped-def]
+        argvs.append(" ".join(map(str, argv)))
+        return run(argv, **rest)
+
+    wanted = replace(site.archive, installer=("tasksel",))
+    found = fetch(wanted, origin, "", site.store, work, {}, watched, lambda _text, _part: None)
+    assert lacking(wanted, found) == ()
+    assert "topsecret" not in "".join((*argvs, *found))
 
 
 def test_no_room_is_told_before_anything_is_fetched(site: Site, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pocketcloud.bases import bootstrap, builder, definitions
 from pocketcloud.bases.mirror import from_cache
 from pocketcloud.cache.store import Store, folder_of, id_of
-from pocketcloud.cache.supply import KitSupply, not_kept, repositories_of, state_of
+from pocketcloud.cache.supply import KitSupply, archive_of, not_kept, repositories_of, state_of
 from pocketcloud.cache.syncing import checked_reference, image_key, joined, prune
 from pocketcloud.errors import NotFound, UsageError
 from pocketcloud.host.network import has_way_out
@@ -89,21 +89,54 @@ def test_builds_from_the_cache_go_by_its_proxy(debian: BootstrapDefinition) -> N
     assert "Check-Valid-Until" in options
 
 
-def test_what_an_installer_of_debian_fetches_is_not_kept_and_that_is_said(kit: Kit) -> None:
+def test_what_an_installer_of_ubuntu_fetches_is_not_kept_and_that_is_said(kit: Kit) -> None:
+    autoinstall = InstallDefinition(
+        base=Name("x"),
+        title="",
+        family="ubuntu",
+        version="24.04",
+        architectures=(Arch.X86_64,),
+        builder=Builder.AUTOINSTALL,
+        template="x",
+    )
+    assert "not kept" in not_kept(autoinstall)
+    assert KitSupply(kit).lacking(autoinstall, Arch.X86_64) == (not_kept(autoinstall),)
+
+
+def test_what_debians_installer_fetches_is_kept_by_the_definitions_addresses(kit: Kit) -> None:
+    preseed = definitions.find("debian-12-installer")
+    assert isinstance(preseed, InstallDefinition)
+    assert not_kept(preseed) == ""
+    archive = archive_of(preseed, Arch.AARCH64, ("nginx",))
+    assert archive is not None
+    assert (archive.mirror, archive.suite, archive.extra) == (preseed.tree, "bookworm", ("nginx",))
+    assert archive.security == preseed.repos[Name("security")]
+    assert {"linux-image-arm64", "grub-efi-arm64"} <= set(archive.installer)
+    assert {"cloud-init", "systemd-resolved", *preseed.packages} <= set(archive.packages)
+    supply, store = KitSupply(kit), Store(folder_of(kit))
+    assert supply.lacking(preseed, Arch.X86_64) == ("all of base debian-12-installer (x86_64): it was never synced",)
+    store.make()
+    wish = Wish(Kind.BASE, preseed.base, Arch.X86_64)
+    store.publish(id_of(wish), Collection(CACHE_SCHEMA, "", ""))
+    lacking = supply.lacking(preseed, Arch.X86_64)
+    assert {"the package linux-image-amd64", "the package vim-tiny", "the packages that the installer is made of"} <= set(lacking)
+    assert any(
+        line.startswith("of the installer http") and line.endswith("/netboot/debian-installer/amd64/linux") for line in lacking
+    )
+    assert state_of(kit, wish).startswith("lacks ")
+
+
+def test_a_kickstarts_trees_and_repositories_are_kept(kit: Kit) -> None:
     preseed = InstallDefinition(
         base=Name("x"),
         title="",
-        family="debian",
-        version="12",
+        family="fedora",
+        version="44",
         architectures=(Arch.X86_64,),
-        builder=Builder.PRESEED,
+        builder=Builder.KICKSTART,
         template="x",
     )
-    assert "not kept" in not_kept(preseed)
-    assert KitSupply(kit).lacking(preseed, Arch.X86_64) == (not_kept(preseed),)
-    kickstart = replace(
-        preseed, builder=Builder.KICKSTART, tree="https://h.example/{arch}/os/", repos={Name("extra"): "https://h.example/x/"}
-    )
+    kickstart = replace(preseed, tree="https://h.example/{arch}/os/", repos={Name("extra"): "https://h.example/x/"})
     assert repositories_of(kickstart, Arch.X86_64) == ("https://h.example/x86_64/os/", ("https://h.example/x/",))
     wish = Wish(Kind.BASE, "x", Arch.X86_64)
     store = Store(folder_of(kit))

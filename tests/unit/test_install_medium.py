@@ -15,12 +15,14 @@ from pocketcloud.bases.install import medium
 from pocketcloud.bases.install.treeinfo import NoTree, read_treeinfo
 from pocketcloud.bases.needs import Ground
 from pocketcloud.bases.recipe import Order
+from pocketcloud.cache.store import Store, folder_of
 from pocketcloud.cache.supply import KitSupply
 from pocketcloud.downloads import Patience
 from pocketcloud.errors import HostLacks, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.iso import extract, iso_image, volume_label
 from pocketcloud.model.base import Arch, Builder, Download, InstallDefinition
+from pocketcloud.model.cache import CACHE_SCHEMA, Collection
 from pocketcloud.model.names import Name
 from pocketcloud.storage import open_storage
 from pocketcloud.system import run
@@ -269,6 +271,21 @@ def debian(web: Web, keys: Signers, ordered: Ordered, tmp_path: Path) -> Ordered
 
 def test_debians_installer_is_vouched_for_by_the_release_file(debian: Ordered) -> None:
     assert got(debian()) == (DEBIAN.kernel, DEBIAN.initrd)
+
+
+def test_offline_debians_installer_comes_from_the_cache_whatever_the_mirror_was(web: Web, debian: Ordered) -> None:
+    order = debian(offline=True, tree="http://deb.example/debian/")
+    refused(order, HostLacks, "nothing is known of the installer")
+    store = Store(folder_of(order.kit))
+    store.make()
+    files = {}
+    for path in (f"{IMAGES}/SHA256SUMS", *(f"{IMAGES}/{NETBOOT}/{name}" for name in ("linux", "initrd.gz"))):
+        (store.folder / "work/new").write_bytes(web.pages[path].body)
+        files[f"deb.example{path}"] = store.adopt(store.folder / "work/new")
+    store.publish("tests", Collection(CACHE_SCHEMA, "", "", files=files))
+    assert got(order) == (DEBIAN.kernel, DEBIAN.initrd)
+    assert medium.archive_of(order).archive == "http://deb.example/debian"
+    assert web.asked == []
 
 
 def test_a_release_file_signed_by_a_stranger_is_refused(debian: Ordered) -> None:

@@ -7,6 +7,7 @@ of the installation guide, 4.2; the list of its sums is itself in the suite's si
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pocketcloud.bases.install.signs import KERNEL, Signs, any_of, stage
@@ -15,6 +16,24 @@ from pocketcloud.model.base import Arch
 MEMORY = 1024
 """MiB: with 768 it asks whether to go on with so little."""
 ANSWER = "preseed.cfg"
+IMAGES = "main/installer-{arch}/current/images"
+"""Where the installer's images are below a suite's folder, by Debian's name of the architecture."""
+NETBOOT = "netboot/debian-installer/{arch}"
+SUMS = "SHA256SUMS"
+STARTED = ("linux", "initrd.gz")
+"""What is started, in NETBOOT."""
+_RELEASE_SUM = re.compile(r"^ ([0-9a-f]{64}) +\d+ (\S+)$", re.M)
+_IMAGE_SUM = re.compile(r"^([0-9a-f]{64}) [ *](?:\./)?(\S+)$", re.M)
+# What the installer's own steps put onto the disk, by apt-install or of themselves; found by reading them (Debian 12 and 13).
+_INSTALLS = (
+    "busybox", "ca-certificates", "console-setup", "dosfstools", "e2fsprogs", "eject", "grub-common", "initramfs-tools",
+    "installation-report", "keyboard-configuration", "laptop-detect", "locales", "os-prober", "pciutils", "popularity-contest",
+    "qemu-guest-agent", "shim-signed", "tasksel", "udev", "usbutils", "zstd",
+)  # fmt: skip
+_BOOTED = {
+    Arch.X86_64: ("linux-image-amd64", "grub-efi-amd64", "grub-efi-amd64-signed", "grub-pc-bin"),
+    Arch.AARCH64: ("linux-image-arm64", "grub-efi-arm64", "grub-efi-arm64-signed"),
+}
 _SCREEN = r"[ .]*\.\.\."
 
 SIGNS = Signs(
@@ -48,3 +67,18 @@ def packaged(root: Path, version: str, arch: Arch) -> tuple[Path, Path] | None:
     folder = root / f"usr/lib/debian-installer/images/{version}/{arch.debian}/text/debian-installer/{arch.debian}"
     kernel, initrd = folder / "linux", folder / "initrd.gz"
     return (kernel, initrd) if kernel.is_file() and initrd.is_file() else None
+
+
+def installs(arch: Arch) -> tuple[str, ...]:
+    """The packages that the installer puts onto a disk of itself, whatever its answer says, beside those that are `important`."""
+    return (*_INSTALLS, *_BOOTED[arch])
+
+
+def sums_in(release: bytes) -> dict[str, str]:
+    """The SHA-256 sums (hex) that a release file names, by path below the suite's folder; signatures around it do not matter."""
+    return {path: sha256 for sha256, path in _RELEASE_SUM.findall(release.decode(errors="replace"))}
+
+
+def image_sums(listed: bytes) -> dict[str, str]:
+    """The SHA-256 sums (hex) in the list of the installer's images, by path below IMAGES."""
+    return {path: sha256 for sha256, path in _IMAGE_SUM.findall(listed.decode(errors="replace"))}

@@ -7,7 +7,6 @@ disc they are a part. What is known of a tree is kept, too (`media/trees/`): a c
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,6 @@ from pocketcloud.files import write_whole
 from pocketcloud.iso import extract, volume_label
 from pocketcloud.model.base import Builder, Download, InstallDefinition, spelled
 from pocketcloud.model.names import Name
-
-_IMAGES = "main/installer-{arch}/current/images"
-_NETBOOT = "netboot/debian-installer/{arch}"
-_RELEASE_SUM = re.compile(r"^ ([0-9a-f]{64}) +\d+ (\S+)$", re.M)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +55,14 @@ def tree_of(order: Order[InstallDefinition]) -> str:
 
 
 def archive_of(order: Order[InstallDefinition]) -> Mirror:
-    """Where a Debian or Ubuntu gets its packages from. The host's own mirror has those of the host's architecture."""
+    """Where a Debian or Ubuntu gets its packages from. The host's own mirror has those of the host's architecture; the kit's
+    cache knows everything by the definition's addresses, wherever it came from."""
     definition, native = order.definition, order.arch == order.here.machine
-    return choose_from(
-        definition.family if native else "",
-        spelled(definition.tree, definition.family, order.arch),
-        spelled(definition.repos.get(Name("security"), ""), definition.family, order.arch),
-        order.mirror,
-        order.here.root,
-    )
+    archive = spelled(definition.tree, definition.family, order.arch)
+    security = spelled(definition.repos.get(Name("security"), ""), definition.family, order.arch)
+    if order.offline:
+        return Mirror(archive.rstrip("/"), security.rstrip("/"), "the kit's cache")
+    return choose_from(definition.family if native else "", archive, security, order.mirror, order.here.root)
 
 
 def find(order: Order[InstallDefinition], patience: Patience | None = None) -> Found:
@@ -135,10 +129,13 @@ def _fetched_treeinfo(tree: str, what: str, patience: Patience) -> bytes:
 
 
 def _image(order: Order[InstallDefinition], tree: str, image: Image) -> Download:
-    url = f"{tree}/{image.path}"
+    return _kept_or_fetched(order, f"{tree}/{image.path}", image.sha256)
+
+
+def _kept_or_fetched(order: Order[InstallDefinition], url: str, sha256: str) -> Download:
     if order.supply and (kept := order.supply.kept(url)):
-        return Download(file=str(kept), sha256=image.sha256)
-    return Download(url=url, sha256=image.sha256)
+        return Download(file=str(kept), sha256=sha256)
+    return Download(url=url, sha256=sha256)
 
 
 # -- Debian's mirrors -------------------------------------------------------------------------------------------------
@@ -159,19 +156,19 @@ def _debian(order: Order[InstallDefinition], patience: Patience) -> Found:
 def _debian_mirror(order: Order[InstallDefinition], patience: Patience) -> Found:
     definition, mirror = order.definition, archive_of(order).archive
     suite = f"{mirror}/dists/{definition.suite}"
-    images = _IMAGES.format(arch=order.arch.debian)
+    images = debian.IMAGES.format(arch=order.arch.debian)
     keyring = order.here.root / definition.keyring.lstrip("/")
+    listed = f"{suite}/{images}/{debian.SUMS}"
     what = f"Debian's {definition.suite} at {shown(mirror)}"
 
     def fetched() -> bytes:
         check_url(mirror, what)
         signed = fetch_small(f"{suite}/InRelease", f"the release file of {what}", patience, 16 << 20)
         _, release = check_clearsigned(signed, keyring, f"the release file of {what}", order.run)
-        named = {name: sha256 for sha256, name in _RELEASE_SUM.findall(release.decode(errors="replace"))}
-        wanted = named.get(f"{images}/SHA256SUMS")
+        wanted = debian.sums_in(release).get(f"{images}/{debian.SUMS}")
         if wanted is None:
             raise NotFound(f"{what} has no installer for {order.arch.debian}")
-        sums = fetch_small(f"{suite}/{images}/SHA256SUMS", f"the installer's sums of {what}", patience)
+        sums = fetch_small(listed, f"the installer's sums of {what}", patience)
         if hashlib.sha256(sums).hexdigest() != wanted:
             raise Refused(
                 f"the installer's sums of {what} are not those that its signed release file names",
@@ -179,15 +176,15 @@ def _debian_mirror(order: Order[InstallDefinition], patience: Patience) -> Found
             )
         return sums
 
-    sums = _remembered(order, f"{suite}/{images}", fetched).decode(errors="replace")
-    folder = f"{suite}/{images}/{_NETBOOT.format(arch=order.arch.debian)}"
+    sums = _remembered(order, f"{suite}/{images}", fetched, (listed,)).decode(errors="replace")
+    folder = f"{suite}/{images}/{debian.NETBOOT.format(arch=order.arch.debian)}"
     downloads = []
-    for name in ("linux", "initrd.gz"):
+    for name in debian.STARTED:
         try:
-            found = sum_of(sums, f"{folder}/{name}", f"{suite}/{images}/SHA256SUMS")
+            found = sum_of(sums, f"{folder}/{name}", listed)
         except NoSum as missing:
             raise NotFound(f"{what} has no network installer for {order.arch.debian}: {missing}") from None
-        downloads.append(Download(url=f"{folder}/{name}", sha256=found.hexadecimal))
+        downloads.append(_kept_or_fetched(order, f"{folder}/{name}", found.hexadecimal))
     return Found(f"Debian {definition.version} from {shown(mirror)}", *downloads)
 
 

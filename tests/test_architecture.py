@@ -27,7 +27,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("plan", "specs"),
     ("downloads", "profiles", "records", "seed", "verdict"),
     ("documents", "guest_cache", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
-    ("cpio", "events", "files", "iso", "render", "resources", "system"),
+    ("cpio", "disk_space", "events", "files", "iso", "render", "resources", "system"),
     ("model", "errors", "quoting"),
 )
 LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}

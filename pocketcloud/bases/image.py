@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pocketcloud.bases.namespace import confined, give
-from pocketcloud.downloads.room import spare
+from pocketcloud.disk_space import spare
 from pocketcloud.errors import NoSpace, Refused
 from pocketcloud.model.sizes import size_text
 from pocketcloud.system import CommandFailed, Completed, Runner, which

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from pocketcloud.disk_space import reserve
 from pocketcloud.errors import Refused
 
 # Root in there is the first user of a range of the host's, the others follow. Those from 0x70000000 are nobody's: they lie above
@@ -28,15 +29,20 @@ WORK = Path("/mnt")
 
 # The holder makes the user namespace and waits; its map is written from outside, which is what needs the host's root.
 # nsenter then enters as root of it. A kit on a disk is mounted noexec, and what is built here has to run here: that is
-# lifted for this view of the folder alone. A background job of sh loses its input, hence descriptor 3.
+# lifted for this view of the folder alone. A background job of sh loses its input, hence descriptor 3. What runs in there
+# may write as much as it likes; the host's disk is not to be filled with it, so its free space is looked at, and the end of
+# this shell, the first process, is the end of all.
+_FULL = 28
 _SCRIPT = f"""
 set -eu
 trap 'exit 143' HUP INT TERM
+trap 'echo "No space left on device, but for what others need" >&2; exit {_FULL}' USR1
 mount --bind -- "$1" {WORK}
 mount -o remount,bind,exec,nosuid,nodev {WORK}
 cd {WORK}
 first=$2
-shift 2
+least=$3
+shift 3
 unshare --user sleep infinity &
 holder=$!
 until [ "$(readlink "/proc/$holder/ns/user")" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.01; done
@@ -44,17 +50,24 @@ echo "0 $first {_IDS}" > "/proc/$holder/uid_map"
 echo "0 $first {_IDS}" > "/proc/$holder/gid_map"
 exec 3<&0
 nsenter --user --target "$holder" -- "$@" <&3 3<&- &
-wait $!
+job=$!
+while sleep 1; do
+  set -- $(stat --file-system --format='%a %S' .)
+  if [ $(($1 * $2)) -lt "$least" ]; then kill -USR1 $$; fi
+done <&- 3<&- &
+wait $job
 """
 
 
 def confined(work: Path, argv: Sequence[str | Path]) -> list[str | Path]:
     """The command that runs `argv` in there, as root of it, in the folder `work`, which it finds at WORK.
 
-    `work` must be owned by that root (see `give`). Needs the host's root, setpriv, unshare and nsenter (util-linux).
+    `work` must be owned by that root (see `give`). It fails when the disk of `work` gets full but for what others need. Needs the
+    host's root, setpriv, unshare and nsenter (util-linux).
     """
     apart = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    script: list[str | Path] = ["sh", "-c", _SCRIPT, "namespace", work.resolve(), str(_range_of(work) or first_id(work))]
+    place: list[str | Path] = [work.resolve(), str(_range_of(work) or first_id(work)), str(reserve(work))]
+    script: list[str | Path] = ["sh", "-c", _SCRIPT, "namespace", *place]
     return ["setpriv", "--pdeathsig", "KILL", "unshare", *apart, *script, *argv]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from pocketcloud.bases.disk_image import Format, Packing, kind_of
-from pocketcloud.downloads.room import spare
+from pocketcloud.disk_space import spare
 from pocketcloud.downloads.sums import entries
 from pocketcloud.errors import NoSpace, Refused
 from pocketcloud.model.sizes import GIB, KIB, MIB, size_text

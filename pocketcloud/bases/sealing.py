@@ -17,7 +17,7 @@ from pathlib import Path
 from pocketcloud.bases import needs
 from pocketcloud.bases.image import Content, Kind, Tree, look
 from pocketcloud.bases.namespace import give
-from pocketcloud.downloads.room import spare
+from pocketcloud.disk_space import spare
 from pocketcloud.errors import HostLacks, NoSpace, Refused
 from pocketcloud.model.sizes import size_text
 from pocketcloud.storage import Storage

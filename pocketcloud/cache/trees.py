@@ -27,8 +27,8 @@ from pocketcloud.bases.packed import pieces
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache.addresses import key_of, masked, url_below
 from pocketcloud.cache.store import Store
+from pocketcloud.disk_space import spare
 from pocketcloud.downloads import Patience, fetch
-from pocketcloud.downloads.room import spare
 from pocketcloud.downloads.transfer import fetch_small
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, Download

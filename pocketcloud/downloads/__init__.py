@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 from urllib.parse import unquote, urlsplit
 
+from pocketcloud.disk_space import spare
 from pocketcloud.documents import dump_json, parse_json
-from pocketcloud.downloads.room import spare
 from pocketcloud.downloads.signatures import check_clearsigned, check_detached, is_clearsigned
 from pocketcloud.downloads.sums import NoSum, Sum, sum_of
 from pocketcloud.downloads.transfer import FULL, Patience, Validators, changed, check_url, fetch_file, fetch_small, shown

@@ -31,7 +31,7 @@ from urllib3.exceptions import (
 )
 
 from pocketcloud import __version__
-from pocketcloud.downloads.room import spare
+from pocketcloud.disk_space import spare
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.sizes import GIB, KIB, MIB, size_text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,21 @@ def test_nothing_outlives_the_command(work: Path, ending: signal.Signals) -> Non
         if (work / "beat").read_text(encoding="utf-8") == last:
             break
         assert time.monotonic() < deadline, "it still runs"
+
+
+def test_a_disk_is_not_filled_to_its_end(tmp_path: Path) -> None:
+    mounted = tmp_path / "media"
+    mounted.mkdir()
+    run(["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "tmpfs", mounted])
+    greedy = "fallocate -l 180M much; while :; do head -c 1M /dev/zero >> more || exit 3; sleep 0.05; done"
+    try:
+        give(mounted)
+        with pytest.raises(CommandFailed, match="No space left on device") as raised:
+            run(confined(mounted, ["sh", "-c", greedy]), timeout=60)
+        assert raised.value.completed.code == 28
+        assert shutil.disk_usage(mounted).free > 0
+    finally:
+        run(["umount", mounted])
 
 
 def test_what_is_built_on_a_kit_that_is_mounted_noexec_can_run(tmp_path: Path) -> None:

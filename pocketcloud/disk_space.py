@@ -18,4 +18,13 @@ def spare(place: Path | int) -> int:
     found = os.statvfs(place)
     if not found.f_blocks:
         return sys.maxsize  # it does not say
-    return found.f_bavail * found.f_frsize - min(_RESERVE, found.f_blocks * found.f_frsize // _SHARE)
+    return found.f_bavail * found.f_frsize - _kept(found)
+
+
+def reserve(place: Path | int) -> int:
+    """The bytes of that file system that are to stay free. Raises OSError."""
+    return _kept(os.statvfs(place))
+
+
+def _kept(found: os.statvfs_result) -> int:
+    return min(_RESERVE, found.f_blocks * found.f_frsize // _SHARE)

@@ -35,6 +35,7 @@ _TEMPLATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\.j2", re.ASCII)
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,31}", re.ASCII)
 _PLACEHOLDER = re.compile(r"\{[^{}/]*\}?|\}")
 _SMALLEST = {Builder.KICKSTART: 8 * GIB, Builder.PRESEED: 4 * GIB, Builder.AUTOINSTALL: 8 * GIB}
+_MEDIA = "/var/lib/pocketcloud/media/"
 _LONGEST_TEXT = 64 * 1024
 """Of a patch or a step, in characters: a command line takes 128 KiB at most, and some installers get it as one."""
 
@@ -159,6 +160,15 @@ def _by_arch(key: str, downloads: Mapping[Arch, Download], architectures: tuple[
         for name in ("file", "keyring"):
             if path := getattr(download, name):
                 yield from _path((key, arch, name), path)
+        yield from _pinned((key, arch, "file"), download)
+
+
+def _pinned(at: KeyPath, download: Download) -> Found:
+    """A definition may be a stranger's: it does not get at another machine's disk by its path alone, for its steps to read."""
+    file = download.file
+    vouched = download.sha256 or download.signature or (download.sums and download.keyring)
+    if file and not vouched and (not file.startswith(_MEDIA) or ".." in file.split("/")):
+        yield at, f"needs its `sha256:` beside it (sha256sum tells it), or to lie in {_MEDIA}"
 
 
 def _path(at: KeyPath, path: str) -> Found:

@@ -182,6 +182,16 @@ def test_a_fault_is_told_with_its_line(change: tuple[str, str], line: int, said:
         (("[x86_64]", "[aarch64]"), 8, "images.x86_64: is not among the architectures"),
         (("a.qcow2", "a.qcow2\n    sha256: abc"), 10, "images.x86_64.sha256: expected 64 hexadecimal digits"),
         (("    url: https://example.com/a.qcow2", "    file: disk.img"), 9, "images.x86_64.file: expected the path of a file"),
+        (
+            ("    url: https://example.com/a.qcow2", "    file: /srv/a.img"),
+            9,
+            "images.x86_64.file: needs its `sha256:` beside it",
+        ),
+        (
+            ("    url: https://example.com/a.qcow2", "    file: /var/lib/pocketcloud/media/../../../srv/a.img"),
+            9,
+            "images.x86_64.file: needs its `sha256:` beside it",
+        ),
         (("    url: https://example.com/a.qcow2", "    {}"), 8, "images.x86_64: expected either `url:` or `file:`"),
         (("a.qcow2", "{arch}.qcow2"), 9, "images.x86_64.url: `{arch}`: nothing is filled in here"),
         (("a.qcow2", "a.qcow2\n    signature: https://example.com/a.asc"), 10, "images.x86_64.signature: needs `keyring:`"),

@@ -102,6 +102,11 @@ class Bootstrap:
     def check(self, order: Order[BootstrapDefinition]) -> None:
         """See Recipe.check."""
         needs.check(order.definition, order.arch, order.work, order.storage, order.here, order.run)
+        if order.definition.requires.cpu:
+            # No guest is started yet, but machines of it will be.
+            from pocketcloud.bases.install.preflight import check_guest
+
+            check_guest(order, 0)
 
     def make(self, order: Order[BootstrapDefinition], volume: str) -> str:
         """See Recipe.make."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import cast
 import pytest
 
 from pocketcloud import profiles
+from pocketcloud.bases.bootstrap import Bootstrap
 from pocketcloud.bases.install.installation import Installation
+from pocketcloud.bases.namespace import give
 from pocketcloud.bases.needs import Ground
 from pocketcloud.bases.recipe import Order
 from pocketcloud.cache.supply import KitSupply
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError
 from pocketcloud.hypervisor import Hypervisor
-from pocketcloud.model.base import Arch, Builder, CpuLevel, InstallDefinition, Registration, Requirements
+from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, CpuLevel, InstallDefinition, Registration, Requirements
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB, TIB, Size
 from pocketcloud.storage import Usage
@@ -24,6 +27,7 @@ from pocketcloud.storage.qcow2 import Qcow2Directory
 from pocketcloud.system import run
 from tests.built_base import kit_in
 from tests.hands import Hands
+from tests.small_base import small_definition
 from tests.standin import Tree
 from tests.web import serving
 
@@ -110,6 +114,17 @@ def test_a_processor_that_is_too_old_is_told_with_what_it_lacks(order: Order[Ins
     definition = replace(order.definition, requires=Requirements(cpu=CpuLevel.V4))
     error = told(replace(order, definition=definition))
     assert "x86-64-v4, which QEMU 9.0.0 cannot emulate" in error.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="tries a namespace")
+def test_the_processor_counts_for_bootstrapped_bases_too(order: Order[InstallDefinition]) -> None:
+    wanted = small_definition(requires=Requirements(cpu=CpuLevel.V4))
+    order.work.mkdir(exist_ok=True)
+    give(order.work)
+    here = replace(order.here, root=Path("/"))
+    asked = replace(order, definition=wanted, here=here)  # type: ignore[arg-type] # an order of the other kind
+    with pytest.raises(HostLacks, match=r"x86-64-v4, which QEMU 9\.0\.0 cannot emulate"):
+        Bootstrap().check(cast("Order[BootstrapDefinition]", asked))
 
 
 def test_offline_a_tree_that_nothing_is_known_of_is_told_before_anything_starts(order: Order[InstallDefinition]) -> None:

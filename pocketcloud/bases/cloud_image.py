@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pocketcloud import downloads
-from pocketcloud.bases import customize, disk_image
+from pocketcloud.bases import customize, disk_image, freshness
 from pocketcloud.bases.disk_image import Disk
 from pocketcloud.bases.install.preflight import check_guest
 from pocketcloud.bases.packed import Share, unpacked
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.recipe import Measured, Order
 from pocketcloud.downloads import Fetched
 from pocketcloud.errors import HostLacks, NoSpace
 from pocketcloud.host.packages import install_command
 from pocketcloud.host.release import read_distribution
-from pocketcloud.model.base import Arch, Firmware, ImageDefinition
+from pocketcloud.model.base import UNKNOWN, Arch, Firmware, ImageDefinition
 from pocketcloud.model.sizes import size_text
 from pocketcloud.storage import Image, Storage
 from pocketcloud.system import which
@@ -61,6 +61,8 @@ class CloudImage:
     def make(self, order: Order[ImageDefinition], volume: str) -> str:
         """See Recipe.make."""
         definition = order.definition
+        packages = UNKNOWN if order.offline else freshness.ask(definition, order.arch)
+        order.measured(Measured(packages=packages))
         fetched = downloads.fetch(
             definition.images[order.arch], order.kit.path / "media", offline=order.offline, run=order.run,
             tell=lambda text, share: order.tell(text, share * _FETCHED),
@@ -76,7 +78,8 @@ class CloudImage:
 
         def fill(target: Path) -> None:
             Image(disk.path, disk.format, _stored(order, _STORED)).convert(target, "raw", order.run)
-            customize.customize(order, target, "raw", definition.firmware, _STORED)
+            used = customize.customize(order, target, "raw", definition.firmware, _STORED)
+            order.measured(Measured(used, packages))
 
         order.storage.create(volume, size, fill)
         return f"{said_of(fetched, disk)}, customized in a guest (recipe {customize.RECIPE})"

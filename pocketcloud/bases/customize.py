@@ -124,13 +124,14 @@ def customize(
     end: float = 1.0,
     *,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> None:
+) -> int:
     """Do what the definition adds on `disk`, in QEMU's format `form`: a file or block device that nobody else has open, and that
     is of no use if this raises. It is sealed and trimmed afterwards, off and flushed. Progress goes from `start` to `end`.
+    Returns the bytes that its files took before they were sealed, 0 if it did not tell.
 
     Its packages come through a NAT network, which a definition without packages does not get; offline from the kit's cache, and
-    there is nobody else on its network. Raises PartlyDone with the step
-    that failed and the lines that explain it, NoSpace, NotReady, HostLacks; what the guest said is kept in `media/logs`.
+    there is nobody else on its network. Raises PartlyDone with the step that failed and the lines that explain it, NoSpace,
+    NotReady, HostLacks; what the guest said is kept in `media/logs`.
     """
     definition, around, build = order.definition, surroundings(order), order.digest[:16]
     folder = order.work / "customize"
@@ -162,6 +163,7 @@ def customize(
     if failure is not None:
         raise _explained(order, failure, keep_logs(order.kit, definition.base, order.arch, folder, now(), ()))
     sync_file(disk)
+    return watch.used
 
 
 def _explained(order: Order[Definition], failure: Failure, logs: Path) -> PocketcloudError:

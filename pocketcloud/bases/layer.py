@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pocketcloud.bases import customize
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.recipe import Measured, Order
 from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Arch, Base, Firmware, LayerDefinition
 
@@ -52,7 +52,7 @@ class Layer:
         if customize.wanted(order.definition):
             path, form = storage.place(volume)
             storage.activate(volume)
-            customize.customize(order, path, form, parent.firmware, _CLONED)
+            order.measured(Measured(customize.customize(order, path, form, parent.firmware, _CLONED)))
         storage.seal(volume)
         return f"a layer on {parent.volume}, customized in a guest (recipe {customize.RECIPE})"
 

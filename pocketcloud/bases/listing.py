@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pocketcloud.bases import builder, definitions, newest, records
+from pocketcloud.bases import builder, definitions, freshness, records
 from pocketcloud.errors import NotFound, PocketcloudError
-from pocketcloud.model.base import UNKNOWN, Arch, Base, BootstrapDefinition, Definition, LayerDefinition, Newest
+from pocketcloud.model.base import UNKNOWN, Arch, Base, Definition, LayerDefinition, Newest
 from pocketcloud.model.inventory import Volume
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -18,15 +18,15 @@ from pocketcloud.storage import Storage
 
 _THREADS = 8
 
-Ask = Callable[[BootstrapDefinition, Arch], Newest]
+Ask = Callable[[Definition, Arch], Newest]
 """What the package sources have now; UNKNOWN where that cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseLine:
     """One base: `labs` and `layers` stand on it or on what is kept of it; `age` in seconds; `stale` says what changed since it
-    was built (empty: nothing), `updates` whether its package sources have changed since: `none`, `since DATE` or
-    `unknown (WHY)`."""
+    was built (empty: nothing), `updates` whether its sources have changed since: `none`, `since DATE`, `yes` (they do not say
+    when) or `unknown (WHY)`."""
 
     base: Base
     volume: Volume | None
@@ -43,7 +43,7 @@ def base_lines(
     now: datetime,
     *,
     folder: Path | None = None,
-    ask: Ask | None = newest.ask,
+    ask: Ask | None = freshness.ask,
     recipes: builder.Recipes = builder.shipped,
 ) -> tuple[BaseLine, ...]:
     """The kit's bases, by name and architecture; `ask` None: the network is not asked. `folder` holds the definitions."""
@@ -100,9 +100,11 @@ def _update(base: Base, definition: Definition | None, ask: Ask | None) -> str:
         return "unknown (no definition)"
     if isinstance(definition, LayerDefinition):
         return f"see {definition.from_}"
-    if not isinstance(definition, BootstrapDefinition) or base.packages == UNKNOWN:
+    if base.packages == UNKNOWN:
         return "unknown (not recorded)"
     now = UNKNOWN if ask is None else ask(definition, base.arch)
     if now == UNKNOWN:
         return "unknown (offline)"
-    return "none" if now.digest == base.packages.digest else f"since {now.date[:10]}"
+    if now.digest == base.packages.digest:
+        return "none"
+    return f"since {now.date[:10]}" if now.date else "yes"

@@ -18,12 +18,12 @@ _COLUMNS = ("BASE", "ARCH", "SIZE", "UNSEALED", "AGE", "DIGEST", "UPDATES", "USE
 
 def show(kit: Kit, output: str, *, offline: bool) -> None:
     """List the bases of a kit."""
-    from pocketcloud.bases import newest
+    from pocketcloud.bases import freshness
     from pocketcloud.bases.listing import base_lines
     from pocketcloud.storage import open_storage
 
     now = datetime.datetime.now(datetime.UTC)
-    lines = base_lines(kit, open_storage(kit), now, ask=None if offline else newest.ask)
+    lines = base_lines(kit, open_storage(kit), now, ask=None if offline else freshness.ask)
     if output == "json":
         print_json(lines)
         return

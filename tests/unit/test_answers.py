@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -353,7 +354,9 @@ def test_patches_and_steps_are_run_in_order(tmp_path: Path) -> None:
     )
     port, console = run_steps(dataclasses.replace(FEDORA, patches=(PATCH,), post=post), tmp_path)
     assert (tmp_path / "seen").read_text() == "new\na  b\n\n"
-    assert port == "", "how it ended is told when all is done"
+    told = re.fullmatch(r"USED (\d+)\n", port)
+    assert told, "how much is there already, and nothing of how it ended: that is told when all is done"
+    assert 0 < int(told[1]) < shutil.disk_usage("/").total
     assert console.splitlines()[-1] == "pocketcloud: post 3"
 
 

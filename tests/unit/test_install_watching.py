@@ -64,6 +64,15 @@ def test_the_marker_and_a_clean_end_are_success() -> None:
     assert heard.watch.failure(Outcome(End.OFF, heard.now)) is None
 
 
+def test_what_it_took_before_it_was_sealed_is_heard() -> None:
+    heard = Heard()
+    heard.say("USED 99", source=CONSOLE)
+    heard.say("USED x", "USED -5", "USED 1234567890", "FAILED", "USED", source=PORT)
+    assert heard.watch.used == 1234567890
+    heard.say(f"OK {BUILD}", source=PORT)
+    assert heard.watch.failure(Outcome(End.OFF, heard.now)) is None
+
+
 @pytest.mark.parametrize("end", [End.KILLED, End.CRASHED, End.FULL, End.STUCK])
 def test_a_marker_without_a_clean_end_is_none(end: End) -> None:
     heard = Heard()

@@ -336,6 +336,7 @@ def test_the_list_tells_age_users_and_what_would_make_a_newer_one(shop: Workshop
     assert (line.labs, line.layers, line.stale, line.updates) == (("demo",), ("above",), "", "none")
     assert line.age == timedelta(days=29).total_seconds()
     assert lines(shop, folder, Newest("2", "2026-05-09T08:00:00+00:00"))["small"].updates == "since 2026-05-09"
+    assert lines(shop, folder, Newest("2"))["small"].updates == "yes"
     assert lines(shop, folder, UNKNOWN)["small"].updates == "unknown (offline)"
     written(folder, small_definition(packages=("vim",)))
     assert lines(shop, folder, UNKNOWN)["small"].stale == "its definition changed"

@@ -73,6 +73,9 @@ for file in "$here"/post-*; do
   begin "post ${file##*-}"
   (cd / && exec sh -e "$file") || failed
 done
+# For those who compare: no reason to fail.
+used=$(df -P -k / /boot 2>/dev/null | sort -u | awk '$2 ~ /^[0-9]/ { sum += $3 } END { printf "%.0f", sum * 1024 }') &&
+  echo "USED $used" >"$port"
 begin sealing
 sh -e "$here/seal.sh" || failed
 # Files that are gone and still open would stay behind as orphans: whoever is left goes. We do not get the signal (kill(2)), and

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pocketcloud.bases import answers
+from pocketcloud.bases import answers, freshness
 from pocketcloud.bases.answers import Answer
 from pocketcloud.bases.install import anaconda, debian, medium, preflight, ubuntu
 from pocketcloud.bases.install.logs import keep_logs
@@ -25,12 +25,12 @@ from pocketcloud.bases.install.preflight import Surroundings, surroundings
 from pocketcloud.bases.install.signs import NO_MEMORY, NO_SPACE, Signs, Stages
 from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
 from pocketcloud.bases.install.way_out import WayOut, way_out
-from pocketcloud.bases.recipe import Order, plain_http
+from pocketcloud.bases.recipe import Measured, Order, plain_http
 from pocketcloud.cpio import append, appendable
 from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError
 from pocketcloud.files import sync_file
 from pocketcloud.iso import iso_image
-from pocketcloud.model.base import Arch, Builder, Firmware, InstallDefinition
+from pocketcloud.model.base import UNKNOWN, Arch, Builder, Firmware, InstallDefinition
 from pocketcloud.model.machine import DiskSpec, KernelBoot
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import MIB
@@ -76,6 +76,7 @@ class Installation:
         around = surroundings(order)
         sweep(around.hypervisor)
         found = medium.find(order)
+        packages = UNKNOWN if order.offline else freshness.ask(order.definition, order.arch, order.mirror)
         order.tell(f"{found.name}: the installer", 0.0)
         media = medium.get(order, found, lambda text, done: order.tell(text, _FETCHED * done))
         build = volume.rpartition(".")[2]
@@ -83,7 +84,8 @@ class Installation:
         def fill(target: Path) -> None:
             with self._way(order, around) as way:
                 answer = self._answer(order, build, way.proxy if way else "")
-                _Job(order, around, way, answer, build, media, self.now).install(target)
+                used = _Job(order, around, way, answer, build, media, self.now).install(target)
+            order.measured(Measured(used, packages))
             order.tell("storing the system", _INSTALLED)
 
         order.storage.create(volume, order.definition.size, fill)
@@ -142,8 +144,9 @@ class _Job:
     media: Medium
     now: Callable[[], datetime]
 
-    def install(self, target: Path) -> None:
-        """Install onto the file or block device `target`. Raises PartlyDone, NoSpace, NotReady with why it failed."""
+    def install(self, target: Path) -> int:
+        """Install onto the file or block device `target`; the bytes of its files before they were sealed. Raises PartlyDone,
+        NoSpace, NotReady with why it failed."""
         definition = self.order.definition
         signs = _SIGNS[definition.builder]
         stages = Stages(signs.stages, self.order.tell, _FETCHED, _INSTALLED)
@@ -157,6 +160,7 @@ class _Job:
                 failure, keep_logs(self.order.kit, definition.base, self.order.arch, folder, self.now(), self.answer.secrets)
             )
         sync_file(target)
+        return watch.used
 
     def _guest(self, folder: Path, target: Path, signs: Signs) -> GuestOrder:
         definition, arch, profile = self.order.definition, self.order.arch, self.around.profile

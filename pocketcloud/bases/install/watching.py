@@ -22,6 +22,7 @@ PORT = "org.pocketcloud.install.0"
 """The marker port; every answer file knows it."""
 
 _MARK = re.compile(r"(OK|FAIL)(?: (.*))?")
+_USED = re.compile(r"USED (\d{1,15})", re.ASCII)
 _BEFORE, _AFTER = 8, 12
 _AFTERMATH = 2.0
 """Seconds in which the lines after a failure's first are waited for: they often explain it."""
@@ -60,9 +61,11 @@ class Failure:
 
 
 class Watch:
-    """Hears one installation (see machine.Watcher). `build` is what its marker says."""
+    """Hears one installation (see machine.Watcher). `build` is what its marker says; `used` what it told of the bytes that its
+    files took before they were sealed (0: nothing)."""
 
     def __init__(self, build: str, signs: Signs, stages: Stages, deadlines: Deadlines) -> None:
+        self.used = 0
         self._build = build
         self._signs = signs
         self._stages = stages
@@ -144,6 +147,8 @@ class Watch:
             )
 
     def _mark(self, line: str, now: float) -> None:
+        if told := _USED.fullmatch(line.strip()):
+            self.used = int(told[1])
         match = _MARK.fullmatch(line.strip())
         if match is None or self._failure is not None:
             return

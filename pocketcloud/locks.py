@@ -13,23 +13,26 @@ from pocketcloud.errors import Busy
 
 
 @contextmanager
-def held(folder: Path, name: str, what: str, *, wait: bool, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock `name`; `what` describes our command for those who meet it.
+def held(
+    folder: Path, name: str, what: str, *, wait: bool, on_wait: Callable[[str], None] | None = None, shared: bool = False
+) -> Iterator[None]:
+    """Hold the lock `name`; `what` describes our command for those who meet it. `shared`: with others that hold it so.
 
     Taken by another: calls `on_wait` with its description and waits, or raises Busy with it if not `wait`.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(handle, 400, 0).decode(errors="replace").strip() or "another command"
             if not wait:
                 raise Busy(f"busy: {holder} works on it", hint="wait until it is done, or leave out --no-wait") from None
             if on_wait:
                 on_wait(holder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, kind)
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"`{what}` (process {os.getpid()})\n".encode(), 0)
         yield

@@ -157,7 +157,7 @@ def build(
     view = open_view(progress, verbose)
     try:
         chain = definitions.lineage(definition)
-        with holding(kit, [each.base for each in chain], f"pocketcloud base build {name}", view):
+        with holding(kit, [each.base for each in chain], f"pocketcloud base build {name}", view, media=True, cache=apart):
             # What a layer stands on is built first where it is missing; it is not renewed for that.
             for each in chain[:-1]:
                 if records.find(kit, each.base, Arch(wanted)) is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from pocketcloud.cli.base_life import holding
 from pocketcloud.cli.options import arch_option, instance_name, kit_option, open_kit, progress_options, require_root, wanted_arch
 from pocketcloud.cli.view import open_view
 from pocketcloud.errors import UsageError
@@ -45,8 +46,6 @@ def import_base(
     is; the file is not changed. The same file again: nothing is done."""
     from pocketcloud.bases.importing import Import, import_image
     from pocketcloud.events import StepProgress
-    from pocketcloud.kit.attached import Places
-    from pocketcloud.locks import held
     from pocketcloud.model.base import Arch, Download, Firmware
     from pocketcloud.model.sizes import duration_text, size_text
     from pocketcloud.storage import open_storage
@@ -63,7 +62,7 @@ def import_base(
     started = time.monotonic()
     view = open_view(progress, verbose)
     try:
-        with held(Places.from_environment().locks, f"{kit.id}.base.{name}", f"pocketcloud base import {name}", wait=True):
+        with holding(kit, [name], f"pocketcloud base import {name}", view):
             built = import_image(kit, storage, wanted, lambda text, done: view.emit(StepProgress(f"base {name}", done, text)))
     finally:
         view.close()

@@ -37,21 +37,38 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def holding(kit: Kit, names: Sequence[str], command: str, view: View | None = None) -> Iterator[None]:
-    """Hold bases for a command, those that others stand on first, so that two commands never wait for each other."""
+def holding(
+    kit: Kit, names: Sequence[str], command: str, view: View | None = None, *, media: bool = False, cache: bool = False
+) -> Iterator[None]:
+    """Hold bases for a command, those that others stand on first, so that two commands never wait for each other; with `media`
+    and `cache` also what was fetched for bases, and what the kit's cache holds, against their removal."""
     from pocketcloud.events import Note
     from pocketcloud.kit.attached import Places
     from pocketcloud.locks import held
 
     def say(holder: str) -> None:
+        text = f"waiting for {holder} to end"
         if view is not None:
-            view.emit(Note(f"waiting for {holder} to end", warn=True))
+            view.emit(Note(text, warn=True))
+        else:
+            click.echo(text, err=True)
 
+    folder = Places.from_environment().locks
     with ExitStack() as locks:
         for name in names:
-            folder, lock = Places.from_environment().locks, f"{kit.id}.base.{name}"
-            locks.enter_context(held(folder, lock, command, wait=True, on_wait=say))
+            locks.enter_context(held(folder, f"{kit.id}.base.{name}", command, wait=True, on_wait=say))
+        for name in [_media_lock(kit)] * media + [cache_lock(kit)] * cache:
+            locks.enter_context(held(folder, name, command, wait=True, on_wait=say, shared=True))
         yield
+
+
+def cache_lock(kit: Kit) -> str:
+    """The name of the lock on what the kit's cache holds."""
+    return f"{kit.id}.cache.kept"
+
+
+def _media_lock(kit: Kit) -> str:
+    return f"{kit.id}.media"
 
 
 @click.command()
@@ -147,7 +164,14 @@ def _refresh(site: Site, definition: Definition, arch: Arch, view: View, *, keep
     before = records.find(kit, definition.base, arch)
     started = time.monotonic()
     name = definition.base
-    with holding(kit, [d.base for d in definitions.lineage(definition)], f"pocketcloud base refresh {name}", view):
+    with holding(
+        kit,
+        [d.base for d in definitions.lineage(definition)],
+        f"pocketcloud base refresh {name}",
+        view,
+        media=True,
+        cache=site.supply is not None,
+    ):
         now = records.find(kit, name, arch)
         if now and now.proven and (before is None or now.volume != before.volume):
             click.echo(f"Base {name} ({arch}) has just been refreshed by another command.")
@@ -193,22 +217,23 @@ def rollback(name: str, arch: str | None, kit_name: str | None, *, yes: bool) ->
 @click.command()
 @click.argument("name", required=False)
 @click.option("--all", "all_bases", is_flag=True, help="Every base of the kit.")
+@click.option("--media", is_flag=True, help="Also what was fetched for bases: images, discs, installers.")
 @arch_option
 @kit_option
 @yes_option
-def prune(name: str | None, arch: str | None, kit_name: str | None, *, all_bases: bool, yes: bool) -> None:
+def prune(name: str | None, arch: str | None, kit_name: str | None, *, all_bases: bool, media: bool, yes: bool) -> None:
     """Remove what is kept beside the base NAME and nothing stands on: earlier ones, one that failed, its package stage."""
     from pocketcloud.bases import records
     from pocketcloud.bases import refresh as life
     from pocketcloud.model.base import Arch
     from pocketcloud.storage import open_storage
 
-    if (name is None) is not all_bases:
+    if (name is not None and all_bases) or not (name or all_bases or media):
         raise UsageError("which base?", hint="name one, or say --all; pocketcloud base list shows them")
     require_root("change the kit")
     kit = open_kit(kit_name)
     if name is None:
-        bases = tuple(base for base in records.built(kit) if arch in (None, base.arch))
+        bases = tuple(base for base in records.built(kit) if arch in (None, base.arch)) if all_bases else ()
     else:
         bases = (_known(kit, name, Arch(wanted_arch(arch))),)
     kept = [f"{base.name} ({base.arch}) built {former.built[:10]}" for base in bases for former in base.earlier]
@@ -218,7 +243,31 @@ def prune(name: str | None, arch: str | None, kit_name: str | None, *, all_bases
     for base in bases:
         with holding(kit, [base.name], f"pocketcloud base prune {base.name}"):
             gone += life.prune(kit, open_storage(kit), _known(kit, base.name, base.arch))
+    if media:
+        gone += _forget_media(kit, yes=yes)
     click.echo("\n".join(f"Removed {what}." for what in gone) or "Nothing is kept beside what is current.")
+
+
+def _forget_media(kit: Kit, *, yes: bool) -> list[str]:
+    """Remove what was fetched; the names and sizes of what went."""
+    from pocketcloud.downloads.kept import forget, kept, occupied
+    from pocketcloud.kit.attached import Places
+    from pocketcloud.locks import held
+    from pocketcloud.model.sizes import size_text
+
+    folder = kit.path / "media"
+
+    def say(holder: str) -> None:
+        click.echo(f"waiting for {holder} to end", err=True)
+
+    if files := kept(folder):
+        size = size_text(occupied(files))
+        ask(f"Remove {len(files)} files that were fetched, {size}? Bases cannot be built from them offline then.", yes=yes)
+    with held(Places.from_environment().locks, _media_lock(kit), "pocketcloud base prune --media", wait=True, on_wait=say):
+        files = tuple(path for path in kept(folder) if path in files)
+        told = [f"{path.name} ({size_text(occupied((path,)))})" for path in files]
+        forget(folder, files)
+    return told
 
 
 def _known(kit: Kit, name: str, arch: Arch) -> Base:

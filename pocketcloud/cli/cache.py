@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pocketcloud.cli.base_life import cache_lock
 from pocketcloud.cli.options import (
     kit_option,
     now,
@@ -49,7 +50,7 @@ def _held(kit: Kit, what: str) -> Iterator[None]:
     def say(holder: str) -> None:
         click.echo(f"waiting for {holder} to end", err=True)
 
-    with held(Places.from_environment().locks, f"{kit.id}.cache.kept", f"pocketcloud cache {what}", wait=True, on_wait=say):
+    with held(Places.from_environment().locks, cache_lock(kit), f"pocketcloud cache {what}", wait=True, on_wait=say):
         yield
 
 

@@ -368,3 +368,16 @@ def test_a_reader_that_is_gone_is_no_bug(cli: Cli, arguments: str) -> None:
     assert "BrokenPipe" not in done.stderr
     # Where nothing is answered, the error counts, which is that there is no kit.
     assert done.returncode == (4 if "nothing" in arguments else 141)
+
+
+def test_what_was_fetched_for_bases_can_be_pruned(cli: Cli) -> None:
+    cli("kit", "init")
+    fetched = cli.kit / "media" / f"{'0' * 16}-disc.iso"
+    fetched.write_bytes(b"x" * 70000)
+    assert "1 files that were fetched" in explained(cli("base", "prune", "--media"), 2)
+    assert fetched.exists()
+    assert f"Removed {fetched.name} (" in cli("base", "prune", "--media", "-y").stdout
+    assert not fetched.exists()
+    assert "Nothing is kept" in cli("base", "prune", "--media").stdout
+    for wrong in (("prune",), ("prune", "debian-12", "--all")):
+        assert "which base?" in explained(cli("base", *wrong), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.downloads import Fetched, Patience, fetch, have, shown
+from pocketcloud.downloads.kept import forget, kept, occupied
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.model.base import Download
 from pocketcloud.model.sizes import MIB
@@ -448,3 +450,34 @@ def test_a_disk_that_fails_is_told_with_the_file(web: Web, media: Path, tmp_path
     part.mkdir(parents=True)
     with pytest.raises(HostLacks, match=f"{part} cannot be read or written: Is a directory"):
         get(download, media)
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_fetched_can_be_forgotten_and_nothing_else(web: Web, media: Path) -> None:
+    one, two = web.put("/one.img", CONTENT), web.put("/two.iso", b"2" * 5000)
+    get(pinned(one), media)
+    get(pinned(two, b"2" * 5000), media)
+    (media / "trees").mkdir()
+    (media / "mine.iso").write_bytes(b"mine")
+    (media / f"{'0' * 16}-link").symlink_to("mine.iso")
+    begun, fetching = media / f".{'a' * 16}.part", media / f".{'b' * 16}.part"
+    for part in (begun, fetching):
+        part.write_bytes(b"half")
+        part.with_suffix(".json").write_text("{}")
+    with fetching.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        files = kept(media)
+        assert {path.name.rpartition("-")[2] for path in files} == {begun.name, "one.img", "two.iso"}
+        assert occupied(files) >= len(CONTENT) + 5000
+        forget(media, tuple(path for path in files if not path.name.endswith("two.iso")))
+    fetching.unlink()
+    fetching.with_suffix(".json").unlink()
+    assert get(pinned(two, b"2" * 5000), media, offline=True).size == 5000
+    with pytest.raises(HostLacks, match="nothing may be fetched"):
+        get(Download(url=one, sums=web.url("/nothing")), media, offline=True)
+    forget(media, kept(media))
+    assert sorted(path.name for path in media.iterdir()) == [f"{'0' * 16}-link", "index", "mine.iso", "trees"]
+    assert list((media / "index").iterdir()) == []
+    assert kept(media) == ()

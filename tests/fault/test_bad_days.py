@@ -1,7 +1,7 @@
 """Bad days, through the real command line: each ends with an exit code of its own, a message that says what to do, and
 nothing touched or half made. What can go wrong inside a lab file is tested with the documents.
 
-`make test` runs a fifth of what edits labs and moves kits, and a tenth of the strange names beyond `up`, chosen by the seed;
+`make test` runs an eighth of what edits labs and moves kits, and a tenth of the strange names beyond `up`, chosen by the seed;
 `make test-slow` all of it.
 """
 
@@ -26,7 +26,7 @@ from pocketcloud.model.record import Record
 from pocketcloud.records import read_record
 from tests.labkit import GREETING, LabKit, Ran, lab_kit, raw_libvirt, until
 
-sampled = pytest.mark.sampled(5)
+sampled = pytest.mark.sampled(8)
 
 READY = "ready: {console: hello, within: 90s}"
 ONE = f"""\

@@ -32,7 +32,7 @@ from pocketcloud.system import Runner, run
 
 _SHOWN = 20
 _SEEN = 0.97
-"""How far a build is when its volume is there."""
+"""How far a build is when its volume is there: what its recipe tells is of that much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +199,13 @@ def make(site: Site, definition: Definition, arch: Arch, on_progress: OnProgress
     sweep(storage, definition.base, arch, known.volumes if known else ())
     volume = _unused(volume_name(definition, arch, digest), {volume.name for volume in storage.volumes()})
     measured = [Measured()]
+
+    def told(text: str, part: float) -> None:
+        on_progress(text, part * _SEEN)
+
     with work_folder(kit, definition.base, arch) as work, ExitStack() as undo:
         order = Order(
-            kit, storage, definition, arch, digest, work, site.mirror, site.here, site.run, on_progress, site.hypervisor,
+            kit, storage, definition, arch, digest, work, site.mirror, site.here, site.run, told, site.hypervisor,
             supply=site.supply, anew=anew, parent=parent, measured=measured.append,
         )  # fmt: skip
         recipe.check(order)

@@ -123,6 +123,7 @@ def test_what_the_definition_adds_is_in_it_and_nothing_of_the_guest(kit: Kit, de
     assert [share for _, share in said] == sorted(share for _, share in said)
     assert {"in a guest: patch 001", "in a guest: post 003", "in a guest: sealing"} <= {text for text, _ in said}
     assert "signed by" in built.base.made_with
+    assert 200 * MIB < built.base.sizes.unsealed < 2 * GIB, "the guest tells what it took before it was sealed"
     (volume,) = open_storage(kit).volumes()
     assert (volume.sealed, volume.size) == (True, 11 * GIB)
     raw = room / "content.raw"

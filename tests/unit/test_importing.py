@@ -291,6 +291,15 @@ def test_packages_that_no_package_manager_knows(kit: Kit, raw: Path, name: str) 
         build(kit, definition)
 
 
+def test_progress_goes_one_way(kit: Kit, raw: Path) -> None:
+    said: list[float] = []
+    sha256 = hashlib.sha256(raw.read_bytes()).hexdigest()
+    definition = defined(f"file: {raw}, sha256: {sha256}")
+    builder.build(kit, open_storage(kit), definition, Arch.X86_64, on_progress=lambda _text, share: said.append(share))
+    assert said == sorted(said)
+    assert said[-1] == 1.0
+
+
 def test_packages_need_a_network(kit: Kit, raw: Path) -> None:
     with pytest.raises(NotFound, match=r"its packages \(vim\), which the cache does not keep"):
         build(kit, dataclasses.replace(defined(f"file: {raw}"), packages=("vim",)), offline=True)

@@ -123,7 +123,10 @@ def register(places: Places, path: Path) -> Kit:
 
 
 def registered_path(places: Places, name: str) -> Path | None:
-    """Where the kit of that name was attached, whether it is there still or not; None if it has no entry."""
+    """Where the kit of that name was attached, whether it is there still or not; None if it has no entry. Whatever somebody typed
+    for a name is no path of ours."""
+    if name not in registered_names(places):
+        return None
     try:
         return Path(_entry(places, name).read_text().removesuffix("\n"))
     except FileNotFoundError:

@@ -7,7 +7,6 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 # Long campaigns are sampled in `make test`; the seed chooses the sample. POCKETCLOUD_SEED=N make test repeats one.
 export POCKETCLOUD_SEED ?= $(shell date +%s)
-PYTEST := $(BIN)/python -m pytest -o cache_dir=.cache/pytest
 MADE := .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist bench.json
 ROOT_FOR_TESTS := scripts/as-root "run real machines and networks in the tests"
 
@@ -28,7 +27,7 @@ test: ## Set up, check the code, run the tests; long campaigns are sampled
 	@scripts/setup --test
 	@$(MAKE) lint
 	@echo "Tests (long campaigns sampled with POCKETCLOUD_SEED=$(POCKETCLOUD_SEED); the same seed repeats the sample)"
-	@POCKETCLOUD_SAMPLE=1 $(ROOT_FOR_TESTS) $(PYTEST) -m "not slow"
+	@POCKETCLOUD_SAMPLE=1 $(ROOT_FOR_TESTS) scripts/test
 
 test-slow: ## Run the long tests whole, part by part; goes on where it was interrupted (FRESH=1: from the start)
 	@scripts/setup --slow

@@ -217,7 +217,7 @@ def rollback(name: str, arch: str | None, kit_name: str | None, *, yes: bool) ->
 @click.command()
 @click.argument("name", required=False)
 @click.option("--all", "all_bases", is_flag=True, help="Every base of the kit.")
-@click.option("--media", is_flag=True, help="Also what was fetched for bases: images, discs, installers.")
+@click.option("--media", is_flag=True, help="What was fetched for all bases: images, discs, installers.")
 @arch_option
 @kit_option
 @yes_option
@@ -230,6 +230,8 @@ def prune(name: str | None, arch: str | None, kit_name: str | None, *, all_bases
 
     if (name is not None and all_bases) or not (name or all_bases or media):
         raise UsageError("which base?", hint="name one, or say --all; pocketcloud base list shows them")
+    if name is not None and media:
+        raise UsageError("what was fetched is for all bases", hint="pocketcloud base prune --media, without a name")
     require_root("change the kit")
     kit = open_kit(kit_name)
     if name is None:
@@ -262,7 +264,8 @@ def _forget_media(kit: Kit, *, yes: bool) -> list[str]:
 
     if files := kept(folder):
         size = size_text(occupied(files))
-        ask(f"Remove {len(files)} files that were fetched, {size}? Bases cannot be built from them offline then.", yes=yes)
+        what = "1 file that was" if len(files) == 1 else f"{len(files)} files that were"
+        ask(f"Remove {what} fetched, {size}? Bases cannot be built from them offline then.", yes=yes)
     with held(Places.from_environment().locks, _media_lock(kit), "pocketcloud base prune --media", wait=True, on_wait=say):
         files = tuple(path for path in kept(folder) if path in files)
         told = [f"{path.name} ({size_text(occupied((path,)))})" for path in files]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,8 @@ _PART = re.compile(r"\.[0-9a-f]{16}\.part", re.ASCII)
 
 def kept(into: Path) -> tuple[Path, ...]:
     """The files that `fetch` has put into the folder, verified or begun, by name; not those that somebody is fetching now."""
-    return tuple(path for path in sorted(into.glob("*")) if _is_ours(path))
+    known = _texts(into)
+    return tuple(path for path in sorted(into.glob("*")) if _is_ours(path, known))
 
 
 def occupied(files: tuple[Path, ...]) -> int:
@@ -35,18 +37,29 @@ def forget(into: Path, files: tuple[Path, ...]) -> None:
 
 def _stale(into: Path) -> Iterator[Path]:
     names = {path.name for path in into.glob("*")}
-    for index in (into / "index").glob("*.json"):
-        text = index.read_text(encoding="utf-8", errors="replace")
+    for index, text in _texts(into).items():
         if not any(f'"{name}"' in text for name in names):
             yield index
 
 
-def _is_ours(path: Path) -> bool:
+def _texts(into: Path) -> dict[Path, str]:
+    return {index: index.read_text(encoding="utf-8", errors="replace") for index in (into / "index").glob("*.json")}
+
+
+def _is_ours(path: Path, index: Mapping[Path, str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
+    if _KEPT.fullmatch(path.name):
+        # A fetch that was ended between giving a file its name and noting it leaves one that the index does not have.
+        return any(f'"{path.name}"' in text for text in index.values()) or _is_named_by_its_sum(path)
     if not _PART.fullmatch(path.name):
-        return bool(_KEPT.fullmatch(path.name))
+        return False
     with suppress(BlockingIOError), path.open("rb") as part:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     return False
+
+
+def _is_named_by_its_sum(path: Path) -> bool:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.name.partition("-")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -372,12 +373,16 @@ def test_a_reader_that_is_gone_is_no_bug(cli: Cli, arguments: str) -> None:
 
 def test_what_was_fetched_for_bases_can_be_pruned(cli: Cli) -> None:
     cli("kit", "init")
-    fetched = cli.kit / "media" / f"{'0' * 16}-disc.iso"
-    fetched.write_bytes(b"x" * 70000)
-    assert "1 files that were fetched" in explained(cli("base", "prune", "--media"), 2)
+    content = b"x" * 70000
+    fetched = cli.kit / "media" / f"{hashlib.sha256(content).hexdigest()[:16]}-disc.iso"
+    fetched.write_bytes(content)
+    own = fetched.with_name(f"{'0' * 16}-mine.iso")
+    own.write_bytes(content)
+    assert "1 file that was fetched" in explained(cli("base", "prune", "--media"), 2)
     assert fetched.exists()
     assert f"Removed {fetched.name} (" in cli("base", "prune", "--media", "-y").stdout
-    assert not fetched.exists()
+    assert (fetched.exists(), own.exists()) == (False, True)
     assert "Nothing is kept" in cli("base", "prune", "--media").stdout
     for wrong in (("prune",), ("prune", "debian-12", "--all")):
         assert "which base?" in explained(cli("base", *wrong), 2)
+    assert "is for all bases" in explained(cli("base", "prune", "debian-12", "--media"), 2)

@@ -65,6 +65,7 @@ def cached_site(definition: InstallDefinition, arch: Arch) -> Site:
         tree=public.tree and "http://10.77.0.1:8080/tree/",
         repos={name: f"http://10.77.0.1:8080/{name}/" for name in public.repos},
         proxy="http://me:secret@10.77.0.1:3128",
+        gateway="10.77.0.1",
         apt_mirror="" if definition.builder is Builder.KICKSTART else "http://10.77.0.1:8080/mirror",
     )
 

@@ -31,9 +31,10 @@ def make_archive(
     suites: Sequence[str] = ("stable", "stable-updates"),
     udebs: Sequence[Deb] = (),
     updates: Sequence[Deb] = (),
+    universe: Sequence[Deb] = (),
 ) -> None:
     """Make the archive anew in `top`: the packages are in the first suite, `updates` in the second. With `udebs` the first has an
-    installer: these packages, a kernel, an initramfs."""
+    installer: these packages, a kernel, an initramfs. `universe`: packages of a second component of the first suite."""
     newer = "".join(_package(top, deb) for deb in updates)
     paragraphs = "".join(_package(top, deb) for deb in debs)
     for number, suite in enumerate(suites):
@@ -41,6 +42,9 @@ def make_archive(
         folder.mkdir(parents=True, exist_ok=True)
         plain = (paragraphs, newer)[number].encode() if number < 2 else b""
         lists = {"main/binary-amd64/Packages": plain, "main/binary-amd64/Packages.xz": lzma.compress(plain)}
+        if universe:
+            others = "".join(_package(top, deb) for deb in universe).encode() if number == 0 else b""
+            lists |= {"universe/binary-amd64/Packages": others, "universe/binary-amd64/Packages.xz": lzma.compress(others)}
         if number == 0 and udebs:
             lists |= _installer(top, udebs)
         for name, content in lists.items():
@@ -48,7 +52,8 @@ def make_archive(
             (top / "dists" / suite / name).write_bytes(content)
         sums = "".join(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}\n" for name, content in lists.items())
         release = (
-            f"Origin: Tests\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64\nComponents: main\n"
+            f"Origin: Tests\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64\n"
+            f"Components: {'main universe' if universe else 'main'}\n"
             f"Date: Mon, 01 Jan 2024 00:00:00 UTC\nAcquire-By-Hash: yes\nSHA256:\n{sums}"
         )
         (top / "dists" / suite / "InRelease").write_bytes(signers.clearsigned("tests", release.encode()))

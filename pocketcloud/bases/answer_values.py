@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pocketcloud.bases import bootstrap
-from pocketcloud.model.base import Arch, Builder, InstallDefinition, spelled
+from pocketcloud.bases.archives import apt_lines, archives, has_ports
+from pocketcloud.model.base import Arch, Builder, InstallDefinition
 
 _RHEL_LIKE = ("centos", "almalinux", "rocky", "rhel")
 # A service and the package that has it: Anaconda ends an installation at a service that is not installed. cloud-init's are not
@@ -26,11 +27,6 @@ _RPM_UNWANTED = ("dracut-config-rescue", "firewalld", "plymouth", "*-firmware")
 _DEBIAN_PACKAGES = ("cloud-init", "cloud-guest-utils", "openssh-server", "openssh-sftp-server", "qemu-guest-agent")
 _ESP_MIB = 512
 _BOOT_MIB = 1024
-_KEYRINGS = {
-    "debian": "/usr/share/keyrings/debian-archive-keyring.gpg",
-    "ubuntu": "/usr/share/keyrings/ubuntu-archive-keyring.gpg",
-}
-_COMPONENTS = {"debian": "main", "ubuntu": "main universe restricted multiverse"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +38,7 @@ class Installation:
     tree: str = field(repr=False)
     repos: Mapping[str, str] = field(repr=False)
     proxy: str = field(repr=False)
+    gateway: str
     apt_mirror: str = field(repr=False)
     console: str
     port: str
@@ -67,6 +64,7 @@ def values(definition: InstallDefinition, arch: Arch, here: Installation) -> dic
         "kernel_arguments": kernel_arguments,
         "grub_arguments": f'GRUB_CMDLINE_LINUX="{kernel_arguments}"',
         "proxy": [here.proxy] if here.proxy else [],
+        "gateway": [here.gateway] if here.gateway else [],
         "patches": list(definition.patches),
         "post": list(definition.post),
         "ok": f"OK {here.build_id}",
@@ -77,7 +75,7 @@ def values(definition: InstallDefinition, arch: Arch, here: Installation) -> dic
         case Builder.PRESEED:
             return said | _debian(definition, arch, here) | _preseed(definition, arch, here, bios)
         case Builder.AUTOINSTALL:
-            return said | _debian(definition, arch, here) | _autoinstall(definition, bios)
+            return said | _debian(definition, arch, here) | _autoinstall(definition, arch, bios)
 
 
 def _unique(*names: str) -> list[str]:
@@ -128,28 +126,16 @@ def _repo(definition: InstallDefinition, name: str) -> str:
 
 def _debian(definition: InstallDefinition, arch: Arch, here: Installation) -> dict[str, Any]:
     """What Debian and Ubuntu have in common: the mirror during the installation, and the sources that machines keep."""
-    # Ubuntu's mirrors carry x86; what carries everything else has its security updates with it.
-    ports = _repo(definition, "ports") if arch is not Arch.X86_64 else ""
-    public = spelled(ports or definition.tree, definition.family, arch).rstrip("/")
-    theirs = public if ports else spelled(_repo(definition, "security"), definition.family, arch).rstrip("/")
+    ports = has_ports(definition, arch)
+    public, theirs = archives(definition, arch)
     mirror = here.apt_mirror or (here.repos.get("ports", "") if ports else here.tree) or public
     security = (mirror if here.apt_mirror or ports else here.repos.get("security", "")) or theirs or mirror
     return {
         "suite": definition.suite,
         "mirror": _address(mirror),
         "security": _address(security),
-        "sources": list(_sources(definition, public, theirs)),
+        "sources": list(apt_lines(definition, public, theirs)),
     }
-
-
-def _sources(definition: InstallDefinition, public: str, security: str) -> Iterator[str]:
-    suite, components = definition.suite, _COMPONENTS.get(definition.family, "main")
-    signed = _KEYRINGS.get(definition.family, definition.keyring)
-    yield from ("Types: deb", f"URIs: {public}", f"Suites: {suite} {suite}-updates", f"Components: {components}")
-    yield f"Signed-By: {signed}"
-    if security:
-        yield from ("", "Types: deb", f"URIs: {security}", f"Suites: {suite}-security", f"Components: {components}")
-        yield f"Signed-By: {signed}"
 
 
 def preseed_packages(definition: InstallDefinition, arch: Arch) -> tuple[str, ...]:
@@ -192,7 +178,13 @@ def _files() -> Iterator[dict[str, str]]:
             yield {"path": path, "folder": path.rpartition("/")[0], "text": content.decode()}
 
 
-def _autoinstall(definition: InstallDefinition, bios: list[str]) -> dict[str, Any]:
+def autoinstall_packages(definition: InstallDefinition, arch: Arch) -> tuple[str, ...]:
+    """The packages that autoinstall user-data names, beside what Ubuntu's installer takes of itself."""
+    legacy = ["grub-pc-bin"] if arch is Arch.X86_64 else []
+    return tuple(_unique(*_DEBIAN_PACKAGES, *legacy, *_patch(definition), *definition.packages))
+
+
+def _autoinstall(definition: InstallDefinition, arch: Arch, bios: list[str]) -> dict[str, Any]:
     boot = [{"id": "bios", "size": "1M", "flags": ["bios_grub"], "grub": False}] if bios else []
     return {
         "partitions": [
@@ -204,5 +196,5 @@ def _autoinstall(definition: InstallDefinition, bios: list[str]) -> dict[str, An
             {"id": "root", "type": "ext4", "mount": "/"},
             {"id": "esp", "type": "fat32", "mount": "/boot/efi"},
         ],
-        "packages": _unique(*_DEBIAN_PACKAGES, *(["grub-pc-bin"] if bios else []), *_patch(definition), *definition.packages),
+        "packages": list(autoinstall_packages(definition, arch)),
     }

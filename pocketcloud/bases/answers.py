@@ -36,8 +36,8 @@ class Site:
 
     `build_id` comes back in the marker; `disk` is the kernel's name of the one to install on; `tree` is where a kickstart
     installs from (empty: from its disc, or by registration) and `repos` its further sources; `apt_mirror` stands in for the
-    definition's mirror while Debian or Ubuntu is installed; `proxy` likewise for all. None of these addresses stays in the new
-    system.
+    definition's mirror while Debian or Ubuntu is installed; `proxy` likewise for all, and `gateway` is the address of who has it,
+    where there is nobody else. None of these addresses stays in the new system.
     `activation_key` is a secret, as `activation_key` reads it. URLs may hold passwords.
     """
 
@@ -46,6 +46,7 @@ class Site:
     tree: str = field(default="", repr=False)
     repos: Mapping[str, str] = field(default_factory=dict, repr=False)
     proxy: str = field(default="", repr=False)
+    gateway: str = ""
     apt_mirror: str = field(default="", repr=False)
     console: str = "ttyS0"
     port: str = PORT

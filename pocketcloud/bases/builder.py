@@ -72,6 +72,10 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+_UNKEYED = ("tree", "suite", "keyring", "repos")
+"""What a cloud image's definition says to the cache alone."""
+
+
 def inputs_digest(definition: Definition, arch: Arch, parent: Base | None = None, recipes: Recipes = shipped) -> str:
     """What a base is made from, as hex: its definition, the architecture and what its builder adds; of a layer also what it
     stands on (`parent`). Touches no network.
@@ -79,7 +83,8 @@ def inputs_digest(definition: Definition, arch: Arch, parent: Base | None = None
     The packages' versions are not in it: newer ones come with `force`. Keys of the definition that are empty are left out, so
     that one that only a later version of us knows makes no other base of it.
     """
-    said = {key: value for key, value in plain(definition).items() if value}
+    unkeyed = _UNKEYED if isinstance(definition, ImageDefinition) else ()
+    said = {key: value for key, value in plain(definition).items() if value and key not in unkeyed}
     digest = hashlib.sha256(f"{arch}\0{json.dumps(said, ensure_ascii=False)}".encode())
     if parent:
         digest.update(f"\0{parent.volume}\0{parent.digest}\0{parent.built}".encode())

@@ -15,17 +15,19 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pocketcloud.bases.archives import guest_files
+from pocketcloud.bases.definitions import lineage
 from pocketcloud.bases.install.logs import keep_logs
 from pocketcloud.bases.install.machine import DISPOSABLE, GuestOrder, run_guest
 from pocketcloud.bases.install.preflight import check_guest, surroundings
 from pocketcloud.bases.install.signs import KERNEL, NO_SPACE, Signs, Stages, any_of, stage
 from pocketcloud.bases.install.watching import PORT, Failure, Fault, Watch
 from pocketcloud.bases.install.way_out import way_out
-from pocketcloud.bases.recipe import Order
+from pocketcloud.bases.recipe import Order, plain_http
 from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError, UsageError
 from pocketcloud.files import sync_file, write_whole
 from pocketcloud.iso import iso_image
-from pocketcloud.model.base import Definition, Firmware
+from pocketcloud.model.base import Arch, Definition, Firmware, ImageDefinition
 from pocketcloud.model.machine import DiskSpec
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import MIB
@@ -76,8 +78,9 @@ def memory(definition: Definition) -> int:
     return definition.requires.memory or _MEMORY
 
 
-def seed_files(definition: Definition, build: str, proxy: str = "") -> dict[str, bytes]:
-    """What is on the seed's disc, by name: NoCloud's files and the scripts. `proxy`: packages come by that and no other way."""
+def seed_files(definition: Definition, arch: Arch, build: str, proxy: str = "") -> dict[str, bytes]:
+    """What is on the seed's disc, by name: NoCloud's files and the scripts. `proxy`: packages come by that and no other way, and
+    on a cloud image from where its definition says, which is what the cache has them under."""
     files = {
         "meta-data": _document({"instance-id": f"pocketcloud-{build}"}),
         "user-data": b"#cloud-config\n" + _document(_config()),
@@ -88,6 +91,8 @@ def seed_files(definition: Definition, build: str, proxy: str = "") -> dict[str,
         files["packages"] = "".join(f"{name}\n" for name in definition.packages).encode()
     if proxy:
         files["proxy"] = f"{proxy}\n".encode()
+        bottom = lineage(definition)[0]
+        files |= guest_files(bottom, arch, plain_http) if isinstance(bottom, ImageDefinition) else {}
     for kind, texts in (("patch", definition.patches), ("post", definition.post)):
         files |= {f"{kind}-{number:03}": f"{text}\n".encode() for number, text in enumerate(texts, start=1)}
     return files
@@ -141,7 +146,7 @@ def customize(
         way = None
         if definition.packages:
             way = ways.enter_context(way_out(order.supply, around.hypervisor, around.facts, purpose))
-        files = seed_files(definition, build, way.proxy if way else "")
+        files = seed_files(definition, order.arch, build, way.proxy if way else "")
         write_whole(seed, iso_image("CIDATA", files), 0o600)
         guest = GuestOrder(
             purpose=purpose,

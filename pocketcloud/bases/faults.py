@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from pocketcloud.model.base import (
+    DEBIANS,
     Arch,
     BootstrapDefinition,
     Builder,
@@ -53,6 +54,7 @@ def faults(definition: Definition) -> Found:
             yield from _install(definition)
         case ImageDefinition():
             yield from _by_arch("images", definition.images, definition.architectures)
+            yield from _image(definition)
         case _:
             pass
 
@@ -117,6 +119,25 @@ def _install(definition: InstallDefinition) -> Found:
         yield ("registration",), "is for RHEL, which is installed by kickstart"
 
 
+def _image(definition: ImageDefinition) -> Found:
+    if definition.tree:
+        yield from _url(("tree",), definition.tree)
+    for name, url in definition.repos.items():
+        yield from _url(("repos", name), url)
+    if definition.suite:
+        yield from _suite(definition.suite)
+    if definition.keyring:
+        yield from _path(("keyring",), definition.keyring)
+    if definition.family in DEBIANS:
+        if definition.tree or definition.suite:
+            yield from _needs(definition, "tree", "suite")
+        yield from _only_repos(definition, "security", "ports")
+    else:
+        for key in ("tree", "suite", "keyring"):
+            if getattr(definition, key):
+                yield (key,), "is for Debian and Ubuntu; others name their repositories in `repos:`"
+
+
 def _kickstart(definition: InstallDefinition) -> Found:
     registration = definition.registration
     if not definition.tree and not definition.media:
@@ -135,13 +156,13 @@ def _kickstart(definition: InstallDefinition) -> Found:
         yield ("registration", "organization"), "expected the organization's number"
 
 
-def _needs(definition: InstallDefinition, *keys: str) -> Found:
+def _needs(definition: InstallDefinition | ImageDefinition, *keys: str) -> Found:
     for key in keys:
         if not getattr(definition, key):
             yield (key,), f"missing, and {definition.builder} needs it"
 
 
-def _only_repos(definition: InstallDefinition, *known: str) -> Found:
+def _only_repos(definition: InstallDefinition | ImageDefinition, *known: str) -> Found:
     for name in definition.repos:
         if name not in known:
             yield ("repos", name), f"{definition.builder} knows only: {', '.join(known)}"

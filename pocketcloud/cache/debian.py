@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -48,7 +48,8 @@ class Archive:
     """What is wanted of a Debian archive: `mirror` and `security` (may be empty) are the URLs under which it is kept; `packages`
     those of the base, `extra` those that machines of it may install later, with what they recommend. `installer`: what Debian's
     installer puts onto a disk of itself, while it knows the suite only and not its updates; where there are any, what it is made
-    of itself is wanted too."""
+    of itself is wanted too. `there`: the system that they are added to is there already, with the packages of these names (those
+    that are known), whose newer versions are wanted too; None: there is none yet."""
 
     title: str
     arch: Arch
@@ -59,6 +60,8 @@ class Archive:
     packages: tuple[str, ...]
     extra: tuple[str, ...] = ()
     installer: tuple[str, ...] = ()
+    components: tuple[str, ...] = ("main",)
+    there: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,9 @@ def fetch(
     indexes = tuple(apt.indexes(origin))
     for _, path in indexes:
         _unpack(path)
+    if archive.there:
+        known_names = _names(path for uri, path in indexes if uri.endswith("/Packages.xz"))
+        archive = replace(archive, there=tuple(name for name in archive.there if name in known_names))
     tell("finding what is needed", 0.1)
     rounds = tuple(_rounds(archive))
     packages = {package.file: package for asked, sources in rounds for package in apt.needed(asked, sources)}
@@ -137,6 +143,11 @@ def _rounds(archive: Archive) -> Iterator[tuple[list[str], str]]:
     """What apt is asked to install, and from which sources, one after the other, as mmdebstrap does: what is essential by itself
     first, as alternatives can come out differently when there is more to choose from. An installer begins with the suite alone,
     and takes what is important with what is required; what is newer elsewhere comes later, in its place."""
+    if archive.there is not None:
+        yield ["-o", "APT::Install-Recommends=false", "install", *archive.there, *archive.packages, *archive.extra], _DEBS
+        # Some installers and machines take these, too.
+        yield ["-o", "APT::Install-Recommends=true", "install", *archive.packages, *archive.extra], _DEBS
+        return
     plain = ["-o", "APT::Install-Recommends=false", "install", "?essential"]
     least = [*plain, "?priority(required)", *(["?priority(important)"] if archive.installer else []), "apt", *archive.installer]
     if archive.installer:
@@ -148,6 +159,15 @@ def _rounds(archive: Archive) -> Iterator[tuple[list[str], str]]:
     if archive.extra:
         yield [*whole, *archive.extra], _DEBS
         yield ["-o", "APT::Install-Recommends=true", *whole[2:], *archive.extra], _DEBS
+
+
+def _names(lists: Iterable[Path]) -> set[str]:
+    """The names of all packages in packed lists."""
+    found = set()
+    for path in lists:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            found |= {line.removeprefix("Package:").strip() for line in file if line.startswith("Package:")}
+    return found
 
 
 def _udebs(archive: Archive, indexes: Iterable[tuple[str, Path]]) -> Iterator[str]:
@@ -230,9 +250,10 @@ def _lay_out(archive: Archive, origin: Mirror, options: str, work: Path) -> None
             give(path)
     signed = f"[signed-by={archive.keyring}]"
     main = _fetchable(origin.archive)
-    lines = [f"deb {signed} {main} {suite} main\n" for suite in (archive.suite, f"{archive.suite}-updates")]
+    parts = " ".join(archive.components)
+    lines = [f"deb {signed} {main} {suite} {parts}\n" for suite in (archive.suite, f"{archive.suite}-updates")]
     if origin.security and archive.security:
-        lines.append(f"deb {signed} {_fetchable(origin.security)} {archive.suite}-security main\n")
+        lines.append(f"deb {signed} {_fetchable(origin.security)} {archive.suite}-security {parts}\n")
     udebs = [f"deb {signed} {main} {archive.suite} {installer.COMPONENT}\n"] if archive.installer else []
     sources = {_ALL: [*lines, *udebs], _DEBS: lines, _SUITE: lines[:1], _UDEBS: udebs}
     conf = f"""\

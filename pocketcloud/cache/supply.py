@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection as Several
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pocketcloud.bases import bootstrap, definitions
-from pocketcloud.bases.answer_values import preseed_packages
-from pocketcloud.bases.install import debian
+from pocketcloud.bases.answer_values import autoinstall_packages, preseed_packages
+from pocketcloud.bases.archives import Sourced, archives, components, keyring, repositories
+from pocketcloud.bases.install import debian, ubuntu
 from pocketcloud.cache.addresses import key_of, masked
 from pocketcloud.cache.debian import Archive, lacking
 from pocketcloud.cache.serving import serving
@@ -15,6 +18,7 @@ from pocketcloud.cache.store import Store, folder_of, id_of
 from pocketcloud.downloads import fetch, shown
 from pocketcloud.errors import NotFound, PocketcloudError
 from pocketcloud.model.base import (
+    DEBIANS,
     Arch,
     BootstrapDefinition,
     Builder,
@@ -46,8 +50,8 @@ class KitSupply:
         wish = Wish(Kind.BASE, definition.base, arch)
         downloads = downloads_of(definition, arch)
         absent = tuple(f"{shown(d.url or d.file)}, or it is damaged" for d in downloads if not _is_here(d, self._media))
-        if isinstance(definition, ImageDefinition) and definition.packages:
-            absent = (*absent, f"its packages ({', '.join(definition.packages)}), which the cache does not keep in this version")
+        if downloads and not definition.packages and isinstance(definition, ImageDefinition):
+            return absent
         if downloads and archive_of(definition, arch) is None and not any(repositories_of(definition, arch)):
             return absent
         found = self._store.collection(id_of(wish))
@@ -58,6 +62,8 @@ class KitSupply:
         tree, repos = repositories_of(definition, arch)
         urls = [url for url in (tree, *repos) if url]
         elsewhere = [url for url in urls if not any(key.startswith(f"{key_of(url).rstrip('/')}/") for key in found.files)]
+        if isinstance(definition, ImageDefinition) and repos:
+            lines += _absent_rpms(definition.packages, found.files)
         return (*absent, *lines, *(f"all of {masked(url)}" for url in elsewhere), *self._unusable(found))
 
     def serve(self, address: str = "127.0.0.1") -> AbstractContextManager[str]:
@@ -85,6 +91,8 @@ class KitSupply:
         bottom, names = bottom_of(definition)
         if not names:
             return ()
+        if reason := not_kept(bottom, names):
+            return (reason,)
         found = [self._store.collection(id_of(Wish(Kind.BASE, name, arch))) for name in (definition.base, bottom.base)]
         there = [collection for collection in found if collection is not None]
         if not there:
@@ -92,12 +100,16 @@ class KitSupply:
         files = [key for collection in there for key in collection.files]
         if archive := archive_of(bottom, arch, names):
             absent = [line for line in lacking(archive, files) if line.removeprefix("the package ") in names]
-        elif any(repositories_of(bottom, arch)):
-            absent = [f"the package {name}" for name in names if not any(_is_rpm(key, name) for key in files)]
+        elif any(repositories_of(bottom, arch, names)):
+            absent = list(_absent_rpms(names, files))
         else:
             return (f"its packages ({', '.join(names)}), which the cache does not keep for {bottom.base} in this version",)
         damaged = [line for collection in there for line in self._unusable(collection)]
         return (*absent, *dict.fromkeys(damaged))
+
+
+def _absent_rpms(names: Iterable[str], files: Several[str]) -> tuple[str, ...]:
+    return tuple(f"the package {name}" for name in names if not any(_is_rpm(key, name) for key in files))
 
 
 def _is_rpm(key: str, name: str) -> bool:
@@ -140,22 +152,44 @@ def archive_of(definition: Definition, arch: Arch, extra: tuple[str, ...] = ()) 
         return Archive(
             title, arch, definition.suite, definition.keyring, mirror, security, packages, extra, debian.installs(arch)
         )
+    if isinstance(definition, ImageDefinition | InstallDefinition):
+        return _added_to(definition, arch, extra)
     return None
 
 
-def repositories_of(definition: Definition, arch: Arch) -> tuple[str, tuple[str, ...]]:
-    """The installer's tree (empty: none) and the package repositories of a kickstart's definition, for that architecture."""
-    if not isinstance(definition, InstallDefinition) or definition.builder is not Builder.KICKSTART:
-        return "", ()
-    urls = (definition.tree, *definition.repos.values())
-    tree, *repos = (url.replace("{arch}", arch) for url in urls)
-    return tree, tuple(repos)
+def _added_to(definition: Sourced, arch: Arch, extra: tuple[str, ...]) -> Archive | None:
+    """What is added to a system that is there: to a cloud image, or to what Ubuntu's installer has on its disc."""
+    if isinstance(definition, InstallDefinition) and definition.builder is Builder.AUTOINSTALL:
+        wanted = (*autoinstall_packages(definition, arch), *ubuntu.installs(arch))
+    elif isinstance(definition, ImageDefinition) and definition.family in DEBIANS:
+        wanted = definition.packages
+    else:
+        return None
+    mirror, security = archives(definition, arch)
+    if not mirror or not (wanted or extra):
+        return None
+    signed, parts = definition.keyring or keyring(definition), components(definition.family)
+    title = f"base {definition.base} ({arch})"
+    return Archive(title, arch, definition.suite, signed, mirror, security, wanted, extra, components=parts, there=())
 
 
-def not_kept(definition: Definition) -> str:
-    """Why the cache cannot keep all that a build of it fetches; empty if it can."""
-    if definition.builder is Builder.AUTOINSTALL:
-        return f"what its installer ({definition.builder}) fetches is not kept by the cache in this version"
+def repositories_of(definition: Definition, arch: Arch, extra: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
+    """The installer's tree (empty: none) and the RPM repositories of a definition, for that architecture: of a kickstart's, and
+    of a cloud image's to which packages are added, of its own or `extra`."""
+    if isinstance(definition, InstallDefinition) and definition.builder is Builder.KICKSTART:
+        return spelled(definition.tree, definition.family, arch), repositories(definition, arch)
+    if isinstance(definition, ImageDefinition) and definition.family not in DEBIANS and (definition.packages or extra):
+        return "", repositories(definition, arch)
+    return "", ()
+
+
+def not_kept(definition: Definition, extra: tuple[str, ...] = ()) -> str:
+    """Why the cache cannot keep all that a build of it fetches, with `extra` packages; empty if it can."""
+    if isinstance(definition, ImageDefinition) and (names := (*definition.packages, *extra)):
+        keys = ("tree", "suite") if definition.family in DEBIANS else ("repos",)
+        if not all(getattr(definition, key) for key in keys):
+            said = " and ".join(f"`{key}:`" for key in keys)
+            return f"its packages ({', '.join(names)}): its definition does not say where they are kept from ({said})"
     if isinstance(definition, InstallDefinition) and definition.registration:
         return "what it fetches from where it is registered cannot be kept by a cache"
     return ""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pocketcloud.bases import definitions
+from pocketcloud.bases.install import ubuntu
 from pocketcloud.bases.mirror import apt_options, choose_from
 from pocketcloud.bases.progress import OnProgress
 from pocketcloud.cache import debian
@@ -23,9 +24,10 @@ from pocketcloud.cache.store import Store, id_of
 from pocketcloud.cache.supply import archive_of, bottom_of, downloads_of, not_kept, repositories_of
 from pocketcloud.cache.trees import TreeFetch
 from pocketcloud.downloads import fetch
-from pocketcloud.errors import HostLacks, PartlyDone, PocketcloudError, UsageError
+from pocketcloud.errors import HostLacks, PartlyDone, PocketcloudError, Refused, UsageError
 from pocketcloud.files import remove_tree
-from pocketcloud.model.base import Arch, Download
+from pocketcloud.iso import extract
+from pocketcloud.model.base import Arch, Builder, Download
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.system import CommandFailed, Runner, run
 
@@ -84,20 +86,39 @@ def _base(
         raise UsageError(
             f"base {wish.name} is not made for {wish.arch}", hint=f"--arch takes: {', '.join(definition.architectures)}"
         )
-    if reason := not_kept(definition):
-        raise UsageError(f"{wish.title}: {reason}", hint="build it while there is a network: the kit keeps bases that are built")
     extra = tuple(dict.fromkeys((*layered, *wish.packages)))
+    if reason := not_kept(definition, extra):
+        raise UsageError(f"{wish.title}: {reason}", hint="build it while there is a network: the kit keeps bases that are built")
+    here = [fetch(download, means.media, tell=tell, run=means.run).path for download in downloads_of(definition, wish.arch)]
     archive = archive_of(definition, wish.arch, extra)
     found: dict[str, Stored] = {}
     if archive is not None:
-        origin = choose_from(definition.family, archive.mirror, archive.security, means.mirror)
+        if definition.builder is Builder.AUTOINSTALL and here:
+            archive = replace(archive, there=_on_disc(here[0], work))
+        # Ubuntu's mirrors do not have every architecture.
+        family = definition.family if definition.family == "debian" or wish.arch == platform.machine() else ""
+        origin = choose_from(family, archive.mirror, archive.security, means.mirror)
         found |= debian.fetch(archive, origin, apt_options(means.run), means.store, work, known, means.run, tell)
-    tree, repos = repositories_of(definition, wish.arch)
+    tree, repos = repositories_of(definition, wish.arch, extra)
     if tree or repos:
         found |= TreeFetch(wish.title, wish.arch, means.store, work, known, tell).fetch(tree, repos)
-    for download in downloads_of(definition, wish.arch):
-        fetch(download, means.media, tell=tell, run=means.run)
     return found, debian.wanted(archive) if archive else ()
+
+
+def _on_disc(disc: Path, work: Path) -> tuple[str, ...]:
+    """The packages that Ubuntu's installer has on its disc. Raises Refused for a disc that does not tell."""
+    manifest = work / "manifest"
+    try:
+        extract(disc, ubuntu.MANIFEST_PATH, manifest)
+        names = ubuntu.on_disc(manifest.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, KeyError):
+        names = ()
+    if not names:
+        raise Refused(
+            f"{disc.name}: the packages on the installer's disc cannot be told: it has no {ubuntu.MANIFEST_PATH}",
+            hint="is it a disc of Ubuntu's live server?",
+        )
+    return names
 
 
 def _file(store: Store, wish: Wish, work: Path, known: Mapping[str, Stored], tell: OnProgress) -> dict[str, Stored]:

@@ -57,13 +57,14 @@ class Arch(StrEnum):
         return {Arch.X86_64: "amd64", Arch.AARCH64: "arm64"}[self]
 
 
-# Families whose architectures have Debian's names; all others have the kernel's.
-_DEBIANS = ("debian", "ubuntu")
+DEBIANS = ("debian", "ubuntu")
+"""Families of Debian's kind: packages come from archives with suites, and architectures have Debian's names; all others have the
+kernel's."""
 
 
 def spelled(text: str, family: str, arch: Arch) -> str:
     """A definition's URL for one architecture: `{arch}` is put in as the distribution names it."""
-    return text.replace("{arch}", arch.debian if family in _DEBIANS else arch)
+    return text.replace("{arch}", arch.debian if family in DEBIANS else arch)
 
 
 class CpuLevel(StrEnum):
@@ -184,13 +185,21 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageDefinition(Definition):
-    """A distribution's ready cloud image, by architecture. `firmware` is what it is started by."""
+    """A distribution's ready cloud image, by architecture. `firmware` is what it is started by.
+
+    `tree`, `suite`, `keyring` and `repos` say where the cache keeps packages from that are added to it, as an installer's do
+    (InstallDefinition); they make no other base. Without the cache packages come from where the image itself says.
+    """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     builder: Literal[Builder.CLOUD_IMAGE]
     images: Mapping[Arch, Download]
     firmware: Firmware = Firmware.EFI
+    tree: str = ""
+    suite: str = ""
+    keyring: str = ""
+    repos: Mapping[Name, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from pocketcloud.bases import builder
+from pocketcloud.bases import builder, definitions
 from pocketcloud.bases.install.machine import KIT_ID
+from pocketcloud.cache.store import Store, folder_of
+from pocketcloud.cache.supply import KitSupply
+from pocketcloud.cache.syncing import Means, sync
 from pocketcloud.documents import parse_yaml
-from pocketcloud.errors import PartlyDone
+from pocketcloud.errors import NotFound, PartlyDone
 from pocketcloud.hypervisor import open_hypervisor
 from pocketcloud.model.base import Arch, ImageDefinition
+from pocketcloud.model.cache import Kind, Wish
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import open_storage
@@ -161,4 +165,40 @@ def test_a_step_that_fails_is_told_with_what_it_said(kit: Kit, definition: str) 
     assert open_storage(kit).volumes() == before
     (logs,) = (kit.path / "media/logs").iterdir()
     assert "about to fail" in (logs / "console.log").read_text()
+    assert guests() == []
+
+
+def test_packages_come_from_the_cache_alone(kit: Kit, definition: str, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a definition adds is kept before, and installed in a guest on a network with nobody else on it."""
+    shipped = definitions.find("debian-12-cloud")
+    assert isinstance(shipped, ImageDefinition)
+    text = definition.format(post='["hello"]', patches="[]").replace("own-cloud", "own-added")
+    text += f"packages: [hello]\nsuite: {shipped.suite}\ntree: {shipped.tree}\nkeyring: {shipped.keyring}\n"
+    text += f"repos: {json.dumps(dict(shipped.repos))}\n"
+    folder = room / "bases"
+    folder.mkdir()
+    (folder / "own-added.yaml").write_text(text)
+    monkeypatch.setenv("POCKETCLOUD_BASES", str(folder))
+    made = definitions.find("own-added")
+    supply, store = KitSupply(kit), Store(folder_of(kit))
+
+    def built() -> builder.Built:
+        return builder.build(kit, open_storage(kit), made, Arch.X86_64, supply=supply, on_progress=lambda _text, _share: None)
+
+    with pytest.raises(NotFound, match="was never synced"):
+        built()
+    wish = Wish(Kind.BASE, made.base, Arch.X86_64)
+    store.wish(wish)
+    now = "2026-01-01T00:00:00+00:00"
+    collection = sync(Means(store, kit.path / "media", None, lambda: now), wish, lambda _text, _share: None)
+    assert any("/hello_" in key for key in collection.files)
+    base = built().base
+    volume = next(volume for volume in open_storage(kit).volumes() if volume.name == base.volume)
+    raw = room / "added.raw"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", volume.path, raw], check=True)
+    try:
+        assert "Type: regular" in ask(raw, "stat /usr/bin/hello")
+        assert ask(raw, "stat /etc/apt/sources.list.d/pocketcloud.sources") == ""
+    finally:
+        raw.unlink()
     assert guests() == []

@@ -207,10 +207,15 @@ AUTOINSTALL: dict[str, Any] = {
     "refresh-installer": {"update": bool, "channel": str},
     "source": {"id": str, "search_drivers": bool},
     "proxy": str,
+    "network": {
+        "version": int,
+        "ethernets": {"any": {"match": {"name": str}, "dhcp4": bool, "routes": [{"to": str, "via": str}]}},
+    },
     "apt": {
         "fallback": ("abort", "continue-anyway", "offline-install"),
         "geoip": bool,
         "preserve_sources_list": bool,
+        "disable_suites": [str],
         "mirror-selection": {"primary": [{"uri": str, "arches": list}]},
         "security": [{"arches": list, "uri": str}],
     },

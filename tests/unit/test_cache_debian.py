@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+from pocketcloud.bases import definitions
+from pocketcloud.bases.answer_values import autoinstall_packages
+from pocketcloud.bases.install import ubuntu
 from pocketcloud.bases.mirror import Mirror
 from pocketcloud.cache.addresses import key_of
 from pocketcloud.cache.debian import Archive, fetch, lacking
 from pocketcloud.cache.serving import serving
-from pocketcloud.cache.store import Store
-from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError
-from pocketcloud.model.base import Arch
-from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Stored
+from pocketcloud.cache.store import Store, id_of
+from pocketcloud.cache.syncing import Means, sync
+from pocketcloud.errors import HostLacks, NoSpace, NotFound, PocketcloudError, Refused
+from pocketcloud.model.base import Arch, InstallDefinition
+from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.system import run
 from tests import web
 from tests.debian_archive import IMAGES, NETBOOT, Deb, make_archive
 from tests.signers import Signers, signers
+from tests.standin.discs import disc
 
 OWN = "http://deb.example/debian"
 DEBS = (
@@ -51,11 +57,13 @@ class Site:
     signers: Signers
     archive: Archive
 
-    def publish(self, *debs: Deb, udebs: tuple[Deb, ...] = (), updates: tuple[Deb, ...] = ()) -> None:
+    def publish(
+        self, *debs: Deb, udebs: tuple[Deb, ...] = (), updates: tuple[Deb, ...] = (), universe: tuple[Deb, ...] = ()
+    ) -> None:
         """Make the archive anew, and serve it."""
         top = self.folder / "archive"
         shutil.rmtree(top, ignore_errors=True)
-        make_archive(top, debs, self.signers, udebs=udebs, updates=updates)
+        make_archive(top, debs, self.signers, udebs=udebs, updates=updates, universe=universe)
         self.web.pages.clear()
         for path in top.rglob("*"):
             if path.is_file():
@@ -111,7 +119,7 @@ def site(keys: Signers) -> Iterator[Site]:
         shutil.rmtree(folder)
 
 
-def debs(found: dict[str, Stored]) -> set[str]:
+def debs(found: Mapping[str, Stored]) -> set[str]:
     return {key.rpartition("/")[2].partition("_")[0] for key in found if key.endswith(".deb")}
 
 
@@ -139,6 +147,74 @@ def test_packages_for_machines_come_with_what_they_recommend(site: Site) -> None
         "the package nano",
         "the package gawk",
     )
+
+
+def test_what_is_added_to_a_system_comes_without_the_rest_of_one(site: Site) -> None:
+    """As to a cloud image, of which nothing is known."""
+    added = replace(site.archive, there=(), extra=("web",))
+    assert debs(site.fetch(added)) == {"hello", "libhello1", "hello-doc", "web", "web-doc"}
+
+
+def test_of_a_system_that_is_there_the_newer_packages_come_too(site: Site) -> None:
+    site.publish(*DEBS, updates=(Deb("mawk", version="2"),), universe=(Deb("far"),))
+    there = replace(
+        site.archive, there=("mawk", "gawk", "gone-since"), packages=("hello", "far"), components=("main", "universe")
+    )
+    found = site.fetch(there)
+    assert debs(found) == {"mawk", "gawk", "hello", "libhello1", "hello-doc", "far"}
+    assert not any("mawk_1_" in key for key in found)
+    assert lacking(there, found) == ()
+    assert f"{key_of(OWN)}/dists/stable/universe/binary-amd64/Packages.xz" in found
+    with pytest.raises(NotFound, match="far"):
+        site.fetch(replace(there, components=("main",)))
+
+
+UBUNTU = """\
+base: own-ubuntu
+title: An Ubuntu by its installer
+family: ubuntu
+version: "24.04"
+builder: autoinstall
+architectures: [x86_64]
+template: ubuntu.user-data.j2
+suite: stable
+tree: {tree}
+keyring: {keyring}
+media:
+  x86_64: {{file: {disc}, sha256: {sha256}}}
+"""
+
+
+def test_what_ubuntus_installer_fetches_follows_from_its_disc(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disc with its list of packages, and an archive with newer ones."""
+    image = disc(
+        site.folder / "live.iso", "Ubuntu-Server", {ubuntu.MANIFEST_PATH: b"mawk\t1\nlibhello1:amd64\t1\nsnap:core\t5\nold\t1\n"}
+    )
+    folder = site.folder / "bases"
+    folder.mkdir()
+    sha256 = hashlib.sha256(image.read_bytes()).hexdigest()
+    said = UBUNTU.format(tree=OWN, keyring=site.archive.keyring, disc=image, sha256=sha256)
+    (folder / "own-ubuntu.yaml").write_text(said)
+    monkeypatch.setenv("POCKETCLOUD_BASES", str(folder))
+    definition = definitions.find("own-ubuntu")
+    assert isinstance(definition, InstallDefinition)
+    taken = {*autoinstall_packages(definition, Arch.X86_64), *ubuntu.installs(Arch.X86_64)}
+    site.publish(
+        *DEBS,
+        *(Deb(name) for name in taken if name != "linux-generic"),
+        universe=(Deb("linux-generic", {"Depends": "linux-image"}), Deb("linux-image")),
+    )
+    means = Means(site.store, site.folder / "media", site.web.url("/debian"), lambda: "2024-01-01T00:00:00+00:00")
+    means.media.mkdir()
+    wish = Wish(Kind.BASE, definition.base, Arch.X86_64)
+    collection = sync(means, wish, lambda _text, _part: None)
+    assert debs(collection.files) == {*taken, "linux-image", "mawk", "libhello1"}
+    for name, content in {"no list": {"/casper/vmlinuz": b"x"}, "none": {ubuntu.MANIFEST_PATH: b""}}.items():
+        image = disc(site.folder / "live.iso", "Ubuntu-Server", content)
+        (folder / "own-ubuntu.yaml").write_text(said.replace(sha256, hashlib.sha256(image.read_bytes()).hexdigest()))
+        with pytest.raises(Refused, match=r"cannot be told"):
+            sync(means, wish, lambda _text, _part: None)
+        assert site.store.collection(id_of(wish)) == collection, name
 
 
 def test_only_what_is_new_is_fetched_again(site: Site) -> None:

@@ -9,12 +9,21 @@ import pytest
 
 from pocketcloud.bases import bootstrap, builder, definitions
 from pocketcloud.bases.mirror import from_cache
+from pocketcloud.cache.addresses import key_of
 from pocketcloud.cache.store import Store, folder_of, id_of
 from pocketcloud.cache.supply import KitSupply, archive_of, not_kept, repositories_of, state_of
 from pocketcloud.cache.syncing import checked_reference, image_key, joined, prune
 from pocketcloud.errors import NotFound, UsageError
 from pocketcloud.host.network import has_way_out
-from pocketcloud.model.base import Arch, BootstrapDefinition, Builder, InstallDefinition, LayerDefinition, Registration
+from pocketcloud.model.base import (
+    Arch,
+    BootstrapDefinition,
+    Builder,
+    ImageDefinition,
+    InstallDefinition,
+    LayerDefinition,
+    Registration,
+)
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection, Kind, Stored, Wish
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -89,18 +98,62 @@ def test_builds_from_the_cache_go_by_its_proxy(debian: BootstrapDefinition) -> N
     assert "Check-Valid-Until" in options
 
 
-def test_what_an_installer_of_ubuntu_fetches_is_not_kept_and_that_is_said(kit: Kit) -> None:
-    autoinstall = InstallDefinition(
-        base=Name("x"),
-        title="",
-        family="ubuntu",
-        version="24.04",
-        architectures=(Arch.X86_64,),
-        builder=Builder.AUTOINSTALL,
-        template="x",
-    )
-    assert "not kept" in not_kept(autoinstall)
-    assert KitSupply(kit).lacking(autoinstall, Arch.X86_64) == (not_kept(autoinstall),)
+def test_what_ubuntus_installer_fetches_is_kept_by_the_definitions_addresses() -> None:
+    ubuntu = definitions.find("ubuntu-2404")
+    assert not_kept(ubuntu) == ""
+    plain, ports = archive_of(ubuntu, Arch.X86_64), archive_of(ubuntu, Arch.AARCH64, ("nginx",))
+    assert plain is not None
+    assert ports is not None
+    assert (plain.mirror, plain.security, plain.suite, plain.there) == (
+        "http://archive.ubuntu.com/ubuntu", "http://security.ubuntu.com/ubuntu", "noble", ()
+    )  # fmt: skip
+    assert ports.mirror == ports.security == "http://ports.ubuntu.com/ubuntu-ports"
+    assert "universe" in plain.components
+    assert {"linux-generic", "shim-signed", "cloud-init", "grub-efi-amd64-signed", "grub-pc-bin"} <= set(plain.packages)
+    assert {"linux-generic", "shim-signed", "cloud-init", "grub-efi-arm64-signed"} <= set(ports.packages)
+    assert ports.extra == ("nginx",)
+
+
+def test_packages_on_a_cloud_image_are_kept_where_its_definition_says(kit: Kit) -> None:
+    image = definitions.find("debian-12-cloud")
+    assert isinstance(image, ImageDefinition)
+    assert archive_of(image, Arch.X86_64) is None, "without packages nothing of an archive is wanted"
+    added = replace(image, packages=("nano",))
+    archive = archive_of(added, Arch.X86_64, ("nginx",))
+    assert archive is not None
+    assert (archive.mirror, archive.packages, archive.extra, archive.there) == (image.tree, ("nano",), ("nginx",), ())
+    lacking = KitSupply(kit).lacking(added, Arch.X86_64)
+    assert lacking[-1] == "all of base debian-12-cloud (x86_64): it was never synced"
+    silent = replace(added, tree="", suite="")
+    assert "`tree:` and `suite:`" in not_kept(silent)
+    assert "its packages (nano)" in KitSupply(kit).lacking(silent, Arch.X86_64)[0]
+    assert "nginx" in not_kept(replace(silent, packages=()), ("nginx",))
+    assert not_kept(replace(silent, packages=())) == ""
+
+
+def test_packages_on_a_cloud_image_of_rpms_come_from_its_repositories(kit: Kit) -> None:
+    image = definitions.find("rocky-9-cloud")
+    assert isinstance(image, ImageDefinition)
+    assert repositories_of(image, Arch.X86_64) == ("", ())
+    tree, repos = repositories_of(image, Arch.AARCH64, ("nginx",))
+    assert (tree, len(repos)) == ("", 2)
+    assert all("/aarch64/os/" in url for url in repos)
+    added = replace(image, packages=("nginx", "nano"))
+    store = Store(folder_of(kit))
+    files = {key_of(f"{url}Packages/n/{name}"): put(store, b"x") for url in repositories_of(added, Arch.X86_64)[1]
+             for name in ("nginx-1.2-3.el9.x86_64.rpm", "repodata/repomd.xml")}  # fmt: skip
+    store.publish(id_of(Wish(Kind.BASE, image.base, Arch.X86_64)), Collection(CACHE_SCHEMA, "", "", files=files))
+    lacking = KitSupply(kit).lacking(added, Arch.X86_64)
+    assert [line for line in lacking if "package" in line] == ["the package nano"]
+    assert "`repos:`" in not_kept(replace(added, repos={}))
+
+
+def test_where_packages_of_a_cloud_image_are_kept_makes_no_other_base() -> None:
+    image = definitions.find("debian-12-cloud")
+    assert isinstance(image, ImageDefinition)
+    plain = replace(image, tree="", suite="", keyring="", repos={})
+    assert builder.inputs_digest(image, Arch.X86_64) == builder.inputs_digest(plain, Arch.X86_64)
+    assert builder.inputs_digest(image, Arch.X86_64) != builder.inputs_digest(replace(image, packages=("nano",)), Arch.X86_64)
 
 
 def test_what_debians_installer_fetches_is_kept_by_the_definitions_addresses(kit: Kit) -> None:
@@ -230,7 +283,7 @@ def test_a_layer_finds_its_packages_where_it_or_its_base_was_synced(kit: Kit, de
     store.path(stored.sha256).write_bytes(b"n????")
     assert supply.lacking(layer, Arch.X86_64) == (f"{POOL}/nginx_1_amd64.deb (damaged)",)
     cloud = replace(layer, from_=Name("debian-12-cloud"))
-    assert "does not keep for debian-12-cloud" in supply.lacking(cloud, Arch.X86_64)[0]
+    assert supply.lacking(cloud, Arch.X86_64) == (f"{POOL}/nginx_1_amd64.deb (damaged)",)
     on_fedora = replace(layer, from_=Name("fedora-44"))
     assert supply.lacking(on_fedora, Arch.X86_64)[0] == "the package nginx"
     rpm = {"h.example/os/Packages/nginx-1.2-3.fc44.x86_64.rpm": put(store, b"rpm")}

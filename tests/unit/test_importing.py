@@ -276,11 +276,11 @@ def test_what_a_definition_says_stays_data() -> None:
     definition = dataclasses.replace(
         defined("file: /x"), packages=("vim", "libc6:arm64"), post=(post, "true"), patches=("--- a",)
     )
-    files = customize.seed_files(definition, "0123")
+    files = customize.seed_files(definition, Arch.X86_64, "0123")
     assert files["post-001"] == f"{post}\n".encode()
     assert files["packages"] == b"vim\nlibc6:arm64\n"
     assert set(files) >= {"build", "patch-001", "post-002", "customize.sh", "seal.sh", "meta-data"}
-    assert files["user-data"] == customize.seed_files(defined("file: /x"), "4567")["user-data"]
+    assert files["user-data"] == customize.seed_files(defined("file: /x"), Arch.X86_64, "4567")["user-data"]
     json.loads(files["user-data"].partition(b"\n")[2])
 
 
@@ -301,11 +301,11 @@ def test_progress_goes_one_way(kit: Kit, raw: Path) -> None:
 
 
 def test_packages_need_a_network(kit: Kit, raw: Path) -> None:
-    with pytest.raises(NotFound, match=r"its packages \(vim\), which the cache does not keep"):
+    with pytest.raises(NotFound, match=r"its packages \(vim\): its definition does not say where"):
         build(kit, dataclasses.replace(defined(f"file: {raw}"), packages=("vim",)), offline=True)
 
 
 def test_the_scripts_for_guests_are_good_shell() -> None:
     scripts = sorted(Path(customize.__file__).with_name("guest").glob("*.sh"))
-    assert [script.name for script in scripts] == ["customize.sh", "seal.sh"]
+    assert [script.name for script in scripts] == ["customize.sh", "packages.sh", "seal.sh"]
     subprocess.run(["shellcheck", "-s", "sh", *scripts], check=True)

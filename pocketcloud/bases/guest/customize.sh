@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs as root in a throw-away guest, from its seed's disc: packages, patches and steps of a definition, then seal.sh, then the
-# report, then off. Beside it lie `build` (what a success is reported with), `packages`, `patch-N`, `post-N`, and `proxy` if there
-# is one that packages have to come by.
+# report, then off. Beside it lie `build` (what a success is reported with), `packages` and what packages.sh reads besides,
+# `patch-N`, `post-N`.
 set -u
 here=$(dirname "$0")
 exec </dev/null >/dev/console 2>&1
@@ -27,32 +27,6 @@ failed() {
   exit 1
 }
 
-install_packages() {
-  # One name a line, each of letters that mean nothing to a shell.
-  # shellcheck disable=SC2046
-  set -- $(cat "$here/packages")
-  if [ -e "$here/proxy" ]; then
-    # The cache's lists are of their day, and count longer than a mirror's; it keeps no translations.
-    http_proxy=$(cat "$here/proxy")
-    apt=$(mktemp)
-    printf 'Acquire::Check-Valid-Until "false";\nAcquire::Languages "none";\n' >"$apt"
-    export http_proxy APT_CONFIG="$apt"
-  fi
-  if command -v apt-get >/dev/null; then
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get -q update && apt-get -q -y --no-install-recommends install -- "$@"
-  elif command -v dnf >/dev/null; then
-    dnf -y ${http_proxy:+"--setopt=proxy=$http_proxy"} --setopt=install_weak_deps=False install -- "$@"
-  elif command -v zypper >/dev/null; then
-    zypper --non-interactive install --no-recommends -- "$@"
-  elif command -v apk >/dev/null; then
-    apk add -- "$@"
-  else
-    echo "none of apt-get, dnf, zypper and apk is in this system"
-    false
-  fi
-}
-
 apply_patch() {
   command -v patch >/dev/null || { echo "patch is not in this system: add it to \`packages:\`"; return 1; }
   # All of it or nothing.
@@ -61,7 +35,7 @@ apply_patch() {
 
 if [ -e "$here/packages" ]; then
   begin packages
-  install_packages || failed
+  sh "$here/packages.sh" || failed
 fi
 for file in "$here"/patch-*; do
   [ -e "$file" ] || continue

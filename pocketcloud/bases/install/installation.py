@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pocketcloud.bases import answers, freshness
 from pocketcloud.bases.answers import Answer
@@ -115,7 +116,14 @@ class Installation:
         if proxy:
             plain = {name: plain_http(url) for name, url in site.repos.items()}
             archive = plain_http(site.apt_mirror)
-            site = replace(site, proxy=proxy, tree=plain_http(site.tree), repos=plain, apt_mirror=archive)
+            site = replace(
+                site,
+                proxy=proxy,
+                gateway=urlsplit(proxy).hostname or "",
+                tree=plain_http(site.tree),
+                repos=plain,
+                apt_mirror=archive,
+            )
         return answers.render(definition, order.arch, site, self.templates)
 
 

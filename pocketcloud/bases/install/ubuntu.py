@@ -2,17 +2,32 @@
 
 Outside facts: without the word `autoinstall` it asks before it touches a disk; after a failure it runs `error-commands`, prints
 one line, and waits (subiquity's documentation, "Zero-touch deployment" and "Troubleshooting"; subiquity/client/client.py); its
-events go to the consoles as `start: subiquity/...` and `finish: ...` (reporting, type print).
+events go to the consoles as `start: subiquity/...` and `finish: ...` (reporting, type print). It copies the system of the source
+that the answer names from the disc, whose packages a list beside it names; kernel, boot loader, `packages:` and updates come from
+the mirror (subiquity/server/controllers/install.py, curtin/commands/curthooks.py). It looks at mirrors only where there is a
+default route (subiquity/server/controllers/network.py).
 """
 
 from __future__ import annotations
 
+import re
+
 from pocketcloud.bases.install.signs import KERNEL, Signs, any_of, stage
+from pocketcloud.model.base import Arch
 
 MEMORY = 3072
 """MiB. Its documentation's examples have 2048, with a disc of 2020."""
 KERNEL_PATH, INITRD_PATH = "/casper/vmlinuz", "/casper/initrd"
 LABEL = "CIDATA"
+MANIFEST_PATH = "/casper/ubuntu-server-minimal.manifest"
+"""The list of packages of the system that the answer has copied from the disc."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
+_INSTALLS = ("linux-generic", "openssh-server", "unattended-upgrades", "efibootmgr", "e2fsprogs", "dosfstools", "shim-signed")
+_BOOTED = {
+    Arch.X86_64: ("grub-efi-amd64", "grub-efi-amd64-signed", "grub-pc"),
+    Arch.AARCH64: ("grub-efi-arm64", "grub-efi-arm64-signed"),
+}
 
 SIGNS = Signs(
     failures=any_of(
@@ -41,6 +56,18 @@ SIGNS = Signs(
         stage(r"Linux version", "its kernel starts", 0.01),
     ),
 )
+
+
+def installs(arch: Arch) -> tuple[str, ...]:
+    """The packages that the installer puts onto a disk of itself, whatever its answer says, beside those on its disc."""
+    return (*_INSTALLS, *_BOOTED[arch])
+
+
+def on_disc(manifest: str) -> tuple[str, ...]:
+    """The names of the packages in such a list: a name, a tab and a version a line; `snap:NAME` is no package, and behind a colon
+    stands an architecture."""
+    names = (line.partition("\t")[0].partition(":")[0] for line in manifest.splitlines() if not line.startswith("snap:"))
+    return tuple(dict.fromkeys(name for name in names if _NAME.fullmatch(name)))
 
 
 def words(console: str) -> str:

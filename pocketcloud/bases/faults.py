@@ -32,6 +32,7 @@ Found = Iterator[tuple[KeyPath, str]]
 _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._:~^-]{0,127}", re.ASCII)
 _GROUP = re.compile(r"@\^?[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _SUITE = re.compile(r"[a-z][a-z0-9.-]{0,63}", re.ASCII)
+_KEYRING = re.compile(r"/[A-Za-z0-9._+/-]{1,255}", re.ASCII)
 _TEMPLATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\.j2", re.ASCII)
 _VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,31}", re.ASCII)
 _PLACEHOLDER = re.compile(r"\{[^{}/]*\}?|\}")
@@ -47,6 +48,7 @@ def faults(definition: Definition) -> Found:
     match definition:
         case BootstrapDefinition():
             yield from _suite(definition.suite)
+            yield from _keyring(definition.keyring)
             for key in ("mirror", "security"):
                 if url := getattr(definition, key):
                     yield from _url((key,), url, placeholder=False)
@@ -106,6 +108,7 @@ def _install(definition: InstallDefinition) -> Found:
         yield ("size",), f"{size_text(definition.size)}; the installer needs {size_text(_SMALLEST[definition.builder])}"
     if definition.suite:
         yield from _suite(definition.suite)
+    yield from _keyring(definition.keyring)
     match definition.builder:
         case Builder.KICKSTART:
             yield from _kickstart(definition)
@@ -126,8 +129,7 @@ def _image(definition: ImageDefinition) -> Found:
         yield from _url(("repos", name), url)
     if definition.suite:
         yield from _suite(definition.suite)
-    if definition.keyring:
-        yield from _path(("keyring",), definition.keyring)
+    yield from _keyring(definition.keyring)
     if definition.family in DEBIANS:
         if definition.tree or definition.suite:
             yield from _needs(definition, "tree", "suite")
@@ -195,6 +197,12 @@ def _pinned(at: KeyPath, download: Download) -> Found:
 def _path(at: KeyPath, path: str) -> Found:
     if not path.startswith("/") or unfit(path):
         yield at, "expected the path of a file, from the root"
+
+
+def _keyring(path: str) -> Found:
+    """It stands among the options of a line for apt, where a space or a bracket would begin another."""
+    if path and not _KEYRING.fullmatch(path):
+        yield ("keyring",), "expected the path of a file, from the root, of letters, digits and `. _ + -`"
 
 
 def _suite(suite: str) -> Found:

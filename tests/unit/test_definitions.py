@@ -196,6 +196,13 @@ def test_a_fault_is_told_with_its_line(change: tuple[str, str], line: int, said:
         (("a.qcow2", "{arch}.qcow2"), 9, "images.x86_64.url: `{arch}`: nothing is filled in here"),
         (("a.qcow2", "a.qcow2\n    signature: https://example.com/a.asc"), 10, "images.x86_64.signature: needs `keyring:`"),
         (("a.qcow2", "a.qcow2\n    sums: nowhere"), 10, "images.x86_64.sums: expected a URL"),
+        (("images:", "tree: http://x.org\nimages:"), 1, "suite: missing, and cloud-image needs it"),
+        (("images:", "suite: trixie\nimages:"), 1, "tree: missing, and cloud-image needs it"),
+        (("images:", "suite: 'a b'\ntree: http://x.org\nimages:"), 7, "suite: expected the name of a release"),
+        (("images:", "repos: {updates: 'http://x.org'}\nimages:"), 7, "repos.updates: cloud-image knows only: security, ports"),
+        (("images:", "repos: {security: nowhere}\nimages:"), 7, "repos.security: expected a URL"),
+        (("images:", "keyring: '/x] http://y.org'\nimages:"), 7, "keyring: expected the path of a file"),
+        (("debian", "rocky\nsuite: trixie"), 4, "suite: is for Debian and Ubuntu; others name"),
     ],
 )
 def test_a_fault_of_an_image_is_told_with_its_line(change: tuple[str, str], line: int, said: str, tmp_path: Path) -> None:
@@ -215,6 +222,15 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         (9, "packages[0]"),
         (10, "post[0]"),
     ]
+
+
+@pytest.mark.parametrize("keyring", ["/a trusted=yes", '"/a\\nb"', "keys.gpg", "/a]", "/ä"])
+def test_a_keyring_says_nothing_else_to_apt(keyring: str, tmp_path: Path) -> None:
+    text = (shipped("bases") / "debian-12.yaml").read_text(encoding="utf-8").replace("base: debian-12", "base: mine")
+    changed = re.sub("(?m)^keyring: .*$", lambda _: f"keyring: {keyring}", text)
+    assert changed != text
+    with pytest.raises(BadDocument, match="keyring: expected the path of a file"):
+        read(changed, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["tree: https://me:hush@example.com/\n", "repos: {updates: 'https://hush@example.com/x'}\n"])

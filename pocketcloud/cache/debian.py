@@ -144,9 +144,11 @@ def _rounds(archive: Archive) -> Iterator[tuple[list[str], str]]:
     first, as alternatives can come out differently when there is more to choose from. An installer begins with the suite alone,
     and takes what is important with what is required; what is newer elsewhere comes later, in its place."""
     if archive.there is not None:
-        yield ["-o", "APT::Install-Recommends=false", "install", *archive.there, *archive.packages, *archive.extra], _DEBS
-        # Some installers and machines take these, too.
-        yield ["-o", "APT::Install-Recommends=true", "install", *archive.packages, *archive.extra], _DEBS
+        # Apart: what is added may take the place of what is there. Some installers and machines take what is recommended, too.
+        added = [*archive.packages, *archive.extra]
+        for names, recommended in ((archive.there, "false"), (added, "false"), (added, "true")):
+            if names:
+                yield ["-o", f"APT::Install-Recommends={recommended}", "install", *names], _DEBS
         return
     plain = ["-o", "APT::Install-Recommends=false", "install", "?essential"]
     least = [*plain, "?priority(required)", *(["?priority(important)"] if archive.installer else []), "apt", *archive.installer]

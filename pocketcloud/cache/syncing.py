@@ -34,6 +34,9 @@ from pocketcloud.system import CommandFailed, Runner, run
 IMAGES = "images"
 """The host's name under which container images are kept: `http://CACHE/images/ARCH/REFERENCE.tar`, and without `ARCH/`."""
 
+_DOWNLOADED = 0.5
+"""How far a base's sync is when its image or disc is here, where packages follow."""
+
 # As docker's reference grammar has it, in short: host, path, tag, digest; no scheme, nothing that begins with a dash.
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9._:/-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
 _TRANSPORTED = re.compile(r"(docker|oci|oci-archive|docker-archive|dir):.+")
@@ -89,8 +92,11 @@ def _base(
     extra = tuple(dict.fromkeys((*layered, *wish.packages)))
     if reason := not_kept(definition, extra):
         raise UsageError(f"{wish.title}: {reason}", hint="build it while there is a network: the kit keeps bases that are built")
-    here = [fetch(download, means.media, tell=tell, run=means.run).path for download in downloads_of(definition, wish.arch)]
-    archive = archive_of(definition, wish.arch, extra)
+    archive, (tree, repos) = archive_of(definition, wish.arch, extra), repositories_of(definition, wish.arch, extra)
+    downloads, alone = downloads_of(definition, wish.arch), not (archive or tree or repos)
+    first = tell if alone else _share(tell, 0.0, _DOWNLOADED)
+    here = [fetch(download, means.media, tell=first, run=means.run).path for download in downloads]
+    tell = _share(tell, _DOWNLOADED, 1.0) if downloads else tell
     found: dict[str, Stored] = {}
     if archive is not None:
         if definition.builder is Builder.AUTOINSTALL and here:
@@ -99,10 +105,13 @@ def _base(
         family = definition.family if definition.family == "debian" or wish.arch == platform.machine() else ""
         origin = choose_from(family, archive.mirror, archive.security, means.mirror)
         found |= debian.fetch(archive, origin, apt_options(means.run), means.store, work, known, means.run, tell)
-    tree, repos = repositories_of(definition, wish.arch, extra)
     if tree or repos:
         found |= TreeFetch(wish.title, wish.arch, means.store, work, known, tell).fetch(tree, repos)
     return found, debian.wanted(archive) if archive else ()
+
+
+def _share(tell: OnProgress, start: float, end: float) -> OnProgress:
+    return lambda text, done: tell(text, start + (end - start) * done)
 
 
 def _on_disc(disc: Path, work: Path) -> tuple[str, ...]:

@@ -151,6 +151,9 @@ def test_packages_for_machines_come_with_what_they_recommend(site: Site) -> None
 
 def test_what_is_added_to_a_system_comes_without_the_rest_of_one(site: Site) -> None:
     """As to a cloud image, of which nothing is known."""
+    site.publish(*DEBS, Deb("other-web", {"Conflicts": "web"}))
+    added = replace(site.archive, there=("other-web",), extra=("web",))
+    assert debs(site.fetch(added)) == {"hello", "libhello1", "hello-doc", "web", "web-doc", "other-web"}
     added = replace(site.archive, there=(), extra=("web",))
     assert debs(site.fetch(added)) == {"hello", "libhello1", "hello-doc", "web", "web-doc"}
 
@@ -207,7 +210,9 @@ def test_what_ubuntus_installer_fetches_follows_from_its_disc(site: Site, monkey
     means = Means(site.store, site.folder / "media", site.web.url("/debian"), lambda: "2024-01-01T00:00:00+00:00")
     means.media.mkdir()
     wish = Wish(Kind.BASE, definition.base, Arch.X86_64)
-    collection = sync(means, wish, lambda _text, _part: None)
+    told: list[float] = []
+    collection = sync(means, wish, lambda _text, part: told.append(part))
+    assert told == sorted(told)
     assert debs(collection.files) == {*taken, "linux-image", "mawk", "libhello1"}
     for name, content in {"no list": {"/casper/vmlinuz": b"x"}, "none": {ubuntu.MANIFEST_PATH: b""}}.items():
         image = disc(site.folder / "live.iso", "Ubuntu-Server", content)

@@ -25,7 +25,7 @@ MANIFEST_PATH = "/casper/ubuntu-server-minimal.manifest"
 _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 _INSTALLS = ("linux-generic", "openssh-server", "unattended-upgrades", "efibootmgr", "e2fsprogs", "dosfstools", "shim-signed")
 _BOOTED = {
-    Arch.X86_64: ("grub-efi-amd64", "grub-efi-amd64-signed", "grub-pc"),
+    Arch.X86_64: ("grub-efi-amd64", "grub-efi-amd64-signed"),
     Arch.AARCH64: ("grub-efi-arm64", "grub-efi-arm64-signed"),
 }
 

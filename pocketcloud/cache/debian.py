@@ -103,6 +103,11 @@ def fetch(
     """Fetch what is wanted from `origin`; the files by key. `options` is text for an apt.conf, `known` what the cache has.
     `work` is kept when this is interrupted, and goes on from. Raises HostLacks, NotFound, NoSpace or PartlyDone.
     """
+    if archive.keyring and not Path(archive.keyring).is_file():
+        raise HostLacks(
+            f"{archive.title} was not fetched: there is no {archive.keyring} here, which its packages are checked with",
+            hint="install the distribution's package of it (debian-archive-keyring, ubuntu-keyring), or put the file there",
+        )
     _lay_out(archive, origin, options, work)
     apt = _Apt(archive, work, run)
     tell("reading package lists", 0.01)

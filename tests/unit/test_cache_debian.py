@@ -322,6 +322,13 @@ def test_an_archive_signed_by_a_stranger_is_refused(site: Site) -> None:
     assert not list(site.store.objects.rglob("*.deb"))
 
 
+def test_keys_that_are_not_here_are_told_before_anything_is_fetched(site: Site) -> None:
+    site.web.asked.clear()
+    with pytest.raises(HostLacks, match=r"there is no /nowhere/ubuntu\.gpg here"):
+        site.fetch(replace(site.archive, keyring="/nowhere/ubuntu.gpg"))
+    assert site.web.paths() == []
+
+
 def test_a_package_that_is_not_what_the_index_says_is_refused(site: Site) -> None:
     page = site.web.pages["/debian/pool/hello/hello_1_amd64.deb"]
     page.body = page.body[:-1] + b"x"

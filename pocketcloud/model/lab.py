@@ -148,7 +148,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One VM of a lab. `disk` is the size of its system disk, left out: the base's."""
+    """One VM of a lab. `disk` is the size of its system disk, left out: the base's. `nested`: whether it runs machines of its
+    own with the host's help; `emulate`: without that help too, its machines then are emulated. `secure_boot`: its firmware
+    starts only what is signed."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -160,6 +162,8 @@ class Machine:
     networks: Mapping[Name, Attachment] = field(default_factory=dict)
     provision: tuple[ProvisionStep, ...] = ()
     ready: Ready = Ready()
+    nested: Literal[False, True, "emulate"] = False
+    secure_boot: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 512:
@@ -169,6 +173,11 @@ class Machine:
         _bounded("memory", self.memory, _MEMORY)
         if self.disk is not None:
             _bounded("disk", self.disk, _DISK)
+
+    @property
+    def runs_machines(self) -> bool:
+        """Whether it may run machines of its own."""
+        return self.nested is not False
 
     @property
     def needs_ssh(self) -> bool:

@@ -142,6 +142,8 @@ def test_editors_of_all_systems_write_it(turn: object) -> None:
             "machines.web.disks[1].name",
             "disks[0] has this name",
         ),
+        (CONSOLE + "    nested: yes\n", 6, "machines.web.nested", "expected False, True or 'emulate', got 'yes'"),
+        (CONSOLE + "    secure_boot: 1\n", 6, "machines.web.secure_boot", "expected true or false, got 1"),
         (CONSOLE + "    disks: {name: d}\n", 6, "machines.web.disks", "expected a list, got a mapping"),
         (CONSOLE + "    disks: [{name: d}]\n", 6, "machines.web.disks[0].size", "missing"),
         (GOOD + "    provision: []\n", 8, "", "not YAML"),
@@ -397,6 +399,14 @@ def test_a_lab_survives_its_json_with_the_order_of_its_networks() -> None:
     assert list(again.machines) == ["web", "b"]
     assert list(again.machines[Name("web")].networks) == ["z", "a", "m"]
     assert dump_json(again) == dump_json(made)
+
+
+@pytest.mark.parametrize(("said", "is_to"), [("false", False), ("true", True), ("emulate", "emulate")])
+def test_nested_is_yes_no_or_emulate(said: str, is_to: object) -> None:
+    made = parse_lab(CONSOLE + f"    nested: {said}\n", "f")
+    assert made.machines[Name("web")].nested == is_to
+    assert made.machines[Name("web")].runs_machines is (said != "false")
+    assert parse_json(dump_json(made), Lab, "f") == made
 
 
 # -- other documents ----------------------------------------------------------------------------------------------------

@@ -55,13 +55,28 @@ class MachineRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """A machine's saved memory: `file` below the kit's `media/ram/`, its `size` in bytes and the `sha256` (hex) of its content;
+    `made_on` says what must be the same where it is used, by names that say it to people (`QEMU`: `7.2.0`)."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    file: str
+    size: int
+    sha256: str
+    made_on: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotPart:
-    """One machine in a snapshot: its sealed volumes by disk name, and its UEFI variables' file in `nvram/` (empty: none)."""
+    """One machine in a snapshot: its sealed volumes by disk name, its UEFI variables' file in `nvram/` (empty: none), and its
+    memory of the same moment (None: it starts cold)."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     disks: Mapping[str, str]
     nvram: str = ""
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +115,10 @@ class Record:
         live = [volume for machine in self.machines.values() for volume in machine.disks.values()]
         kept = [v for s in self.snapshots.values() for part in s.machines.values() for v in part.disks.values()]
         return frozenset(live + kept)
+
+    def memories(self) -> frozenset[str]:
+        """The files of saved memory that this record names, below the kit's `media/ram/`."""
+        return frozenset(p.memory.file for s in self.snapshots.values() for p in s.machines.values() if p.memory)
 
     @property
     def clean(self) -> Snapshot | None:

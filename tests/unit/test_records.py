@@ -13,7 +13,7 @@ from pocketcloud.errors import Refused
 from pocketcloud.model.kit import Kit, Manifest
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
-from pocketcloud.model.record import Record
+from pocketcloud.model.record import CLEAN, Memory, Record
 from pocketcloud.records import (
     InstanceFiles,
     instances,
@@ -55,6 +55,18 @@ def test_a_record_is_read_as_it_was_written(files: InstanceFiles, record: Record
     assert list(again.machines) == list(record.machines)
     write_record(files, replace(record, generation=99))
     assert read_record(files) == replace(record, generation=99)
+
+
+def test_a_record_names_the_memory_of_its_states(files: InstanceFiles, record: Record) -> None:
+    assert record.clean is not None
+    assert record.memories() == frozenset()
+    clean = record.clean
+    part = replace(clean.machines[Name("web")], memory=Memory("demo.web@clean.save", 4096, "ab" * 32, {"QEMU": "7.2.0"}))
+    record = replace(record, snapshots={Name(CLEAN): replace(clean, machines={**clean.machines, Name("web"): part})})
+    files.make()
+    write_record(files, record)
+    assert read_record(files) == record
+    assert record.memories() == {"demo.web@clean.save"}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"{}", b"null", b"[" * 9999, b'{"schema": 1e999}'])

@@ -51,6 +51,7 @@ def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: 
         nics=tuple(NicSpec(mac, joined(kit.name, record.instance, network)) for network, mac in nic_macs(record, name)),
         serial_log=files.console(name),
         cpus=shape.cpus,
+        nested=machine.definition.runs_machines,
     )
 
 

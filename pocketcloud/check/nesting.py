@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from pocketcloud.check.fixes import Action, Command, NewFile, lines
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.nesting import KvmModule, read_arm_mode, read_module
 from pocketcloud.host.packages import Family, family
 from pocketcloud.model.base import Arch
-from pocketcloud.model.facts import Core, KvmState
+from pocketcloud.model.facts import Core, Facts, KvmState
 from pocketcloud.model.judgement import State
+from pocketcloud.model.profile import Acceleration
+from pocketcloud.plan.demands import Lack
+from pocketcloud.profiles import Shape
 
 _GROUP = "nesting"
 WHY = "Labs of hypervisors (OpenStack, oVirt, labs within labs) need a KVM inside their machines; without it these only emulate."
@@ -24,15 +29,53 @@ _ARM_KERNEL = (6, 16)
 _FILE = Path("/etc/modprobe.d/pocketcloud-nesting.conf")
 
 
+class Seen(Protocol):
+    """What is looked at: the host's facts, and where its files lie."""
+
+    @property
+    def facts(self) -> Facts:
+        """The facts."""
+        ...
+
+    @property
+    def root(self) -> Path:
+        """The root of its files."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host, outside of `check`."""
+
+    facts: Facts
+    root: Path
+
+
 def judge(here: Surroundings) -> Iterator[Check]:
     """Whether KVM nests, with what help of the processor, and what libvirt offers of it."""
-    nesting = _nesting(here)
+    nesting = judged(here)
     yield nesting
     yield _speed(here, nesting.state)
     yield _offered(here, nesting.state)
 
 
-def _nesting(here: Surroundings) -> Check:
+def lacking(here: Seen, shape: Shape) -> Lack | None:
+    """Why a machine that is run so gets no KVM for machines of its own, and what to do about it; None: it gets one."""
+    if shape.acceleration is Acceleration.EMULATION:
+        if here.facts.kvm.state is KvmState.USABLE:
+            return Lack("its machines are emulated, although KVM is usable", "")
+        return Lack(f"its machines are emulated, as KVM is {here.facts.kvm.state}", "pocketcloud check says what KVM lacks")
+    if here.facts.arch is Arch.AARCH64:
+        # QEMU's `virt` has a switch for it (virtualization=on), libvirt's XML has none: formatdomain, "CPU model and topology".
+        return Lack("libvirt has no words for machines on ARM that run machines", "")
+    found = judged(here)
+    if found.state is State.OK or (found.state is State.UNKNOWN and here.facts.kvm.nested_state):
+        return None
+    return Lack(found.evidence, "pocketcloud check --fix" if found.fix else "; ".join(found.remedy))
+
+
+def judged(here: Seen) -> Check:
+    """Whether KVM nests."""
     kvm, arch = here.facts.kvm, here.facts.arch
     if kvm.state is not KvmState.USABLE or arch is None:
         evidence = "KVM is not usable here, so there is none to be passed on; machines inside machines are emulated twice over"
@@ -43,7 +86,7 @@ def _nesting(here: Surroundings) -> Check:
 # -- x86
 
 
-def _on_x86(here: Surroundings) -> Check:
+def _on_x86(here: Seen) -> Check:
     module = read_module(here.root)
     if module is None or module.nested is None:
         read = f"{module.name}: its parameter `nested` cannot be read" if module else "neither kvm_intel nor kvm_amd is loaded"
@@ -68,14 +111,14 @@ def _switch_on(module: KvmModule) -> tuple[Action, ...]:
     return (NewFile(_FILE, (f"options {module.name} nested=1",), why, undo), *reload)
 
 
-def _below(here: Surroundings) -> str:
+def _below(here: Seen) -> str:
     return "; this computer is itself a guest, so that is one level less than on its host" if here.facts.virtualised else ""
 
 
 # -- ARM
 
 
-def _on_arm(here: Surroundings) -> Check:
+def _on_arm(here: Seen) -> Check:
     cores, kernel = here.facts.cores, here.facts.kernel
     if here.facts.kvm.arm_el2:
         return Check("nesting", _GROUP, State.OK, f"KVM lets guests enter EL2 (KVM_CAP_ARM_EL2){_below(here)}", WHY)
@@ -103,7 +146,7 @@ def _number(kernel: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", kernel)[:2])
 
 
-def _arm_mode(here: Surroundings) -> tuple[str, ...]:
+def _arm_mode(here: Seen) -> tuple[str, ...]:
     word = "kvm-arm.mode=nested"
     match family(here.facts.distribution):
         case Family.FEDORA | Family.EL:

@@ -51,6 +51,7 @@ def machine_xml(spec: MachineSpec) -> str:
         # On x86 a CPU with every feature of the host, invtsc among them, cannot be saved, and `clean` holds saved memory;
         # `on` leaves those few out, nesting stays. ARM's QEMU has no such switch and libvirt refuses the attribute.
         "migratable": spec.arch is Arch.X86_64 and spec.cpu_mode == "host-passthrough",
+        "virtualisation": _virtualisation(spec),
         "disks": [_disk_values(disk) for disk in spec.disks],
         "scsi": any(disk.disc for disk in spec.disks),
         "nics": spec.nics,
@@ -80,6 +81,17 @@ def network_xml(spec: NetworkSpec) -> str:
         "leases": spec.leases,
     }
     return render_xml(_TEMPLATES, "network.xml.j2", values)
+
+
+def _virtualisation(spec: MachineSpec) -> str:
+    """The policy for Intel's vmx and AMD's svm, both, as the next computer's processor may be the other maker's; empty: what the
+    CPU mode gives. Hidden from machines that run none: on AMD the memory of one that does cannot be saved (Linux's
+    running-nested-guests.rst), and who is not to nest shall not. Never `require`, which the other maker's processor refuses."""
+    if spec.arch is not Arch.X86_64:
+        return ""
+    if not spec.nested:
+        return "disable"
+    return "" if spec.cpu_mode in ("host-passthrough", "maximum") else "optional"
 
 
 def _disk_values(disk: DiskSpec) -> dict[str, object]:

@@ -17,6 +17,7 @@ from pocketcloud.bases import records as base_records
 from pocketcloud.bases.builder import sweep_unnamed
 from pocketcloud.bases.cpu import lacking
 from pocketcloud.cache.process import Servers
+from pocketcloud.check import nesting
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.events import Event, Note
 from pocketcloud.host.hardware import read_cpu_flags
@@ -33,6 +34,7 @@ from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import Record
 from pocketcloud.observe import observe, taken_subnets
+from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.profiles import Shape, memory_for_labs, memory_needed, shape
 from pocketcloud.records import InstanceFiles, instances, sweep_unfinished
@@ -144,6 +146,7 @@ class Workbench:
             cache=self.served,
             other_bases=others,
             cpu_lacks=self._cpu_lacks(arch),
+            no_nesting=self._no_nesting(arch),
         )
 
     def _cpu_lacks(self, arch: Arch) -> dict[CpuLevel, str]:
@@ -157,6 +160,13 @@ class Workbench:
             return {}
         flags, qemu = read_cpu_flags(Path("/")), self.hypervisor.facts().qemu
         return {level: text for level in levels if (text := lacking(level, arch, shaped, flags, qemu))}
+
+    def _no_nesting(self, arch: Arch) -> Lack | None:
+        """Why machines in machines have no KVM here."""
+        try:
+            return nesting.lacking(nesting.Host(self.facts, Path("/")), shape(self.profile, self.facts, arch))
+        except HostLacks:  # told with its reason when a machine is defined
+            return None
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:
         """The subnets that other labs of this kit keep, up or down. Read leniently: a damaged record keeps nothing."""

@@ -64,7 +64,8 @@ class PortSpec:
 class MachineSpec:
     """A machine for the hypervisor room. `memory` in bytes; `serial_log` receives the console; `nvram` is the file of the
     UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any);
-    `kernel`, where it is started with one; `restarts`: whether a reboot starts it again, else it switches it off."""
+    `kernel`, where it is started with one; `restarts`: whether a reboot starts it again, else it switches it off; `nested`:
+    whether its processor shows that it can run machines, where it can."""
 
     name: str
     uuid: str
@@ -85,6 +86,7 @@ class MachineSpec:
     kernel: KernelBoot | None = None
     ports: tuple[PortSpec, ...] = ()
     restarts: bool = True
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)

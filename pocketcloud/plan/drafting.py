@@ -15,6 +15,7 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import CLEAN, MachineRecord, NetworkRecord, Record
 from pocketcloud.model.sizes import MIB, size_text
+from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.steps import (
     CloneVolumes,
     EnsureNetwork,
@@ -41,7 +42,8 @@ class Ground:
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
     are worth making in advance in this store; `cache` whether the lab is served from the kit's cache. `arch` is the architecture
     of the lab's machines, `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
-    levels of processors, in words, for each level that they do not come up to."""
+    levels of processors, in words, for each level that they do not come up to; `no_nesting` why machines in machines have no KVM
+    here."""
 
     kit: str
     arch: Arch
@@ -56,6 +58,7 @@ class Ground:
     cache: bool = False
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
+    no_nesting: Lack | None = None
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:

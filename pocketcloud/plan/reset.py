@@ -9,6 +9,7 @@ from pocketcloud.errors import Refused
 from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import NetworkRecord, Record, SnapshotPart, Stage
+from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
     Fate,
@@ -75,6 +76,7 @@ def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart]
         machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED)
         fates.append(Fate(name, machine, {}, fresh=False, restart="back to clean", reason="back to clean"))
     check_processor(fates, have, ground)
+    check_demands(draft, fates, have, ground)
     check_room(fates, have, ground)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
     made = draft.add(CloneVolumes(id="volumes", reason="back to clean", clones=tuple(clones), reserve=True))

@@ -11,6 +11,7 @@ from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Snapshot, Stage
+from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
     Fate,
@@ -50,7 +51,7 @@ from pocketcloud.plan.steps import (
 )
 
 # A change of these is made by a restart; of anything else, by making the machine anew.
-_RESTARTS = frozenset({"memory", "vcpus"})
+_RESTARTS = frozenset({"memory", "vcpus", "nested"})
 _JUST_NOTED = frozenset({"ready"})
 
 
@@ -98,6 +99,7 @@ def plan_up(
     )
     clean = next_record.clean.machines if next_record.clean else {}
     check_processor(fates, have, ground)
+    check_demands(draft, fates, have, ground)
     check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean])
     _draw_up(draft, fates, next_record, have, ground, generation, leaving if prune else [])
     return draft.plan(next_record)

@@ -118,6 +118,20 @@ def test_more_memory_than_the_host_has(kit: LabKit) -> None:
         assert "GiB" in ran.err
 
 
+def test_machines_in_machines_without_kvm(kit: LabKit) -> None:
+    """A profile that emulates stands for a host whose KVM cannot nest: what a lab with `nested: true` is told does not differ."""
+    emulated = {"POCKETCLOUD_PROFILE": "emulated"}
+    nested = ONE.replace("32MiB", "32MiB, nested: true")
+    with nothing_changes(kit):
+        kit.cli("lab", "up", kit.lab(nested), env=emulated).expect(
+            3, "a is to run machines", "its machines are emulated", "next:"
+        )
+    kit.cli("lab", "up", kit.lab(nested.replace("true", "emulate")), env=emulated).expect(0, "a: machines inside it are emulated")
+    assert "svm" not in domain(kit, "a").XMLDesc(), "the processor has all that there is"
+    kit.cli("lab", "up", kit.lab(ONE), "--reconfigure", env=emulated).expect(0, "stop a")
+    assert "<feature policy='disable' name='svm'/>" in domain(kit, "a").XMLDesc()
+
+
 def test_the_base_is_missing(kit: LabKit) -> None:
     with nothing_changes(kit):
         kit.cli("lab", "up", kit.lab(ONE.replace("base: tiny", "base: nosuch"))).expect(4, "base nosuch", "base build nosuch")

@@ -96,6 +96,8 @@ MACHINES = {
     "machine-arm-kvm": ARM,
     "machine-arm-emulated": replace(ARM, acceleration=Acceleration.EMULATION, cpu_mode="maximum"),
     "machine-arm-two-kinds-of-cores": replace(ARM, vcpus=2, cpus="4-5"),
+    "machine-nested": replace(EFI, nested=True),
+    "machine-nested-by-model": replace(EFI, nested=True, cpu_mode="host-model"),
     "machine-hostile": HOSTILE,
     "machine-install": INSTALL,
     "machine-arm-install": replace(

@@ -25,7 +25,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("apply", "observe"),
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),
-    ("downloads", "profiles", "records", "seed", "verdict"),
+    ("downloads", "memory_fit", "profiles", "records", "seed", "verdict"),
     ("documents", "guest_cache", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
     ("cpio", "disk_space", "events", "files", "iso", "render", "resources", "system"),
     ("model", "errors", "quoting"),

@@ -79,7 +79,13 @@ class Hypervisor(Protocol):
         ...
 
     def restore(self, spec: MachineSpec, path: Path) -> None:
-        """Bring a saved domain back, with the disks of `spec`, running. The file is kept."""
+        """Bring a saved domain back, with the disks of `spec`, running. The file is kept. Where it has a VM generation id, that
+        is another one afterwards, so that its kernel knows that its past may have been used before."""
+        ...
+
+    def set_clock(self, name: str, seconds: float) -> bool:
+        """Set the guest's clock to `seconds` since 1970 through its agent, which has AGENT_SECONDS for it; False where there is
+        no agent to ask, or it did not."""
         ...
 
     def freeze(self, name: str) -> bool:

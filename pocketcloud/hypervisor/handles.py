@@ -43,7 +43,8 @@ def domain_of(handle: Any) -> Domain | None:
         reason = "suspended"
     saved = state is DomainState.OFF and bool(handle.hasManagedSaveImage())
     clean = number == libvirt.VIR_DOMAIN_SHUTOFF and cause == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
-    return Domain(reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory, saved, clean)
+    known = reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory
+    return Domain(*known, saved, clean, reading.machine_type)
 
 
 def resume(handle: Any) -> None:
@@ -57,6 +58,15 @@ def resume(handle: Any) -> None:
 
 def look(handle: Any) -> xml.DomainReading:
     return xml.read_domain(handle.XMLDesc(0))
+
+
+def set_clock(handle: Any, seconds: float) -> bool:
+    if not look(handle).agent:
+        return False
+    handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
+    whole = int(seconds)
+    handle.setTime({"seconds": whole, "nseconds": int((seconds - whole) * 1_000_000_000)}, 0)
+    return True
 
 
 def remember_frozen(handle: Any, element: str | None) -> None:

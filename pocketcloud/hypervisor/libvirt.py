@@ -20,7 +20,16 @@ import libvirt
 from pocketcloud.errors import HostLacks, NotFound, NotOurs, Refused
 from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
 from pocketcloud.hypervisor.firewall import Fences
-from pocketcloud.hypervisor.handles import AGENT_SECONDS, ask_to_power_off, domain_of, kill, look, remember_frozen, resume
+from pocketcloud.hypervisor.handles import (
+    AGENT_SECONDS,
+    ask_to_power_off,
+    domain_of,
+    kill,
+    look,
+    remember_frozen,
+    resume,
+    set_clock,
+)
 from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
@@ -196,6 +205,13 @@ class LibvirtHypervisor:
                 handle.managedSaveRemove()
             saved = connection.saveImageGetXMLDesc(str(path), libvirt.VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
             connection.restoreFlags(str(path), xml.restored_xml(saved, spec), libvirt.VIR_DOMAIN_SAVE_RUNNING)
+
+    def set_clock(self, name: str, seconds: float) -> bool:
+        """See Hypervisor.set_clock. An agent that cannot set the hardware clock after the system's says INTERNAL_ERROR."""
+        handle = self._ours(name)
+        with explained(f"the clock of machine {name} cannot be set"), absence(*NO_AGENT, libvirt.VIR_ERR_INTERNAL_ERROR):
+            return set_clock(handle, seconds)
+        return False
 
     def freeze(self, name: str) -> bool:
         """See Hypervisor.freeze. The agent has AGENT_SECONDS to answer; one that does not is thawed again and not counted.

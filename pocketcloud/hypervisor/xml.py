@@ -134,7 +134,7 @@ def _path(path: Path) -> str:
 @dataclass(frozen=True, slots=True)
 class DomainReading:
     """What a domain's XML says of it; `mark` is None if it is not ours, `memory` in bytes; `frozen`: we froze its
-    file systems and have not thawed them yet."""
+    file systems and have not thawed them yet; `machine_type` as libvirt resolved it (`pc-q35-7.2`)."""
 
     name: str
     uuid: str
@@ -143,6 +143,7 @@ class DomainReading:
     agent: bool
     memory: int
     frozen: bool
+    machine_type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def version(number: int) -> str:
 def read_domain(text: str) -> DomainReading:
     """Read the XML of any domain, live or not."""
     root = _tree(text)
-    memory = root.find("memory")
+    memory, machine = root.find("memory"), root.find("os/type")
     return DomainReading(
         name=root.findtext("name", ""),
         uuid=root.findtext("uuid", ""),
@@ -192,6 +193,7 @@ def read_domain(text: str) -> DomainReading:
         ),
         frozen=root.find(f"metadata/{{{STATE_NAMESPACE}}}frozen") is not None,
         memory=0 if memory is None else int(memory.text or 0) * _UNITS[memory.get("unit", "KiB")],
+        machine_type="" if machine is None else machine.get("machine", ""),
     )
 
 

@@ -68,7 +68,8 @@ class Domain:
     """A domain of ours as libvirt has it. `disks` maps targets (vda) to the paths it has or will open; `reason` explains a
     crash, and a pause from which it can go on (`no space`, `I/O error`, `suspended` by somebody), else empty; `agent` whether
     the guest agent's channel is open. `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from
-    (managed save); `clean`: the guest itself switched it off (or rebooted, where that ends it)."""
+    (managed save); `clean`: the guest itself switched it off (or rebooted, where that ends it). `machine_type` is QEMU's full
+    name of what it is (`pc-q35-7.2`)."""
 
     name: str
     mark: Mark
@@ -79,6 +80,7 @@ class Domain:
     memory: int = 0
     saved: bool = False
     clean: bool = False
+    machine_type: str = ""
 
     @property
     def active(self) -> bool:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
 from pocketcloud.model.names import joined, machine_uuid, network_uuid
 from pocketcloud.model.profile import Acceleration, DiskTuning
-from tests.bootsector import write_disk
+from tests.bootsector import counted, write_disk
 
 PATIENCE = 60.0
 TUNING = DiskTuning("writeback", "threads")
@@ -265,6 +266,53 @@ def test_memory_goes_on_where_it_was_on_other_disks(bed: Bed) -> None:
         hypervisor.restore(after, bed.folder / "web.none")
 
 
+def test_a_machine_that_is_woken_goes_on_counting_and_has_another_generation_id(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web")
+    write_disk(web.disks[0].path, "it booted", counts=True)
+    memory = bed.folder / "web.ram"
+
+    def genid() -> str:
+        return ET.fromstring(bed.raw().lookupByName(web.name).XMLDesc(0)).findtext("genid", "")  # noqa: S314 - libvirt's own
+
+    def goes_on() -> list[int]:
+        deadline = time.monotonic() + PATIENCE
+        while len(counted(web.serial_log.read_text())) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return counted(web.serial_log.read_text())
+
+    hypervisor.define(web)
+    hypervisor.start(web.name)
+    assert goes_on()[0] == 1
+    first, known = genid(), hypervisor.domain(web.name)
+    assert known is not None
+    assert known.machine_type.startswith("pc-q35-")
+    hypervisor.save(web.name, memory)
+    kept = counted(web.serial_log.read_text())[-1]
+    ids = {first}
+    for _time in range(2):  # from the same file as often as one likes
+        web.serial_log.write_text("")
+        hypervisor.restore(web, memory)
+        assert goes_on()[0] == kept + 1
+        assert "booted" not in web.serial_log.read_text()
+        ids.add(genid())
+        hypervisor.kill(web.name)
+    assert len(ids) == 3
+    hypervisor.start(web.name)
+    assert goes_on()[0] == 1
+
+
+def test_a_machine_of_before_there_were_generation_ids_is_woken_too(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web", letter="A")
+    bed.raw().defineXML(hypervisor.machine_xml(web).replace("<genid/>", ""))
+    hypervisor.start(web.name)
+    says(web, "A")
+    assert "genid" not in bed.raw().lookupByName(web.name).XMLDesc(0)
+    hypervisor.save(web.name, bed.folder / "web.ram")
+    web.serial_log.write_text("")
+    hypervisor.restore(web, bed.folder / "web.ram")
+    assert "h" not in says(web, "A")
+
+
 def test_a_memory_file_that_is_not_whole_is_refused(bed: Bed) -> None:
     web = bed.machine("web")
     broken = bed.folder / "broken.ram"
@@ -380,6 +428,7 @@ def test_a_guest_that_does_not_listen_is_neither_waited_for_nor_frozen(bed: Bed)
     assert not bed.hypervisor.freeze(web.name)
     bed.hypervisor.thaw(web.name)
     assert not bed.hypervisor.trim(web.name)
+    assert not bed.hypervisor.set_clock(web.name, time.time())
     bed.raw().lookupByName(web.name).suspend()
     assert bed.state(web) is DomainState.PAUSED
     assert not bed.hypervisor.shutdown(web.name, within=0.5)

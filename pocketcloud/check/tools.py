@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from pathlib import Path
 
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.errors import PocketcloudError
+from pocketcloud.host import firmware
 from pocketcloud.host.packages import capabilities
-from pocketcloud.model.base import Arch
 from pocketcloud.model.judgement import State
 
 _GROUP = "tools"
-_FIRMWARE_FOLDERS = ("etc/qemu/firmware", "usr/share/qemu/firmware")
 _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})+")
 _NEWER = ("Use a newer release of the distribution",)
 # Machines have a balloon that gives free pages back (`free-page-reporting` of virtio-balloon, QEMU's ChangeLog 5.1).
@@ -145,29 +143,9 @@ def _firmware(here: Surroundings) -> Check:
     arch = here.facts.arch
     if arch is None:
         return Check("firmware", _GROUP, State.NOT_APPLICABLE, f"none is known for {here.facts.machine}", why)
-    found = sorted(file for file in _descriptors(here.root) if _fits(file, arch, here.root))
+    found = firmware.described(here.root, arch)
     if not found:
-        folders = " or ".join(f"/{folder}" for folder in _FIRMWARE_FOLDERS)
+        folders = " or ".join(f"/{folder}" for folder in firmware.FOLDERS)
         evidence = f"no UEFI firmware for {arch} is described in {folders} and there"
         return Check("firmware", _GROUP, State.FAIL, evidence, why, here.install("firmware"), here.installing("firmware"))
-    names = ", ".join(file.stem for file in found)
-    return Check("firmware", _GROUP, State.OK, f"UEFI firmware for {arch}: {names}", why)
-
-
-def _descriptors(root: Path) -> Iterator[Path]:
-    for folder in _FIRMWARE_FOLDERS:
-        yield from (root / folder).glob("*.json")
-
-
-def _fits(descriptor: Path, arch: Arch, root: Path) -> bool:
-    """Whether a descriptor (QEMU's docs/interop/firmware.json) names UEFI firmware for `arch` whose file is there: Debian 12
-    describes one for aarch64 that its package does not hold."""
-    try:
-        said = json.loads(descriptor.read_text(encoding="utf-8"))
-        uefi = "uefi" in said["interface-types"]
-        targets = {target["architecture"] for target in said["targets"]}
-        mapping = said["mapping"]
-        file = mapping["executable"]["filename"] if mapping["device"] == "flash" else mapping["filename"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return uefi and arch in targets and (root / str(file).lstrip("/")).is_file()
+    return Check("firmware", _GROUP, State.OK, f"UEFI firmware for {arch}: {', '.join(found)}", why)

@@ -51,6 +51,9 @@ def machine_xml(spec: MachineSpec) -> str:
         # On x86 a CPU with every feature of the host, invtsc among them, cannot be saved, and `clean` holds saved memory;
         # `on` leaves those few out, nesting stays. ARM's QEMU has no such switch and libvirt refuses the attribute.
         "migratable": spec.arch is Arch.X86_64 and spec.cpu_mode == "host-passthrough",
+        # Said either way: left open, libvirt takes the first firmware described, which on Debian has keys.
+        "secure": "yes" if spec.secure_boot else "no",
+        "smm": spec.secure_boot and spec.arch is Arch.X86_64,
         "virtualisation": _virtualisation(spec),
         "disks": [_disk_values(disk) for disk in spec.disks],
         "scsi": any(disk.disc for disk in spec.disks),

@@ -20,7 +20,9 @@ from pocketcloud.cache.process import Servers
 from pocketcloud.check import nesting
 from pocketcloud.errors import HostLacks, PocketcloudError
 from pocketcloud.events import Event, Note
+from pocketcloud.host import firmware
 from pocketcloud.host.hardware import read_cpu_flags
+from pocketcloud.host.packages import install_words
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
@@ -147,6 +149,7 @@ class Workbench:
             other_bases=others,
             cpu_lacks=self._cpu_lacks(arch),
             no_nesting=self._no_nesting(arch),
+            no_secure_boot=self._no_secure_boot(arch),
         )
 
     def _cpu_lacks(self, arch: Arch) -> dict[CpuLevel, str]:
@@ -167,6 +170,18 @@ class Workbench:
             return nesting.lacking(nesting.Host(self.facts, Path("/")), shape(self.profile, self.facts, arch))
         except HostLacks:  # told with its reason when a machine is defined
             return None
+
+    def _no_secure_boot(self, arch: Arch) -> Lack | None:
+        """Why machines of that architecture have no firmware here that starts signed programs alone."""
+        if arch is not Arch.X86_64:
+            # Only x86's firmware keeps its keys from the guest by system management mode, and libvirt knew no other until 12.1.
+            return Lack(f"libvirt has it for x86_64 only, and these machines are {arch}", f"say `arch: {Arch.X86_64}`")
+        if firmware.described(Path("/"), arch, firmware.SECURE):
+            return None
+        folders = " or ".join(f"/{folder}" for folder in firmware.FOLDERS)
+        words = install_words(self.facts.distribution, self.facts.machine, ["firmware"])
+        lacks = f"no UEFI firmware for {arch} with enrolled keys is described in {folders}"
+        return Lack(lacks, " ".join(words) if words else "install your distribution's package of OVMF")
 
     def _recorded_subnets(self, but: str) -> tuple[Subnet, ...]:
         """The subnets that other labs of this kit keep, up or down. Read leniently: a damaged record keeps nothing."""

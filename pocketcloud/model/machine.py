@@ -65,7 +65,8 @@ class MachineSpec:
     """A machine for the hypervisor room. `memory` in bytes; `serial_log` receives the console; `nvram` is the file of the
     UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any);
     `kernel`, where it is started with one; `restarts`: whether a reboot starts it again, else it switches it off; `nested`:
-    whether its processor shows that it can run machines, where it can."""
+    whether its processor shows that it can run machines, where it can; `secure_boot`: its firmware has keys, and starts only what
+    is signed by them."""
 
     name: str
     uuid: str
@@ -87,6 +88,7 @@ class MachineSpec:
     ports: tuple[PortSpec, ...] = ()
     restarts: bool = True
     nested: bool = False
+    secure_boot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

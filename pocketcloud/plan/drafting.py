@@ -43,7 +43,7 @@ class Ground:
     are worth making in advance in this store; `cache` whether the lab is served from the kit's cache. `arch` is the architecture
     of the lab's machines, `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
     levels of processors, in words, for each level that they do not come up to; `no_nesting` why machines in machines have no KVM
-    here."""
+    here, `no_secure_boot` why the lab's machines have no firmware with keys."""
 
     kit: str
     arch: Arch
@@ -59,6 +59,7 @@ class Ground:
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
     no_nesting: Lack | None = None
+    no_secure_boot: Lack | None = None
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:

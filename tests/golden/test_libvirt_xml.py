@@ -98,6 +98,7 @@ MACHINES = {
     "machine-arm-two-kinds-of-cores": replace(ARM, vcpus=2, cpus="4-5"),
     "machine-nested": replace(EFI, nested=True),
     "machine-nested-by-model": replace(EFI, nested=True, cpu_mode="host-model"),
+    "machine-secure-boot": replace(EFI, secure_boot=True),
     "machine-hostile": HOSTILE,
     "machine-install": INSTALL,
     "machine-arm-install": replace(

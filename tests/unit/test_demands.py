@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.check import nesting
-from pocketcloud.errors import HostLacks
-from pocketcloud.host import read_facts
+from pocketcloud.errors import HostLacks, Refused
+from pocketcloud.host import firmware, read_facts
+from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.facts import Facts, Kvm, KvmState
 from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Acceleration
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.reset import plan_reset
-from pocketcloud.plan.steps import StartMachine, StopMachine, UndefineMachine
+from pocketcloud.plan.steps import SetNvram, StartMachine, StopMachine, UndefineMachine
 from pocketcloud.plan.up import plan_up
 from pocketcloud.profiles import Shape
 from tests.host_trees import arm_board, plant, x86_laptop
-from tests.plans import edited, fresh_host, ids, planned, texts, up_host
+from tests.plans import LAB, edited, fresh_host, ids, planned, raise_lab, texts, up_host
 from tests.recorded import Recorded
-from tests.simulation import INSTANCE, ground
+from tests.simulation import INSTANCE, Host, base, ground
 
 NOWHERE = replace(ground(), no_nesting=Lack("nested is off", "modprobe it"))
 ON_KVM = Shape(Acceleration.KVM, "q35", "host-passthrough")
@@ -72,6 +74,60 @@ def test_a_machine_that_is_to_nest_from_now_on_is_started_again() -> None:
     assert plan.loses == ()
     with pytest.raises(HostLacks):
         plan_up(NESTS, INSTANCE, host.inventory(), NOWHERE, reconfigure=True)
+
+
+# -- Secure Boot
+
+SECURE = edited(secure_boot=True)
+
+
+def test_secure_boot_is_for_bases_that_start_by_uefi() -> None:
+    with pytest.raises(Refused, match=r"a \(tiny\): secure_boot is for bases that start by UEFI"):
+        plan_up(SECURE, INSTANCE, fresh_host().inventory(), ground())
+    host = Host.with_bases(replace(base("tiny"), firmware=Firmware.EFI))
+    assert planned(host, SECURE).notes == ()
+
+
+def test_without_the_firmware_it_is_refused() -> None:
+    host = Host.with_bases(replace(base("tiny"), firmware=Firmware.EFI))
+    bare = replace(ground(), no_secure_boot=Lack("no firmware with keys", "apt-get install ovmf"))
+    with pytest.raises(HostLacks, match="a with secure_boot: no firmware with keys") as caught:
+        plan_up(SECURE, INSTANCE, host.inventory(), bare)
+    assert caught.value.hint == "apt-get install ovmf"
+    raise_lab(SECURE, host)
+    assert ids(plan_up(SECURE, INSTANCE, host.inventory(), bare), StartMachine) == []
+
+
+def test_other_firmware_is_another_machine() -> None:
+    host = Host.with_bases(replace(base("tiny"), firmware=Firmware.EFI))
+    raise_lab(LAB, host)
+    assert "secure_boot changed in the file; waits for --reconfigure (makes it anew)" in texts(planned(host, SECURE).notes)
+    plan = planned(host, SECURE, reconfigure=True)
+    assert plan.loses == ("a",)
+    fresh = [step for step in plan.steps if isinstance(step, SetNvram)]
+    assert [(step.machine, step.source) for step in fresh] == [("a", "")], "with variables of its own"
+
+
+DESCRIPTOR = {
+    "interface-types": ["uefi"],
+    "targets": [{"architecture": "x86_64", "machines": ["pc-q35-*"]}],
+    "mapping": {"device": "flash", "executable": {"filename": "/usr/share/fw/CODE.fd"}},
+    "features": ["enrolled-keys", "requires-smm", "secure-boot"],
+}
+
+
+def test_firmware_is_what_is_described_and_there(tmp_path: Path) -> None:
+    plain = {**DESCRIPTOR, "features": ["acpi-s3"]}
+    usual = {"usr/share/qemu/firmware/60-plain.json": json.dumps(plain), "usr/share/fw/CODE.fd": ""}
+    plant(tmp_path, {**usual, "usr/share/qemu/firmware/40-secure.json": json.dumps(DESCRIPTOR)})
+    assert firmware.described(tmp_path, Arch.X86_64) == ("40-secure", "60-plain")
+    assert firmware.described(tmp_path, Arch.X86_64, firmware.SECURE) == ("40-secure",)
+    assert firmware.described(tmp_path, Arch.AARCH64, firmware.SECURE) == ()
+    # A file of root's in /etc masks its namesake: an empty one says that there is none.
+    plant(tmp_path, {"etc/qemu/firmware/40-secure.json": ""})
+    assert firmware.described(tmp_path, Arch.X86_64, firmware.SECURE) == ()
+    (tmp_path / "usr/share/fw/CODE.fd").unlink()
+    assert firmware.described(tmp_path, Arch.X86_64) == ()
 
 
 # -- what the host has

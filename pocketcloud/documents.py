@@ -450,6 +450,21 @@ def _broken_references(raw: Any) -> Iterator[tuple[KeyPath, str]]:
             if type(address) is int and (other := taken.setdefault((network, address), name)) != name:
                 yield (*at, "address"), f"duplicate: {address} is {_safe(other)}'s on this network"
         yield from _double_disks(name, machine)
+    yield from _misplaced_checks(raw, dict(_machines(raw)))
+
+
+def _misplaced_checks(raw: Any, machines: Mapping[str, dict[str, Any]]) -> Iterator[tuple[KeyPath, str]]:
+    checks = raw.get("checks") if isinstance(raw, dict) else None
+    seen: dict[str, int] = {}
+    for index, check in enumerate(checks if isinstance(checks, list) else ()):
+        name, machine = (check.get("name"), check.get("machine")) if isinstance(check, dict) else (None, None)
+        if isinstance(name, str) and (first := seen.setdefault(name, index)) != index:
+            yield ("checks", index, "name"), f"duplicate: checks[{first}] has this name"
+        if isinstance(machine, str) and machine not in machines:
+            there = ", ".join(_safe(other) for other in machines) or "none"
+            yield ("checks", index, "machine"), f"no such machine (the lab has: {there})"
+        elif isinstance(machine, str) and not machines[machine].get("networks"):
+            yield ("checks", index, "machine"), f"{machine} is on no network, over which it could be asked"
 
 
 def _double_disks(name: str, machine: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:

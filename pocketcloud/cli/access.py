@@ -39,18 +39,16 @@ def _machine(record: Record, machine: str) -> None:
 
 
 def _connect(files: InstanceFiles, record: Record, machine: str, user: str) -> Guest:
-    from pocketcloud.guest import Guest, Login
-    from pocketcloud.keys import kit_key, read_public
-    from pocketcloud.specs import machine_address
+    from pocketcloud.guest import Guest
+    from pocketcloud.lab.logins import login_of
 
     _machine(record, machine)
-    address = machine_address(record, machine)
-    if address is None:
+    login = login_of(files, record, machine, user)
+    if login is None:
         raise NotReady(
             f"{machine} is on no network, so it cannot be reached", hint=f"pocketcloud lab console {record.instance} {machine}"
         )
-    host_key = " ".join(read_public(files.host_key(machine)).split()[:2])
-    return Guest.connect(Login(address, host_key, kit_key(files.kit.path).private, user), timeout=60)
+    return Guest.connect(login, timeout=60)
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

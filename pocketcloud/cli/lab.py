@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import access
+from pocketcloud.cli import access, lab_checks
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
@@ -187,17 +187,25 @@ def _summary(here: Workbench, instance: Name, done: Done, output: str, what: str
 
 @command.command()
 @click.argument("lab", required=False)
+@click.option("--checks", is_flag=True, help="Ask the machines what the lab file's `checks:` say, and count the points.")
 @lab_options()
-def status(lab: str | None, options: LabOptions) -> None:
-    """Show a lab's machines, addresses and networks."""
+def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
+    """Show a lab's machines, addresses and networks.
+
+    With --checks the machines are asked what the `checks:` of the lab say: of the file, if LAB is a file, else those it was
+    raised with. It ends with 0 when they were asked, whatever came of it: the answer says that.
+    """
     from pocketcloud.lab.status import lab_status
     from pocketcloud.model.sizes import size_text
 
     instance = instance_of(lab)
+    if checks:
+        require_root("use the kit's key")
     with bench(options) as here:
         found = lab_status(here, instance)
+        report = lab_checks.ask(here, instance, lab) if checks else None
     if options.output == "json":
-        print_json(found)
+        print_json(found if report is None else lab_checks.with_status(found, report))
         return
     rows = [
         (
@@ -217,6 +225,8 @@ def status(lab: str | None, options: LabOptions) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     click.echo(f"Lab {found.instance} is {found.state}.")
+    if report is not None:
+        lab_checks.show(report)
 
 
 @command.command()

@@ -18,10 +18,12 @@ _STRICT = {"extra": "forbid"}
 
 NATIVE: Literal["native"] = "native"
 READY_WITHIN = Duration(600)
+CHECK_WITHIN = Duration(30)
 
 # Less than this no guest gets up with; more than this is a slip of the keyboard.
 _MEMORY = (16 * MIB, 4 * TIB)
 _DISK = (1 * MIB, 64 * TIB)
+_MOST_POINTS = 1000
 
 
 def _bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
@@ -186,9 +188,31 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """A question to a machine: whether `run`, a command line for sh, ends there with 0 as root, within `within` seconds. It is
+    worth `points`; `hint` is for who did not pass. Checks are asked from the host: no machine's disk ever holds them."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    name: Name
+    machine: Name
+    run: str
+    points: int = 1
+    hint: str = ""
+    within: Duration = CHECK_WITHIN
+
+    def __post_init__(self) -> None:
+        if not self.run.strip() or "\0" in self.run:
+            raise ValueError(f"run: expected a command line, got {self.run[:40]!r}")
+        if not 0 <= self.points <= _MOST_POINTS:
+            raise ValueError(f"points: expected 0 to {_MOST_POINTS}, got {self.points}")
+
+
+@dataclass(frozen=True, slots=True)
 class Lab:
     """Machines, networks and disks declared in one file; the unit of up, reset and down. `arch` is the architecture of its
-    machines: the host's own (`native`), or one by name, which is emulated where it is not the host's."""
+    machines: the host's own (`native`), or one by name, which is emulated where it is not the host's. `checks` are what
+    `lab status --checks` asks its machines."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -197,6 +221,7 @@ class Lab:
     networks: Mapping[Name, LabNetwork] = field(default_factory=dict)
     title: str = ""
     arch: Arch | Literal["native"] = NATIVE
+    checks: tuple[Check, ...] = ()
 
     def arch_on(self, host: Arch) -> Arch:
         """The architecture of its machines on a host of that one."""

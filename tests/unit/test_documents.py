@@ -419,3 +419,40 @@ def test_other_documents_are_as_strict() -> None:
 
 def test_networks_need_no_settings() -> None:
     assert parse_lab(GOOD, "f").networks == {"front": LabNetwork()}
+
+
+# -- checks --------------------------------------------------------------------------------------------------------------
+
+CHECKED = GOOD.replace("networks:\n  front", "  alone:\n    base: tiny\n    ready: {console: x}\nnetworks:\n  front")
+
+
+def test_checks_are_read_with_their_defaults() -> None:
+    found = parse_lab(CHECKED + "checks:\n- {name: up, machine: web, run: 'curl -f localhost'}\n", "f").checks
+    assert [(c.name, c.machine, c.run, c.points, c.hint, c.within) for c in found] == [
+        ("up", "web", "curl -f localhost", 1, "", 30.0)
+    ]
+    assert parse_lab(GOOD, "f").checks == ()
+
+
+@pytest.mark.parametrize(
+    ("check", "path", "said"),
+    [
+        ("{name: up, machine: db, run: x}", "checks[0].machine", "no such machine (the lab has: web, alone)"),
+        ("{name: up, machine: alone, run: x}", "checks[0].machine", "on no network"),
+        ("{name: Up, machine: web, run: x}", "checks[0].name", "is not a name"),
+        ("{name: up, machine: web, run: ' '}", "checks[0].run", "expected a command line"),
+        ("{name: up, machine: web, run: x, points: -1}", "checks[0].points", "expected 0 to 1000"),
+        ("{name: up, machine: web, run: x, within: 0s}", "checks[0].within", "more than 0"),
+        ("{name: up, machine: web, runs: x}", "checks[0].run", "missing"),
+        ("{name: up, machine: web}", "checks[0].run", "missing"),
+        ("7", "checks[0]", "expected a mapping"),
+    ],
+)
+def test_bad_checks(check: str, path: str, said: str) -> None:
+    found = faults(f"{CHECKED}checks:\n- {check}\n")
+    assert any(fault.path == path and said in fault.message for fault in found), found
+
+
+def test_checks_have_names_of_their_own() -> None:
+    one = "- {name: up, machine: web, run: x}\n"
+    assert the_fault(f"{GOOD}checks:\n{one}{one}") == Fault(10, "checks[1].name", "duplicate: checks[0] has this name")

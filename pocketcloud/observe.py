@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.base import Base
-from pocketcloud.model.facts import Subnet
+from pocketcloud.model.facts import Subnet, libvirt_holder
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.plan.drafting import belongs_to
 from pocketcloud.records import InstanceFiles, read_record
@@ -34,7 +34,7 @@ def observe(
 
 
 def taken_subnets(here: tuple[Subnet, ...], hypervisor: Hypervisor, have: Inventory) -> tuple[Subnet, ...]:
-    """The subnets that a lab's networks must not overlap: the host's (`here`) and those of libvirt's networks, without this
-    instance's own, whose routes and definitions show up in both."""
-    own = {network.subnet for network in have.networks.values()}
-    return tuple(subnet for subnet in (*here, *hypervisor.subnets()) if str(subnet.network) not in own)
+    """The subnets that a lab's networks must not overlap: the host's (`here`, which are without those of libvirt's bridges) and
+    those of libvirt's networks but this instance's own. Others may have come to the very subnet that is this instance's."""
+    own = {libvirt_holder(network.name) for network in have.networks.values()}
+    return (*here, *(subnet for subnet in hypervisor.subnets() if subnet.holder not in own))

@@ -9,7 +9,6 @@ from pathlib import Path
 from pocketcloud.errors import Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.kit import Kit
-from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
 from pocketcloud.model.names import Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
 from pocketcloud.model.profile import Profile
@@ -76,7 +75,7 @@ def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Networ
     or has routes to, which are kept from machines that may not reach them."""
     network = record.networks[name]
     wanted = record.lab.networks.get(name)
-    fenced = network.kind is NetworkKind.NAT and not (wanted and wanted.lan)
+    fenced = network.kind.forwards and not (wanted and wanted.lan)
     leases = []
     for machine_name, machine in record.machines.items():
         for attached, mac in nic_macs(record, machine_name):

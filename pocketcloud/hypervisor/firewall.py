@@ -1,4 +1,4 @@
-"""The fence around networks of kind `nat`: their machines reach the world beyond this host's networks, not those networks.
+"""The fence around networks of kind `nat` and `routed`: their machines reach the world beyond this host's networks, not those.
 
 libvirt lets out whatever comes from such a network, to the conference's LAN as well as to the world. Our rules stand in a table
 of nftables of our own, beside libvirt's and everybody else's: a packet has to pass all of them, so none is opened by ours.

@@ -32,7 +32,7 @@ from pocketcloud.hypervisor.handles import (
 )
 from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
 from pocketcloud.model.base import Arch
-from pocketcloud.model.facts import Subnet
+from pocketcloud.model.facts import Subnet, libvirt_holder
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
 from pocketcloud.system import which
 
@@ -338,7 +338,7 @@ class LibvirtHypervisor:
 
     def subnets(self) -> tuple[Subnet, ...]:
         """See Hypervisor.subnets."""
-        found = {Subnet(subnet, f"libvirt network {r.name}") for r, _ in self._all_networks() for subnet in r.subnets}
+        found = {Subnet(subnet, libvirt_holder(r.name)) for r, _ in self._all_networks() for subnet in r.subnets}
         return tuple(sorted(found, key=lambda taken: (taken.network, taken.holder)))
 
     # -- what the verbs stand on

@@ -24,6 +24,8 @@ NAMESPACE = "urn:pocketcloud:libvirt:1"
 STATE_NAMESPACE = "urn:pocketcloud:libvirt:state:1"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _TEMPLATES = Path(__file__).parent / "templates"
+# libvirt's words for how a network forwards (formatnetwork.html); without one nothing leaves it.
+_FORWARD = {NetworkKind.NAT: "nat", NetworkKind.ROUTED: "route"}
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30, "G": 1 << 30}
 
 ET.register_namespace("pocketcloud", NAMESPACE)
@@ -74,7 +76,7 @@ def network_xml(spec: NetworkSpec) -> str:
         "name": spec.name,
         "uuid": spec.uuid,
         "mark": spec.mark,
-        "nat": spec.kind is NetworkKind.NAT,
+        "forward": _FORWARD.get(spec.kind, ""),
         "bridge": spec.bridge,
         "domain": spec.domain,
         "gateway": str(subnet[1]),
@@ -157,7 +159,7 @@ class NetworkReading:
     uuid: str
     mark: Mark | None
     bridge: str
-    nat: bool
+    forward: str
     domain: str
     subnets: tuple[IPv4Network, ...]
     leases: frozenset[str]
@@ -167,13 +169,13 @@ class NetworkReading:
     def network(self, mark: Mark, *, active: bool) -> LibvirtNetwork:
         """The network, which is ours."""
         subnet = str(self.subnets[0]) if self.subnets else ""
-        kind = NetworkKind.NAT if self.nat else NetworkKind.ISOLATED
+        kind = next((kind for kind, mode in _FORWARD.items() if mode == self.forward), NetworkKind.ISOLATED)
         return LibvirtNetwork(self.name, mark, active, self.bridge, subnet, kind, self.addresses)
 
     @property
     def shape(self) -> tuple[object, ...]:
         """What of a network cannot be changed while it is up."""
-        return self.bridge, self.nat, self.domain, self.subnets
+        return self.bridge, self.forward, self.domain, self.subnets
 
 
 def version(number: int) -> str:
@@ -211,7 +213,7 @@ def read_network(text: str) -> NetworkReading:
         uuid=root.findtext("uuid", ""),
         mark=_mark(root, "network"),
         bridge="" if bridge is None else bridge.get("name", ""),
-        nat=forward is not None and forward.get("mode", "nat") == "nat",
+        forward="" if forward is None else forward.get("mode", "nat"),
         domain="" if domain is None else domain.get("name", ""),
         subnets=tuple(subnet for subnet in subnets if subnet is not None),
         leases=frozenset(_canonical(host) for host in root.iterfind("ip/dhcp/host")),

@@ -12,6 +12,7 @@ from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.errors import Refused
 from pocketcloud.events import Event, Note, StepDone
 from pocketcloud.lab.caching import check_offline
+from pocketcloud.lab.status import routed_notes
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.lab import Lab
@@ -137,6 +138,8 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
 
 def _say_how(bench: Workbench, planned: Planned) -> None:
     record = planned.plan.record or planned.have.record
+    for note in routed_notes(record.networks) if record else ():
+        bench.emit(Note(note))
     for arch in sorted({machine.arch for machine in record.machines.values()} if record else ()):
         if reason := bench.shape(arch).reason:
             bench.emit(Note(reason))

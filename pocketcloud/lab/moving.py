@@ -13,7 +13,8 @@ from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import NetworkRecord, Record
-from pocketcloud.plan.drafting import Draft, Ground, addressed, settled_networks
+from pocketcloud.plan.drafting import Draft, Ground
+from pocketcloud.plan.networks import addressed, settled_networks
 from pocketcloud.plan.steps import CommitRecord, DefineMachine, EnsureNetwork, Plan
 from pocketcloud.records import instances
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from pocketcloud.errors import Refused
+from pocketcloud.host.network import own_address
 from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
 from pocketcloud.lab.workbench import Workbench
+from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import Stage
+from pocketcloud.model.record import NetworkRecord, Record, Stage
+from pocketcloud.observe import taken_subnets
 from pocketcloud.plan.drafting import known_record
+from pocketcloud.plan.networks import overlapped
 from pocketcloud.records import InstanceFiles, instances, read_record
+from pocketcloud.system import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,30 @@ def lab_status(bench: Workbench, instance: Name) -> LabStatus:
         )
     notes = tuple(f"{name} runs but is not in the record" for name in have.domains if name not in record.machines)
     waiting = [str(name) for name in record.machines if (domain := have.domains.get(name)) is not None and domain.waits]
+    notes += network_notes(bench, record, have)
     if waiting:
         notes += (f"{', '.join(waiting)}: paused, and can go on: pocketcloud lab up {instance}",)
     networks = {str(name): str(network.subnet) for name, network in record.networks.items()}
     return LabStatus(str(instance), str(record.lab.lab), _summary(machines), tuple(machines), networks, record.created, notes)
+
+
+def network_notes(bench: Workbench, record: Record, have: Inventory) -> tuple[str, ...]:
+    """What to know of the networks that are up: what they clash with by now, and what others need to reach routed ones."""
+    taken = taken_subnets(bench.facts.subnets, bench.hypervisor, have)
+    up = {name: network for name, network in record.networks.items() if (there := have.networks.get(name)) and there.active}
+    clashes = [overlapped(record.instance, name, network, record.lab, taken) for name, network in up.items()]
+    return (*filter(None, clashes), *routed_notes(up))
+
+
+def routed_notes(networks: Mapping[Name, NetworkRecord]) -> tuple[str, ...]:
+    """How others get to the networks that are routed. Theirs is the return route, too: without it no answer comes back."""
+    routed = {name: network.subnet for name, network in networks.items() if network.kind is NetworkKind.ROUTED}
+    via = own_address(run) if routed else ""
+    return tuple(
+        f"network {name} is routed: whom its machines are to reach, or who is to reach them, needs a route"
+        f" (ip route add {subnet} via {via or 'ADDRESS-OF-THIS-HOST'})"
+        for name, subnet in routed.items()
+    )
 
 
 def _state(domain: Domain | None, stage: Stage) -> str:

@@ -54,6 +54,11 @@ class Subnet:
     holder: str
 
 
+def libvirt_holder(network: str) -> str:
+    """The holder of the subnets that one of libvirt's networks has."""
+    return f"libvirt network {network}"
+
+
 @dataclass(frozen=True, slots=True)
 class Core:
     """A kind of ARM core: its name (`core 0x41:0xd99` where it is not known), the architecture's version (8.2; may be empty),

@@ -33,17 +33,24 @@ def _bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
 
 
 class NetworkKind(StrEnum):
-    """How a lab network meets the world: `nat` reaches out through the host, `isolated` does not."""
+    """How a lab network meets the world: `nat` reaches out through the host and its address, `routed` reaches and is reached
+    by its own addresses, `isolated` does not."""
 
     NAT = "nat"
     ISOLATED = "isolated"
+    ROUTED = "routed"
+
+    @property
+    def forwards(self) -> bool:
+        """Whether the host forwards packets between such a network and others."""
+        return self in (NetworkKind.NAT, NetworkKind.ROUTED)
 
 
 @dataclass(frozen=True, slots=True)
 class LabNetwork:
     """A network of a lab; `subnet`, a private /24, where it has to be this one and no other: left out, one that is free is
-    chosen, and another where that is taken. `lan`: whether machines on a `nat` network reach the networks that this host is on,
-    or only what is beyond them."""
+    chosen, and another where that is taken. `lan`: whether machines on a `nat` or `routed` network reach the networks that this
+    host is on by themselves, or only what is beyond them."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -52,8 +59,8 @@ class LabNetwork:
     lan: bool = False
 
     def __post_init__(self) -> None:
-        if self.lan and self.kind is not NetworkKind.NAT:
-            raise ValueError(f"lan: is for networks of kind nat; from one that is {self.kind} nothing reaches out")
+        if self.lan and not self.kind.forwards:
+            raise ValueError(f"lan: is for networks of kind nat or routed; from one that is {self.kind} nothing reaches out")
         if self.subnet is not None and not (self.subnet.prefixlen == 24 and self.subnet.is_private):
             raise ValueError(f"subnet: expected a private /24, as 10.99.1.0/24, got {self.subnet}")
 

@@ -1,10 +1,12 @@
-"""What all plans share: the ground a lab stands on, a plan while it is drawn up, names, subnets, room and leftovers."""
+"""What all plans share: the ground a lab stands on, a plan while it is drawn up, names, room and leftovers.
+
+Networks and addresses are networks.py's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Arch, CpuLevel
@@ -13,12 +15,11 @@ from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.lab import NATIVE, Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
-from pocketcloud.model.record import CLEAN, MachineRecord, NetworkRecord, Record
+from pocketcloud.model.record import CLEAN, MachineRecord, Record
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.steps import (
     CloneVolumes,
-    EnsureNetwork,
     KillMachine,
     Plan,
     PrepareVolumes,
@@ -30,7 +31,6 @@ from pocketcloud.plan.steps import (
     TakeSnapshot,
     UndefineMachine,
 )
-from pocketcloud.subnets import choose, holders
 
 # What a machine writes while it boots and is provisioned, at the least; a lab is not started on a store without that.
 ROOM_PER_MACHINE = 256 * MIB
@@ -144,99 +144,6 @@ def check_native(lab: Lab, record: Record, ground: Ground) -> None:
             hint=f"say `arch: {arch}` in its file and run pocketcloud lab up FILE, to have it emulated (slowly);"
             f" or lab up FILE --reconfigure, which makes it anew for {ground.arch}: what is on its disks is lost",
         )
-
-
-def settled_networks(
-    lab: Lab, instance: Name, record: Record, have: Inventory, ground: Ground, draft: Draft, *, reconfigure: bool
-) -> dict[Name, NetworkRecord]:
-    """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have."""
-    taken = list(ground.taken)
-    found: dict[Name, NetworkRecord] = {}
-    for name, wanted in lab.networks.items():
-        known = record.networks.get(name)
-        kind = wanted.kind
-        if known and known.kind != wanted.kind and not reconfigure:
-            draft.notes.append(f"network {name}: kind {known.kind} -> {wanted.kind} waits for --reconfigure")
-            kind = known.kind
-        there = have.networks.get(name)
-        pinned = wanted.subnet
-        if pinned and known and known.subnet != pinned and not reconfigure:
-            draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
-            pinned = known.subnet
-        if known and there and there.active and there.subnet == str(known.subnet) and pinned in (None, known.subnet):
-            subnet = known.subnet
-        elif pinned:
-            subnet = _pinned(instance, name, pinned, taken)
-        else:
-            subnet = choose(ground.supernet, taken, keep=known.subnet if known else None, seed=f"{ground.kit}.{instance}.{name}")
-            if known and subnet != known.subnet:
-                draft.notes.append(f"network {name} moves from {known.subnet} to {subnet}: the old one is taken here")
-        found[name] = NetworkRecord(kind, subnet)
-        taken.append(Subnet(subnet, f"network {name} of this lab"))
-    for name, known in record.networks.items():
-        found.setdefault(name, known)
-    return found
-
-
-def _pinned(instance: Name, network: Name, subnet: IPv4Network, taken: Sequence[Subnet]) -> IPv4Network:
-    if any(subnet.overlaps(other.network) for other in taken):
-        raise Refused(
-            f"lab {instance}: its network {network} is pinned to {subnet}, which is taken here by {holders(subnet, taken)}",
-            hint="end what takes it, or leave `subnet:` out of the lab file, so that a free one is chosen",
-        )
-    return subnet
-
-
-def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, NetworkRecord]) -> dict[Name, MachineRecord]:
-    """Give every machine its address on each of its networks: the one of the file, else the one it has, else the next free."""
-    addresses: dict[Name, dict[Name, IPv4Address]] = {name: {} for name in machines}
-    for network, known in networks.items():
-        base = int(known.subnet.network_address)
-        there = {name: m.definition.networks[network] for name, m in machines.items() if network in m.definition.networks}
-        used: dict[int, Name] = {}
-        for name, attachment in there.items():
-            if attachment.address is not None:
-                used.setdefault(attachment.address, name)
-        # Whoever has an address keeps it: an addition must not take it away, wherever in the file it stands.
-        for name in there:
-            before = machines[name].addresses.get(network)
-            if before is not None and name not in used.values():
-                used.setdefault(int(before) & 0xFF, name)
-        free = (part for part in (*range(10, 255), *range(2, 10)) if part not in used)
-        parts = {name: part for part, name in used.items()}
-        for name in there:
-            part = parts.get(name) or next(free, 0)
-            if not part:
-                raise Refused(
-                    f"network {network}: {len(there)} machines; a /24 has room for 253", hint="spread them over networks"
-                )
-            addresses[name][network] = IPv4Address(base + part)
-    return {name: replace(machine, addresses=addresses[name]) for name, machine in machines.items()}
-
-
-def draw_networks(
-    draft: Draft,
-    record: Record,
-    have: Inventory,
-    after: tuple[str, ...],
-    *,
-    leases: bool,
-    stops: Mapping[Name, tuple[str, ...]] | None = None,
-) -> dict[str, str]:
-    """Start the networks that machines are on, after the `stops` of those that are started again on them. With `leases`
-    running ones are brought to what the record says too, which an interruption after a commit may have kept from them."""
-    steps: dict[str, str] = {}
-    for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
-        there = have.networks.get(name)
-        runs = there is not None and there.active and there.subnet == str(record.networks[name].subnet)
-        if leases or not runs:
-            reason = "its leases are those of the record" if runs else "it is not running"
-            there_first = [
-                s for machine, ids in (stops or {}).items() if name in record.machines[machine].definition.networks for s in ids
-            ]
-            last = (*after, *there_first)
-            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
-    return steps
 
 
 def check_processor(fates: Sequence[Fate], have: Inventory, ground: Ground) -> None:

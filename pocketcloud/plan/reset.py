@@ -14,20 +14,18 @@ from pocketcloud.plan.drafting import (
     Draft,
     Fate,
     Ground,
-    addressed,
     check_known,
     check_native,
     check_processor,
     check_room,
-    draw_networks,
     draw_sweep,
     known_record,
     marks,
     next_generation,
-    settled_networks,
     spare_of,
     volume_name,
 )
+from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
 from pocketcloud.plan.steps import (
     CloneVolumes,
     CommitRecord,

@@ -1,4 +1,4 @@
-"""Where machines on a `nat` network get to: real libvirt networks and the host's own nftables, between network namespaces.
+"""Where machines on `nat` and `routed` networks get to: real libvirt networks and nftables, between network namespaces.
 
 A guest, a LAN and the world beyond it are namespaces that the test makes: packets take the way that a machine's take, from a port
 of the network's bridge through the host. All names and subnets are random; what is made here is removed, failed or not.
@@ -45,7 +45,7 @@ PORT = 7777
 
 # Answers on the addresses that are its arguments, to TCP and to UDP: by UDP an answer has to come from where it was asked.
 SERVER = """
-import selectors, socket, sys
+import contextlib, selectors, socket, sys
 ready = selectors.DefaultSelector()
 for address in sys.argv[1:]:
     ready.register(socket.create_server((address, PORT)), selectors.EVENT_READ, True)
@@ -59,9 +59,10 @@ while True:
             key.fileobj.accept()[0].close()
         else:
             data, peer = key.fileobj.recvfrom(100)
-            key.fileobj.sendto(data, peer)
+            with contextlib.suppress(OSError):  # there may be no way back
+                key.fileobj.sendto(peer[0].encode(), peer)
 """
-# Which of its arguments answer, by TCP and by UDP.
+# Which of its arguments answer, by TCP and by UDP; and as whom those saw it.
 CLIENT = """
 import json, socket, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,7 @@ def udp(address):
         sock.settimeout(SECONDS)
         sock.connect((address, PORT))
         sock.send(b"?")
-        return sock.recv(10) == b"?"
+        return sock.recv(100).decode()
 def reached(way, address):
     try:
         return way(address)
@@ -82,7 +83,9 @@ def reached(way, address):
 wanted = sys.argv[1:]
 with ThreadPoolExecutor(32) as pool:
     by = {name: pool.map(lambda address: reached(way, address), wanted) for name, way in (("tcp", tcp), ("udp", udp))}
+    by = {name: list(answers) for name, answers in by.items()}
     found = {name: [address for address, there in zip(wanted, answers) if there] for name, answers in by.items()}
+found["seen"] = sorted({said for said in by["udp"] if said})
 print(json.dumps(found))
 """
 
@@ -118,7 +121,16 @@ class Place:
 
     def reached(self, *addresses: str, seconds: float = 1.0) -> dict[str, list[str]]:
         """Those that answer, by `tcp` and by `udp`."""
-        done = subprocess.run([*self.python(CLIENT, seconds), *addresses], capture_output=True, text=True, check=True, timeout=60)
+        answer = self._ask(*addresses, seconds=seconds)
+        return {way: answer[way] for way in ("tcp", "udp")}
+
+    def seen_by(self, address: str, seconds: float = 5.0) -> list[str]:
+        """The address that this place has for who answers there; none if nobody does."""
+        return self._ask(address, seconds=seconds)["seen"]
+
+    def _ask(self, *addresses: str, seconds: float) -> dict[str, list[str]]:
+        argv = [*self.python(CLIENT, seconds), *addresses]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
         answer: dict[str, list[str]] = json.loads(done.stdout)
         return answer
 
@@ -161,17 +173,17 @@ def hypervisor() -> Hypervisor:
 
 
 @pytest.fixture
-def network(hypervisor: Hypervisor) -> Iterator[Callable[[], NetworkSpec]]:
+def network(hypervisor: Hypervisor) -> Iterator[Callable[..., NetworkSpec]]:
     kit, kit_id = f"pctest{secrets.token_hex(3)}", str(uuid.uuid4())
     made: list[NetworkSpec] = []
 
-    def make() -> NetworkSpec:
+    def make(kind: NetworkKind = NetworkKind.NAT) -> NetworkSpec:
         part = f"net{len(made)}"
         subnet = choose(IPv4Network("10.224.0.0/12"), hypervisor.subnets(), seed=kit)
         name, identity = joined(kit, "demo", part), str(network_uuid(kit_id, "demo", part))
         bridge = f"pct-{secrets.token_hex(4)}"
         spec = NetworkSpec(
-            name, identity, Mark(kit, kit_id, "demo", part), bridge, NetworkKind.NAT, subnet, "demo.internal", (), fenced=(LAN,)
+            name, identity, Mark(kit, kit_id, "demo", part), bridge, kind, subnet, "demo.internal", (), fenced=(LAN,)
         )
         made.append(spec)
         hypervisor.ensure_network(spec)
@@ -211,6 +223,28 @@ def test_a_lab_reaches_the_world_and_not_the_lan(
     assert guest.reached(*ESCAPES, seconds=10) == {"tcp": list(ESCAPES), "udp": list(ESCAPES)}
     hypervisor.ensure_network(spec)
     assert guest.reached(WORLD, *ESCAPES) == {"tcp": [WORLD], "udp": [WORLD]}
+
+
+def test_a_routed_lab_is_met_by_its_own_addresses(
+    place: Callable[[], Place], lan: Place, network: Callable[..., NetworkSpec], hypervisor: Hypervisor
+) -> None:
+    guest, spec = place(), network(NetworkKind.ROUTED)
+    own = plug(guest, spec)
+    neighbour = str(LAN[2])
+    with guest.serving(own):
+        # Nobody has told the LAN the way yet.
+        assert guest.seen_by(WORLD, seconds=0.7) == []
+        assert lan.seen_by(own, seconds=0.7) == []
+        lan.ip("route", "add", str(spec.subnet), "via", str(LAN[1]))
+        assert lan.seen_by(own) == [neighbour]
+        assert guest.seen_by(WORLD) == [own]
+        # It answers those who come in, and begins nothing with them.
+        assert guest.reached(*ESCAPES) == {"tcp": [], "udp": []}
+        hypervisor.ensure_network(replace(spec, fenced=None))
+        assert guest.reached(*ESCAPES, seconds=10) == {"tcp": list(ESCAPES), "udp": list(ESCAPES)}
+        assert guest.seen_by(neighbour) == [own]
+    (made,) = [found for found in hypervisor.networks(spec.mark.kit_id) if found.name == spec.name]
+    assert (made.kind, made.subnet) == (NetworkKind.ROUTED, str(spec.subnet))
 
 
 def test_labs_do_not_reach_each_other_and_machines_of_one_do(

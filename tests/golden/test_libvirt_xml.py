@@ -105,7 +105,8 @@ MACHINES = {
         ARM, disks=INSTALL.disks, kernel=INSTALL.kernel, ports=INSTALL.ports, restarts=False, nvram=KIT / "media/.work/nvram.fd"
     ),
 }
-NETWORKS = {"network-nat": FRONT, "network-isolated": BACK}
+ROUTED = replace(FRONT, name="travel.demo.dmz", kind=NetworkKind.ROUTED)
+NETWORKS = {"network-nat": FRONT, "network-isolated": BACK, "network-routed": ROUTED}
 TEXTS = {name: machine_xml(spec) for name, spec in MACHINES.items()} | {n: network_xml(s) for n, s in NETWORKS.items()}
 
 

@@ -120,7 +120,7 @@ def test_editors_of_all_systems_write_it(turn: object) -> None:
         (GOOD.replace("[front]", "[1]"), 5, "machines.web.networks[0]", "expected a network's name, got 1"),
         (GOOD.replace("[front]", "front"), 5, "machines.web.networks", "expected a mapping (key: value), got 'front'"),
         (GOOD.replace("[front]", "{front: {address: 255}}"), 5, "machines.web.networks.front", "2 to 254, got 255"),
-        (GOOD.replace("nat", "bridge"), 7, "networks.front.kind", "'nat' or 'isolated', got 'bridge'"),
+        (GOOD.replace("nat", "bridge"), 7, "networks.front.kind", "'nat', 'isolated' or 'routed', got 'bridge'"),
         (
             GOOD.replace("nat", "nat, subnet: 8.8.8.0/24"),
             7,

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pocketcloud.errors import HostLacks
-from pocketcloud.host.network import read_subnets
+from pocketcloud.host.network import own_address, read_subnets
 from pocketcloud.system import CommandFailed, Completed, run, which
 from tests.host_trees import plant
 from tests.recorded import Recorded
@@ -108,3 +108,14 @@ def test_this_host_says_the_same_both_ways(tmp_path: Path) -> None:
         plant(tmp_path, {"proc/net/route": Path("/proc/net/route").read_text()})
         from_proc = {subnet.network for subnet in read_subnets(tmp_path, Ip(HostLacks("no ip"), []))}
         assert from_proc <= {subnet.network for subnet in subnets}
+
+
+def test_the_address_that_others_know_this_host_by() -> None:
+    asked = Recorded(lambda _: json.dumps([{"dst": "198.51.100.1", "dev": "wlan0", "prefsrc": "203.0.113.9"}]))
+    assert own_address(asked) == "203.0.113.9"
+
+    def unreachable(words: tuple[str, ...]) -> str:
+        raise CommandFailed(Completed(words, 2, "", "RTNETLINK answers: Network is unreachable"))
+
+    for said in (unreachable, lambda _: "", lambda _: "[{}]", lambda _: "no JSON"):
+        assert own_address(Recorded(said)) == ""

@@ -225,7 +225,18 @@ def test_a_subnet_taken_meanwhile_is_left_and_addresses_keep_their_host_part() -
 def test_a_running_network_stays_whatever_is_taken() -> None:
     host = up_host()
     assert host.record is not None
-    assert planned(host, LAB, str(host.record.networks[Name("front")].subnet)).notes == ()
+    subnet = host.record.networks[Name("front")].subnet
+    made = planned(host, LAB, str(subnet))
+    assert made.record is not None
+    assert made.record.networks == host.record.networks
+    # Kept, and told: who is on it is not moved, and what was joined since is not reached.
+    assert made.notes == (
+        f"network front ({subnet}) overlaps {subnet} (a route of the host), so that one of the two is not reached from here;"
+        " pocketcloud lab down demo, then lab up, moves it to a free subnet",
+    )
+    pinned = replace(LAB, networks={Name("front"): LabNetwork(subnet=subnet)})
+    assert "it is pinned to that subnet: end what takes it" in texts(planned(host, pinned, "10.77.0.0/16").notes)
+    assert planned(host, LAB, "10.78.0.0/16").notes == ()
 
 
 def test_networks_of_a_lab_do_not_overlap() -> None:

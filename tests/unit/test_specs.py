@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from pocketcloud.errors import Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.kit import Kit, Manifest
-from pocketcloud.model.lab import Ready
+from pocketcloud.model.lab import LabNetwork, NetworkKind, Ready
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.profile import Acceleration, Medium
 from pocketcloud.model.record import Record
@@ -87,6 +87,21 @@ def test_a_network_has_the_leases_of_all_on_it(record: Record) -> None:
     assert all(lease.address in spec.subnet for lease in spec.leases)
     assert len(spec.bridge) <= 15
     assert network_spec(KIT, record, FRONT).uuid != spec.uuid
+
+
+def test_networks_that_forward_are_fenced_unless_the_lab_says_otherwise(record: Record) -> None:
+    near = (IPv4Network("203.0.113.0/24"),)
+
+    def fenced(kind: NetworkKind, *, lan: bool) -> object:
+        networks = {**record.networks, FRONT: replace(record.networks[FRONT], kind=kind)}
+        lab = replace(record.lab, networks={**record.lab.networks, FRONT: LabNetwork(kind, lan=lan)})
+        return network_spec(KIT, replace(record, networks=networks, lab=lab), FRONT, near).fenced
+
+    assert fenced(NetworkKind.NAT, lan=False) == fenced(NetworkKind.ROUTED, lan=False) == near
+    assert fenced(NetworkKind.NAT, lan=True) is fenced(NetworkKind.ROUTED, lan=True) is None
+    assert fenced(NetworkKind.ISOLATED, lan=False) is None
+    with pytest.raises(ValueError, match="from one that is isolated nothing reaches out"):
+        LabNetwork(NetworkKind.ISOLATED, lan=True)
 
 
 def test_the_address_is_that_on_the_first_network(record: Record) -> None:

@@ -1,0 +1,124 @@
+"""The networks of a plan: which subnets they get, who has which address there, and when they are set up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from pocketcloud.errors import Refused
+from pocketcloud.model.facts import Subnet
+from pocketcloud.model.inventory import Inventory
+from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
+from pocketcloud.plan.drafting import Draft, Ground
+from pocketcloud.plan.steps import EnsureNetwork
+from pocketcloud.subnets import choose, holders
+
+
+def settled_networks(
+    lab: Lab, instance: Name, record: Record, have: Inventory, ground: Ground, draft: Draft, *, reconfigure: bool
+) -> dict[Name, NetworkRecord]:
+    """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have."""
+    taken = list(ground.taken)
+    found: dict[Name, NetworkRecord] = {}
+    for name, wanted in lab.networks.items():
+        known = record.networks.get(name)
+        kind = wanted.kind
+        if known and known.kind != wanted.kind and not reconfigure:
+            draft.notes.append(f"network {name}: kind {known.kind} -> {wanted.kind} waits for --reconfigure")
+            kind = known.kind
+        there = have.networks.get(name)
+        pinned = wanted.subnet
+        if pinned and known and known.subnet != pinned and not reconfigure:
+            draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
+            pinned = known.subnet
+        if known and there and there.active and there.subnet == str(known.subnet) and pinned in (None, known.subnet):
+            subnet = known.subnet
+            if clash := overlapped(instance, name, known, lab, ground.taken):
+                draft.notes.append(clash)
+        elif pinned:
+            subnet = _pinned(instance, name, pinned, taken)
+        else:
+            subnet = choose(ground.supernet, taken, keep=known.subnet if known else None, seed=f"{ground.kit}.{instance}.{name}")
+            if known and subnet != known.subnet:
+                draft.notes.append(f"network {name} moves from {known.subnet} to {subnet}: the old one is taken here")
+        found[name] = NetworkRecord(kind, subnet)
+        taken.append(Subnet(subnet, f"network {name} of this lab"))
+    for name, known in record.networks.items():
+        found.setdefault(name, known)
+    return found
+
+
+def overlapped(instance: Name, name: Name, network: NetworkRecord, lab: Lab, taken: Sequence[Subnet]) -> str:
+    """A note, where a network that is up overlaps what came to this host after it, as a WLAN or a VPN does; else empty. It is
+    not moved under its machines' feet: that takes a `down`."""
+    if not (holding := holders(network.subnet, taken)):
+        return ""
+    wanted = lab.networks.get(name)
+    mend = f"pocketcloud lab down {instance}, then lab up, moves it to a free subnet"
+    if wanted and wanted.subnet == network.subnet:
+        mend = "it is pinned to that subnet: end what takes it, or leave `subnet:` out of the lab file"
+    return f"network {name} ({network.subnet}) overlaps {holding}, so that one of the two is not reached from here; {mend}"
+
+
+def _pinned(instance: Name, network: Name, subnet: IPv4Network, taken: Sequence[Subnet]) -> IPv4Network:
+    if any(subnet.overlaps(other.network) for other in taken):
+        raise Refused(
+            f"lab {instance}: its network {network} is pinned to {subnet}, which is taken here by {holders(subnet, taken)}",
+            hint="end what takes it, or leave `subnet:` out of the lab file, so that a free one is chosen",
+        )
+    return subnet
+
+
+def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, NetworkRecord]) -> dict[Name, MachineRecord]:
+    """Give every machine its address on each of its networks: the one of the file, else the one it has, else the next free."""
+    addresses: dict[Name, dict[Name, IPv4Address]] = {name: {} for name in machines}
+    for network, known in networks.items():
+        base = int(known.subnet.network_address)
+        there = {name: m.definition.networks[network] for name, m in machines.items() if network in m.definition.networks}
+        used: dict[int, Name] = {}
+        for name, attachment in there.items():
+            if attachment.address is not None:
+                used.setdefault(attachment.address, name)
+        # Whoever has an address keeps it: an addition must not take it away, wherever in the file it stands.
+        for name in there:
+            before = machines[name].addresses.get(network)
+            if before is not None and name not in used.values():
+                used.setdefault(int(before) & 0xFF, name)
+        free = (part for part in (*range(10, 255), *range(2, 10)) if part not in used)
+        parts = {name: part for part, name in used.items()}
+        for name in there:
+            part = parts.get(name) or next(free, 0)
+            if not part:
+                raise Refused(
+                    f"network {network}: {len(there)} machines; a /24 has room for 253", hint="spread them over networks"
+                )
+            addresses[name][network] = IPv4Address(base + part)
+    return {name: replace(machine, addresses=addresses[name]) for name, machine in machines.items()}
+
+
+def draw_networks(
+    draft: Draft,
+    record: Record,
+    have: Inventory,
+    after: tuple[str, ...],
+    *,
+    leases: bool,
+    stops: Mapping[Name, tuple[str, ...]] | None = None,
+) -> dict[str, str]:
+    """Start the networks that machines are on, after the `stops` of those that are started again on them. With `leases`
+    running ones are brought to what the record says too, which an interruption after a commit may have kept from them."""
+    steps: dict[str, str] = {}
+    for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
+        there = have.networks.get(name)
+        runs = there is not None and there.active and there.subnet == str(record.networks[name].subnet)
+        if leases or not runs:
+            reason = "its leases are those of the record" if runs else "it is not running"
+            there_first = [
+                s for machine, ids in (stops or {}).items() if name in record.machines[machine].definition.networks for s in ids
+            ]
+            last = (*after, *there_first)
+            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
+    return steps

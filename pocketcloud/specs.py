@@ -52,6 +52,7 @@ def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: 
         cpus=shape.cpus,
         nested=machine.definition.runs_machines,
         secure_boot=machine.definition.secure_boot,
+        screen=True,
     )
 
 

@@ -216,10 +216,11 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
             f"{m.vcpus} x {size_text(m.memory)}",
             size_text(m.disk),
             "yes" if m.clean else "no",
+            m.screen or "-",
         )
         for m in found.machines
     ]
-    print_table(("MACHINE", "STATE", "ADDRESS", "BASE", "VCPUS x MEMORY", "DISK", "CLEAN"), rows)
+    print_table(("MACHINE", "STATE", "ADDRESS", "BASE", "VCPUS x MEMORY", "DISK", "CLEAN", "SCREEN"), rows)
     for network, subnet in found.networks.items():
         click.echo(f"network {network}: {subnet}")
     for note in found.notes:

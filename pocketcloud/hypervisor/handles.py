@@ -44,7 +44,7 @@ def domain_of(handle: Any) -> Domain | None:
     saved = state is DomainState.OFF and bool(handle.hasManagedSaveImage())
     clean = number == libvirt.VIR_DOMAIN_SHUTOFF and cause == libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN
     known = reading.name, reading.mark, state, reading.disks, reading.agent, reason, reading.memory
-    return Domain(*known, saved, clean, reading.machine_type)
+    return Domain(*known, saved, clean, reading.machine_type, reading.screen)
 
 
 def resume(handle: Any) -> None:

@@ -26,6 +26,8 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _TEMPLATES = Path(__file__).parent / "templates"
 # libvirt's words for how a network forwards (formatnetwork.html); without one nothing leaves it.
 _FORWARD = {NetworkKind.NAT: "nat", NetworkKind.ROUTED: "route"}
+# Where screens are shown: to who is on this computer, and nobody else, whatever libvirt's own default is.
+_LOOPBACK = "127.0.0.1"
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30, "G": 1 << 30}
 
 ET.register_namespace("pocketcloud", NAMESPACE)
@@ -64,6 +66,7 @@ def machine_xml(spec: MachineSpec) -> str:
         "kernel": spec.kernel and _kernel_values(spec.kernel),
         "ports": [{"name": port.name, "log": _path(port.log)} for port in spec.ports],
         "restarts": spec.restarts,
+        "screen": _LOOPBACK if spec.screen else "",
     }
     return render_xml(_TEMPLATES, "domain.xml.j2", values)
 
@@ -139,7 +142,8 @@ def _path(path: Path) -> str:
 @dataclass(frozen=True, slots=True)
 class DomainReading:
     """What a domain's XML says of it; `mark` is None if it is not ours, `memory` in bytes; `frozen`: we froze its
-    file systems and have not thawed them yet; `machine_type` as libvirt resolved it (`pc-q35-7.2`)."""
+    file systems and have not thawed them yet; `machine_type` as libvirt resolved it (`pc-q35-7.2`);
+    `screen` where its graphical console is shown now (`vnc://127.0.0.1:5900`; empty: nowhere)."""
 
     name: str
     uuid: str
@@ -149,6 +153,7 @@ class DomainReading:
     memory: int
     frozen: bool
     machine_type: str
+    screen: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,17 @@ def read_domain(text: str) -> DomainReading:
         frozen=root.find(f"metadata/{{{STATE_NAMESPACE}}}frozen") is not None,
         memory=0 if memory is None else int(memory.text or 0) * _UNITS[memory.get("unit", "KiB")],
         machine_type="" if machine is None else machine.get("machine", ""),
+        screen=_screen(root),
     )
+
+
+def _screen(root: ET.Element) -> str:
+    """Where the graphical console can be seen now; one that is off has no port yet, and one on a socket is not for viewers."""
+    graphics = root.find("devices/graphics[@type='vnc']")
+    listen = None if graphics is None else graphics.find("listen[@type='address']")
+    if graphics is None or listen is None or int(graphics.get("port", "-1")) <= 0:
+        return ""
+    return f"vnc://{listen.get('address')}:{graphics.get('port')}"
 
 
 def read_network(text: str) -> NetworkReading:

@@ -24,7 +24,8 @@ from pocketcloud.system import run
 
 @dataclass(frozen=True, slots=True)
 class MachineStatus:
-    """One machine: `state` for people, `disk` the bytes its live disks occupy by themselves, `clean` whether reset knows it."""
+    """One machine: `state` for people, `disk` the bytes its live disks occupy by themselves, `clean` whether reset knows it,
+    `screen` where its graphical console is (empty: it is off)."""
 
     machine: str
     state: str
@@ -35,6 +36,7 @@ class MachineStatus:
     disk: int
     clean: bool
     networks: dict[str, str]
+    screen: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def lab_status(bench: Workbench, instance: Name) -> LabStatus:
                 used,
                 name in clean,
                 addresses,
+                domain.screen if domain else "",
             )
         )
     notes = tuple(f"{name} runs but is not in the record" for name in have.domains if name not in record.machines)

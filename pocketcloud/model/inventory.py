@@ -69,7 +69,8 @@ class Domain:
     crash, and a pause from which it can go on (`no space`, `I/O error`, `suspended` by somebody), else empty; `agent` whether
     the guest agent's channel is open. `memory` is in bytes; `saved`: libvirt keeps its memory in a file, to go on from
     (managed save); `clean`: the guest itself switched it off (or rebooted, where that ends it). `machine_type` is QEMU's full
-    name of what it is (`pc-q35-7.2`)."""
+    name of what it is (`pc-q35-7.2`), `screen` where its graphical console is shown now (`vnc://127.0.0.1:5900`; empty:
+    nowhere)."""
 
     name: str
     mark: Mark
@@ -81,6 +82,7 @@ class Domain:
     saved: bool = False
     clean: bool = False
     machine_type: str = ""
+    screen: str = ""
 
     @property
     def active(self) -> bool:

@@ -66,7 +66,7 @@ class MachineSpec:
     UEFI variables (None with BIOS firmware); `cpus` are the host's processors it has to stay on (`4-7`; empty: any);
     `kernel`, where it is started with one; `restarts`: whether a reboot starts it again, else it switches it off; `nested`:
     whether its processor shows that it can run machines, where it can; `secure_boot`: its firmware has keys, and starts only what
-    is signed by them."""
+    is signed by them; `screen`: whether viewers on this host find its graphical console at an address."""
 
     name: str
     uuid: str
@@ -89,6 +89,7 @@ class MachineSpec:
     restarts: bool = True
     nested: bool = False
     secure_boot: bool = False
+    screen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

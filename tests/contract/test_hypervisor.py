@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import libvirt
 import pytest
@@ -264,6 +265,48 @@ def test_memory_goes_on_where_it_was_on_other_disks(bed: Bed) -> None:
     assert off.disks == {"vda": other}, "the next start would use the old disk"
     with pytest.raises(NotFound, match=r"web\.none"):
         hypervisor.restore(after, bed.folder / "web.none")
+
+
+def screen(bed: Bed, spec: MachineSpec) -> tuple[str, int]:
+    """Where the machine's screen is, after somebody was greeted there as viewers are (RFC 6143, 7.1.1)."""
+    found = bed.hypervisor.domain(spec.name)
+    assert found is not None
+    at = urlsplit(found.screen)
+    assert (at.scheme, at.hostname) == ("vnc", "127.0.0.1")
+    assert at.port is not None
+    with socket.create_connection(("127.0.0.1", at.port), timeout=10) as viewer:
+        assert viewer.recv(4) == b"RFB "
+    return "127.0.0.1", at.port
+
+
+def test_a_screen_is_at_an_address_of_loopback_only_and_moves_where_that_was_taken(bed: Bed) -> None:
+    hypervisor, web = bed.hypervisor, bed.machine("web")
+    before, shown = replace(web, screen=False), replace(web, screen=True)
+    hypervisor.define(before)
+    hypervisor.start(web.name)
+    running = hypervisor.domain(web.name)
+    assert running is not None
+    assert running.screen == "", "it is on a socket, as machines of earlier versions are"
+    says(web, "hello from web")
+    hypervisor.save(web.name, old := bed.folder / "old.ram")
+
+    # Memory that was saved so goes on so, and the next start shows the screen.
+    hypervisor.restore(shown, old)
+    assert bed.state(web) is DomainState.RUNNING
+    hypervisor.kill(web.name)
+    off = hypervisor.domain(web.name)
+    assert off is not None
+    assert off.screen == ""
+    hypervisor.start(web.name)
+    host, port = screen(bed, web)
+    listening = subprocess.run(["ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    assert [line.split()[3] for line in listening.splitlines()] == [f"{host}:{port}"]
+
+    # What comes back finds its port taken.
+    hypervisor.save(web.name, memory := bed.folder / "web.ram")
+    with socket.create_server((host, port)):
+        hypervisor.restore(shown, memory)
+        assert screen(bed, web) != (host, port)
 
 
 def test_a_machine_that_is_woken_goes_on_counting_and_has_another_generation_id(bed: Bed) -> None:

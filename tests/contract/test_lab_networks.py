@@ -38,6 +38,8 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     path = kit.lab(LAB.replace("{KIND}", "{kind: routed}"))
     said = kit.cli("lab", "up", path).expect(0).err
     found = status(kit)
+    assert str(found["machines"][0]["screen"]).startswith("vnc://127.0.0.1:59")  # type: ignore[index] # JSON
+    assert "vnc://127.0.0.1:59" in kit.cli("lab", "status", "demo").expect(0).out
     subnet = found["networks"]["front"]  # type: ignore[index] # JSON
     note = re.compile(rf"network front is routed: .*\(ip route add {re.escape(str(subnet))} via [^ )]+\)")
     assert any(note.fullmatch(text) for text in found["notes"])  # type: ignore[attr-defined] # JSON
@@ -46,4 +48,6 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     assert "<forward mode='route'/>" in shown
     assert "admin-prohibited" in shown
     kit.cli("lab", "down", "demo").expect(0)
-    assert status(kit)["notes"] == []
+    found = status(kit)
+    assert found["notes"] == []
+    assert found["machines"][0]["screen"] == ""  # type: ignore[index] # JSON

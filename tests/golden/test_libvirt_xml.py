@@ -49,6 +49,7 @@ BIOS = MachineSpec(
 )
 EFI = replace(
     BIOS,
+    screen=True,
     acceleration=Acceleration.KVM,
     cpu_mode="host-passthrough",
     vcpus=4,
@@ -102,7 +103,13 @@ MACHINES = {
     "machine-hostile": HOSTILE,
     "machine-install": INSTALL,
     "machine-arm-install": replace(
-        ARM, disks=INSTALL.disks, kernel=INSTALL.kernel, ports=INSTALL.ports, restarts=False, nvram=KIT / "media/.work/nvram.fd"
+        ARM,
+        disks=INSTALL.disks,
+        kernel=INSTALL.kernel,
+        ports=INSTALL.ports,
+        restarts=False,
+        screen=False,
+        nvram=KIT / "media/.work/nvram.fd",
     ),
 }
 ROUTED = replace(FRONT, name="travel.demo.dmz", kind=NetworkKind.ROUTED)
@@ -154,6 +161,7 @@ def test_libvirt_takes_a_machine_and_gives_it_back(name: str, private_node: libv
     reading = read_domain(private_node.defineXML(TEXTS[name]).XMLDesc(0))
     assert (reading.name, reading.uuid, reading.mark, reading.memory) == (spec.name, spec.uuid, spec.mark, spec.memory)
     assert reading.disks == {disk.target: disk.path for disk in spec.disks}
+    assert not reading.screen
     assert not reading.agent
     assert not reading.frozen
 
@@ -176,6 +184,21 @@ def test_a_title_is_one_line_of_what_xml_can_hold() -> None:
 def test_a_path_that_xml_cannot_carry_is_refused(path: str) -> None:
     with pytest.raises(Refused, match="absolute paths of printable characters"):
         machine_xml(replace(BIOS, disks=(replace(BIOS.disks[0], path=Path(path)),)))
+
+
+def test_a_screen_is_where_a_running_machine_says() -> None:
+    def screen(graphics: str) -> str:
+        return read_domain(f"<domain><devices>{graphics}</devices></domain>").screen
+
+    listens = "<listen type='address' address='127.0.0.1'/>"
+    assert (
+        screen(f"<graphics type='vnc' port='5903' autoport='yes' listen='127.0.0.1'>{listens}</graphics>")
+        == "vnc://127.0.0.1:5903"
+    )
+    assert screen(f"<graphics type='vnc' port='-1' autoport='yes'>{listens}</graphics>") == ""
+    # As machines were defined by earlier versions.
+    assert screen("<graphics type='vnc' socket='/run/x.sock'><listen type='socket' socket='/run/x.sock'/></graphics>") == ""
+    assert screen(f"<graphics type='spice' port='5900'>{listens}</graphics>") == screen("") == ""
 
 
 def test_somebody_elses_xml_is_not_ours() -> None:

@@ -143,7 +143,7 @@ def _check_machine(host: Host, have: Inventory, name: Name, lab: Lab) -> None:
     assert all(have.volumes[volume].sealed for volume in clean.machines[name].disks.values())
     kept = host.volumes[clean.machines[name].disks["root"]].content
     assert kept[0].startswith(f"{lab.machines[name].base}.")
-    assert kept.count("provisioned") == bool(lab.machines[name].provision), "provisioned exactly once"
+    assert kept.count("provisioned") == lab.machines[name].to_provision, "provisioned exactly once"
 
 
 def raise_lab(lab: Lab, host: Host, *, reconfigure: bool = False, prune: bool = False) -> Plan:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from pocketcloud import guest_packages
 from pocketcloud.apply.readiness import paused, wait_login, wait_ready
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
@@ -49,6 +50,7 @@ from pocketcloud.ssh_config import SshHost, known_hosts_line, ssh_config
 
 # How much of a failed command's output its error carries.
 _LAST_LINES = 12
+_LINE = 60
 
 
 class ProvisioningFailed(PocketcloudError):
@@ -185,12 +187,31 @@ def _provision(world: World, step: Provision) -> None:
     definition = world.machine(step.machine).definition
     with wait_login(world, step.machine, step.id, first=True) as guest:
         world.change_machine(step.machine, stage=Stage.PROVISIONING)
-        total = len(definition.provision)
-        for index, action in enumerate(definition.provision):
+        total = len(definition.provision) + 1
+        if definition.packages:
+            said = f"installing {', '.join(definition.packages)}"
+            world.emit(StepProgress(step.id, 0.0, said if len(said) <= _LINE else f"{said[:_LINE]}...", step.machine))
+            _install(world, guest, step.machine, definition.packages)
+        for index, action in enumerate(definition.provision, start=1):
             world.emit(StepProgress(step.id, index / total, action.title, step.machine))
-            _act(world, guest, step.machine, index, action)
+            _act(world, guest, step.machine, index - 1, action)
         guest.run("sync")
     world.change_machine(step.machine, stage=Stage.PROVISIONED)
+
+
+def _install(world: World, guest: Guest, machine: str, packages: Sequence[str]) -> None:
+    for path, content in guest_packages.files(packages):
+        guest.write(path, content, 0o644)
+    done = guest.run(guest_packages.COMMAND)
+    if done.code != 0:
+        # apt says why on one stream, dnf on the other.
+        said = (done.out + b"\n" + done.err).decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        kept = f"pocketcloud cache add --lab {world.instance} keeps them in the kit, for a computer without a network; "
+        raise ProvisioningFailed(
+            "\n  ".join([f"{machine}: its packages ({', '.join(packages)}) were not installed", *said]),
+            hint=f"{kept if world.cache else ''}look: pocketcloud lab ssh {world.instance} {machine};"
+            f" the next up makes {machine} anew",
+        )
 
 
 def _act(world: World, guest: Guest, machine: str, index: int, action: ProvisionStep) -> None:

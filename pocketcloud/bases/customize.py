@@ -26,6 +26,7 @@ from pocketcloud.bases.install.way_out import way_out
 from pocketcloud.bases.recipe import Order, plain_http
 from pocketcloud.errors import NoSpace, NotReady, PartlyDone, PocketcloudError, UsageError
 from pocketcloud.files import sync_file, write_whole
+from pocketcloud.guest_packages import SCRIPT as _PACKAGES
 from pocketcloud.iso import iso_image
 from pocketcloud.model.base import Arch, Definition, Firmware, ImageDefinition
 from pocketcloud.model.machine import DiskSpec
@@ -62,8 +63,14 @@ def wanted(definition: Definition) -> bool:
 def parts() -> Iterator[tuple[str, bytes]]:
     """What goes into a base beside the definition: for Recipe.inputs."""
     yield "customize", str(RECIPE).encode()
-    for path in sorted(_PARTS.glob("*.sh")):
-        yield f"guest/{path.name}", path.read_bytes()
+    for name, content in _scripts().items():
+        yield f"guest/{name}", content
+
+
+def _scripts() -> dict[str, bytes]:
+    """The scripts on the seed's disc, by name."""
+    found = {path.name: path.read_bytes() for path in _PARTS.glob("*.sh")} | {"packages.sh": _PACKAGES.read_bytes()}
+    return dict(sorted(found.items()))
 
 
 def check(order: Order[Definition]) -> None:
@@ -85,7 +92,7 @@ def seed_files(definition: Definition, arch: Arch, build: str, proxy: str = "") 
         "meta-data": _document({"instance-id": f"pocketcloud-{build}"}),
         "user-data": b"#cloud-config\n" + _document(_config()),
         "build": f"OK {build}\n".encode(),
-        **{path.name: path.read_bytes() for path in sorted(_PARTS.glob("*.sh"))},
+        **_scripts(),
     }
     if definition.packages:
         files["packages"] = "".join(f"{name}\n" for name in definition.packages).encode()

@@ -214,9 +214,11 @@ def state_of(kit: Kit, wish: Wish) -> str:
     if wish.kind is Kind.BASE:
         try:
             bottom, names = bottom_of(definitions.find(wish.name))
-            archive = archive_of(bottom, wish.arch, (*wish.packages, *names))
+            extra = (*wish.packages, *names)
+            archive = archive_of(bottom, wish.arch, extra)
+            rpms = extra if any(repositories_of(bottom, wish.arch, extra)) else ()
         except PocketcloudError as error:
             return error.message.splitlines()[0]
-        if archive and (absent := lacking(archive, found.files)):
+        if absent := lacking(archive, found.files) if archive else _absent_rpms(rpms, found.files):
             return f"lacks {', '.join(absent[:5])}{' and more' if len(absent) > 5 else ''}".replace("the package ", "")
     return ""

@@ -21,12 +21,12 @@ _TIGHT = 6 * GIB
 
 def judge(here: Surroundings) -> Iterator[Check]:
     """Free space where the kit lies or will lie, and the way there."""
-    place = _nearest(here.kit_path)
+    place = nearest(here.kit_path)
     yield _space(here.kit_path, place)
     yield _reachable(here, place)
 
 
-def _nearest(path: Path) -> Path:
+def nearest(path: Path) -> Path:
     """The folder itself, or the nearest one above that exists."""
     path = path.absolute()
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))

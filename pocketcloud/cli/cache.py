@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pocketcloud.model.base import Arch
     from pocketcloud.model.cache import Collection, Wish
     from pocketcloud.model.kit import Kit
+    from pocketcloud.model.lab import Lab
+    from pocketcloud.model.names import Name
 
 _ARCH = click.Choice(["x86_64", "aarch64"])
 _MANY = 10
@@ -71,7 +73,9 @@ def _arch(text: str | None) -> Arch:
 
 @command.command()
 @click.argument("bases", nargs=-1)
-@click.option("--lab", "labs", multiple=True, metavar="LAB", help="For a lab: its bases, and what is named beside it.")
+@click.option(
+    "--lab", "labs", multiple=True, metavar="LAB", help="For a lab: its bases, their packages, and what is named beside it."
+)
 @click.option(
     "--package", "packages", multiple=True, metavar="NAME", help="For machines of these bases: packages they may install."
 )
@@ -92,9 +96,11 @@ def add(
 ) -> None:
     """Say what to keep; `cache sync` fetches it.
 
-    BASES bring all that building them takes. Packages that machines install beside it are named with --package.
+    BASES bring all that building them takes; a LAB brings its bases, and the packages that its machines name. What they install
+    beside that is named with --package.
     """
     from pocketcloud.cache.addresses import checked
+    from pocketcloud.cache.labs import wishes_of
     from pocketcloud.cache.syncing import checked_reference, joined
     from pocketcloud.model.base import Download
     from pocketcloud.model.cache import Kind, Wish
@@ -103,12 +109,12 @@ def add(
     if not (bases or labs or url or images):
         raise UsageError("what is to be kept?", hint="name a base, or give --lab, --url or --image")
     wanted = _arch(arch)
-    owners = tuple(Name(_bases_of(lab, wanted)[0]) for lab in labs)
+    named = [_lab_of(lab) for lab in labs]
+    owners = tuple(Name(name) for name, _ in named)
     alone = not labs
     new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages), "", owners, alone) for base in _known_bases(bases, wanted)]
-    for lab in labs:
-        named, theirs, its = _bases_of(lab, wanted)
-        new += [Wish(Kind.BASE, base, its, _checked_packages(packages), labs=(Name(named),), asked=False) for base in theirs]
+    for name, lab in named:
+        new += wishes_of(lab, Name(name), wanted, _checked_packages(packages)) if lab else ()
     if packages and not new:
         raise UsageError("--package goes with a base", hint="pocketcloud cache add BASE --package NAME")
     if url:
@@ -129,15 +135,16 @@ def add(
             wishes = joined(wishes, wish)
         store.wish(*wishes)
     for wish in new:
-        click.echo(f"Kit {kit.name} is to keep {wish.title}. pocketcloud cache sync fetches what is missing.")
+        added = f" with {', '.join(wish.packages)}" if wish.packages else ""
+        click.echo(f"Kit {kit.name} is to keep {wish.title}{added}. pocketcloud cache sync fetches what is missing.")
 
 
 def _checked_packages(names: tuple[str, ...]) -> tuple[str, ...]:
     """Names as distributions allow them: nothing that apt would take for an option, a pattern or a version."""
-    import re
+    from pocketcloud.model.names import is_package
 
     for name in names:
-        if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9+._-]*", name):
+        if not is_package(name):
             raise UsageError(f"{name[:60]!r} is not a package's name", hint="one name for each --package")
     return names
 
@@ -157,10 +164,8 @@ def _known_bases(names: tuple[str, ...], arch: Arch) -> tuple[str, ...]:
     return names
 
 
-def _bases_of(text: str, native: Arch) -> tuple[str, tuple[str, ...], Arch]:
-    """The name of a lab, the bases of its machines that can be built (others, imported ones, are in the kit or nowhere), and
-    their architecture where `native` is the one asked for."""
-    from pocketcloud.bases import definitions
+def _lab_of(text: str) -> tuple[str, Lab | None]:
+    """The name of a lab, and what it declares: by its file, as it was raised, or as we ship it."""
     from pocketcloud.cli.options import wanted_lab
     from pocketcloud.kit.attached import Places
     from pocketcloud.records import InstanceFiles, read_record
@@ -174,9 +179,7 @@ def _bases_of(text: str, native: Arch) -> tuple[str, tuple[str, ...], Arch]:
     if lab is None and found is not None:
         record = read_record(InstanceFiles(found, name))
         lab = record.lab if record else None
-    known = {path.base for path in definitions.available()}
-    bases = tuple(dict.fromkeys(m.base for m in lab.machines.values() if m.base in known)) if lab else ()
-    return name, bases, lab.arch_on(native) if lab else native
+    return name, lab
 
 
 @command.command()
@@ -192,6 +195,7 @@ def sync(names: tuple[str, ...], mirror: str | None, kit_name: str | None, progr
 
     Interrupted, it goes on when it is run again; what was there before is served until all of the new is.
     """
+    from pocketcloud.cache.labs import renewed
     from pocketcloud.cache.syncing import Means, sweep, sync_all
     from pocketcloud.events import StepProgress
     from pocketcloud.model.sizes import size_text
@@ -200,7 +204,11 @@ def sync(names: tuple[str, ...], mirror: str | None, kit_name: str | None, progr
     kit = open_kit(kit_name)
     store = _store(kit)
     with _held(kit, "sync"):
-        wishes = _named(store.wishes(), names)
+        known = store.wishes()
+        wanted = renewed(known, _labs_of(kit, known), _arch(None)) if any(wish.labs for wish in known) else known
+        if wanted != known:
+            store.wish(*wanted)
+        wishes = _named(wanted, names)
         if not wishes:
             raise NotFound(f"nothing is to be kept in kit {kit.name}", hint="pocketcloud cache add BASE says what is")
         view = open_view(progress, verbose)
@@ -215,6 +223,26 @@ def sync(names: tuple[str, ...], mirror: str | None, kit_name: str | None, progr
                 click.echo(f"{wish.title}: {len(collection.files)} files, {size_text(collection.size)}, complete.")
         if delete and (freed := sweep(store)):
             click.echo(f"Removed what newer files replaced: {size_text(freed)}.")
+
+
+def _labs_of(kit: Kit, wishes: tuple[Wish, ...]) -> dict[Name, Lab]:
+    """The labs that the wishes are for, as they are now: raised, or else shipped. Others are known by their wishes alone."""
+    from pocketcloud.documents import load_lab
+    from pocketcloud.errors import Refused
+    from pocketcloud.records import InstanceFiles, read_record
+    from pocketcloud.resources import shipped
+
+    found = {}
+    for name in dict.fromkeys(lab for wish in wishes for lab in wish.labs):
+        try:
+            record = read_record(InstanceFiles(kit, name))
+        except Refused:  # a damaged record is told by the commands on that lab
+            record = None
+        if record is not None:
+            found[name] = record.lab
+        elif (path := shipped("labs", f"{name}.yaml")).exists():
+            found[name] = load_lab(path)
+    return found
 
 
 def _named(wishes: tuple[Wish, ...], names: tuple[str, ...]) -> tuple[Wish, ...]:

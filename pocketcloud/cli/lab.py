@@ -44,10 +44,16 @@ for _access in access.COMMANDS:
 
 
 @command.command("list")
+@click.option("--available", is_flag=True, help="The ones we ship: what each teaches, and what it needs.")
 @kit_option
 @output_option
-def list_labs(kit_name: str | None, output: str) -> None:
+def list_labs(kit_name: str | None, output: str, *, available: bool) -> None:
     """List the kit's labs, and the ones we ship."""
+    if available:
+        from pocketcloud.cli.shipped_labs import show
+
+        show(output)
+        return
     from pocketcloud.documents import load_lab
     from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.lab.status import lab_lines

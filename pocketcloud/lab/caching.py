@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from pocketcloud.cache.labs import packages_of
 from pocketcloud.cache.process import Place, Servers
 from pocketcloud.cache.store import Store, folder_of
 from pocketcloud.cache.supply import state_of
 from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Base
-from pocketcloud.model.cache import PORT, Kind
+from pocketcloud.model.cache import PORT, Kind, Wish
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.machine import NetworkSpec
@@ -45,9 +46,10 @@ class ServedLab:
         return [Place(str(network.subnet.network_address + 1), network.bridge) for network in networks]
 
 
-def check_offline(kit: Kit, lab: Lab, instance: Name, bases: Mapping[str, Base]) -> None:
+def check_offline(kit: Kit, lab: Lab, instance: Name, bases: Mapping[str, Base], made: Collection[Name] = ()) -> None:
     """Raise NotFound with all that a lab lacks where nothing can be fetched: bases, and what the cache is to keep for it. A base
-    that is built needs nothing of the cache but the packages that its machines are to find there."""
+    that is built needs nothing of the cache but the packages that its machines are to find there; those that are `made` have
+    theirs."""
     lines = [
         f"base {name} is not in the kit" for name in dict.fromkeys(m.base for m in lab.machines.values()) if name not in bases
     ]
@@ -57,8 +59,12 @@ def check_offline(kit: Kit, lab: Lab, instance: Name, bases: Mapping[str, Base])
         built = wish.kind is Kind.BASE and wish.name in bases
         if (not built or wish.packages) and (state := state_of(kit, wish)):
             lines.append(f"{wish.title}: {state}")
+    for name, packages in packages_of(lab, made).items():
+        if name in bases and (state := state_of(kit, Wish(Kind.BASE, name, bases[name].arch, packages))):
+            lines.append(f"packages for machines of base {name} ({', '.join(packages)}): {state}")
     if lines:
         raise NotFound(
             "\n".join([f"lab {instance} cannot be raised offline:", *(f"  {line}" for line in lines)]),
-            hint="with a network: pocketcloud cache sync, and pocketcloud base build; if there is one now: --online",
+            hint=f"with a network: pocketcloud cache add --lab {lab.lab}, pocketcloud cache sync, and pocketcloud base build;"
+            " if there is one now: --online",
         )

@@ -58,7 +58,7 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
     for network in wanted.networks:
         bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
     if bench.offline:
-        check_offline(bench.kit, wanted, instance, have.bases)
+        check_offline(bench.kit, wanted, instance, have.bases, have.record.machines if have.record else ())
     ground = bench.ground(have, instance, wanted)
     plan = plan_up(wanted, instance, have, ground, reconfigure=reconfigure, prune=prune)
     return Planned(plan, have)

@@ -104,8 +104,9 @@ def _file_lines(step: Step, world: World) -> list[str]:
                 else f"rm -f {live}"
             ]
         case Provision():
-            actions = world.machine(step.machine).definition.provision
-            return [f"# over ssh, as root: {action.title}" for action in actions]
+            definition = world.machine(step.machine).definition
+            first = [f"# over ssh, as root: install {' '.join(definition.packages)}"] if definition.packages else []
+            return [*first, *(f"# over ssh, as root: {action.title}" for action in definition.provision)]
         case WaitReady():
             return [f"# wait for {_demands(world, step.machine)}"]
         case TakeSnapshot():

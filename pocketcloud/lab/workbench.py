@@ -146,6 +146,7 @@ class Workbench:
             made_with=__version__,
             spares=self.kit.manifest.storage == "lvm",
             cache=self.served,
+            online=not self.offline,
             other_bases=others,
             cpu_lacks=self._cpu_lacks(arch),
             no_nesting=self._no_nesting(arch),

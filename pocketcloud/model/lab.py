@@ -10,7 +10,7 @@ from ipaddress import IPv4Network
 from typing import Any, ClassVar, Literal
 
 from pocketcloud.model.base import Arch
-from pocketcloud.model.names import Name
+from pocketcloud.model.names import Name, is_package
 from pocketcloud.model.sizes import MIB, TIB, Duration, Size, size_text
 
 # Keys that a file may not have are refused; pydantic reads this attribute of a plain dataclass (documents.py).
@@ -30,6 +30,35 @@ def _bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
     low, high = bounds
     if not low <= size <= high:
         raise ValueError(f"{what}: expected {size_text(low)} to {size_text(high)}, got {size_text(size)}")
+
+
+class Outside(StrEnum):
+    """What a lab takes from outside while it is raised and used: `nothing`; what the kit's `cache` can keep, so that it works
+    without a network where it was synced before; what only a `network` has."""
+
+    NOTHING = "nothing"
+    CACHE = "cache"
+    NETWORK = "network"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a lab takes as a whole: `memory` that the host can give its machines, QEMU's share not counted; `space` that the
+    kit has free before it is raised for the first time; what comes from `outside`; whether the host's processor has to let
+    machines run machines (`nesting`). Left out: what its machines say."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    memory: Size | None = None
+    space: Size | None = None
+    outside: Outside | None = None
+    nesting: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            _bounded("memory", self.memory, _MEMORY)
+        if self.space is not None:
+            _bounded("space", self.space, _DISK)
 
 
 class NetworkKind(StrEnum):
@@ -157,7 +186,8 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One VM of a lab. `disk` is the size of its system disk, left out: the base's. `nested`: whether it runs machines of its
+    """One VM of a lab. `disk` is the size of its system disk, left out: the base's. `packages` are installed by its own package
+    manager when it is new, before `provision`. `nested`: whether it runs machines of its
     own with the host's help; `emulate`: without that help too, its machines then are emulated. `secure_boot`: its firmware
     starts only what is signed."""
 
@@ -173,12 +203,15 @@ class Machine:
     ready: Ready = Ready()
     nested: Literal[False, True, "emulate"] = False
     secure_boot: bool = False
+    packages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 512:
             raise ValueError(f"vcpus: expected 1 to 512, got {self.vcpus}")
         if not self.networks and (self.needs_ssh or self.ready.tcp is not None):
             raise ValueError("needs a network to be provisioned or proven ready over; without one: `ready: {console: ...}`")
+        if odd := [name for name in self.packages if not is_package(name)]:
+            raise ValueError(f"packages: no package is called {odd[0][:60]!r}; names alone, without versions or options")
         _bounded("memory", self.memory, _MEMORY)
         if self.disk is not None:
             _bounded("disk", self.disk, _DISK)
@@ -191,7 +224,12 @@ class Machine:
     @property
     def needs_ssh(self) -> bool:
         """Whether bringing it up takes a login: to provision it or to prove it ready."""
-        return bool(self.provision) or self.ready.needs_ssh
+        return self.to_provision or self.ready.needs_ssh
+
+    @property
+    def to_provision(self) -> bool:
+        """Whether anything is done in it when it is new."""
+        return bool(self.packages or self.provision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +257,8 @@ class Check:
 class Lab:
     """Machines, networks and disks declared in one file; the unit of up, reset and down. `arch` is the architecture of its
     machines: the host's own (`native`), or one by name, which is emulated where it is not the host's. `checks` are what
-    `lab status --checks` asks its machines."""
+    `lab status --checks` asks its machines. `teaches` are lines for whoever
+    chooses a lab, `needs` what it takes as a whole."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -229,6 +268,26 @@ class Lab:
     title: str = ""
     arch: Arch | Literal["native"] = NATIVE
     checks: tuple[Check, ...] = ()
+    teaches: tuple[str, ...] = ()
+    needs: Needs = Needs()
+
+    def __post_init__(self) -> None:
+        least = sum(machine.memory for machine in self.machines.values())
+        if self.needs.memory is not None and self.needs.memory < least:
+            told = size_text(self.needs.memory)
+            raise ValueError(f"needs: memory: its machines have {size_text(least)} together, and {told} is less")
+        if self.needs.nesting and not any(machine.runs_machines for machine in self.machines.values()):
+            raise ValueError("needs: nesting: none of its machines is `nested:`")
+
+    @property
+    def memory(self) -> Size:
+        """What its machines have together, in bytes, or more where it says so."""
+        return self.needs.memory or Size(sum(machine.memory for machine in self.machines.values()))
+
+    @property
+    def nesting(self) -> bool:
+        """Whether a machine of it runs machines with the host's help, and not without."""
+        return any(machine.nested is True for machine in self.machines.values())
 
     def arch_on(self, host: Arch) -> Arch:
         """The architecture of its machines on a host of that one."""

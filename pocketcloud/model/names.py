@@ -12,6 +12,8 @@ from typing import Any, Self
 
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,30}$"
 _NAME = re.compile(NAME_PATTERN)
+# As distributions allow them, and nothing that a package manager takes for an option, a pattern or a version.
+_PACKAGE = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9+._-]{0,127}")
 _RULE = "a name starts with a-z and goes on with a-z, 0-9 and '-', 31 characters at most"
 
 
@@ -40,6 +42,11 @@ class Name(str):
     @classmethod
     def __get_pydantic_json_schema__(cls, _core: object, _handler: object) -> dict[str, Any]:
         return {"type": "string", "pattern": NAME_PATTERN}
+
+
+def is_package(text: str) -> bool:
+    """Whether a package of a distribution may be called that."""
+    return bool(_PACKAGE.fullmatch(text))
 
 
 def joined(*parts: str) -> str:

@@ -40,7 +40,8 @@ ROOM_PER_MACHINE = 256 * MIB
 class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
-    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache. `arch` is the architecture
+    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache, `online` whether
+    it may use the network. `arch` is the architecture
     of the lab's machines, `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
     levels of processors, in words, for each level that they do not come up to; `no_nesting` why machines in machines have no KVM
     here, `no_secure_boot` why the lab's machines have no firmware with keys."""
@@ -56,6 +57,7 @@ class Ground:
     made_with: str
     spares: bool = False
     cache: bool = False
+    online: bool = True
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
     no_nesting: Lack | None = None
@@ -161,10 +163,12 @@ def check_processor(fates: Sequence[Fate], have: Inventory, ground: Ground) -> N
         )
 
 
-def check_room(fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Collection[Name] = ()) -> None:
+def check_room(
+    fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Collection[Name] = (), more: Sequence[str] = ()
+) -> None:
     """Refuse what the host cannot carry, with the figures, all at once. `saved` are the machines whose memory will be saved
-    to files while their state is taken."""
-    problems: list[str] = []
+    to files while their state is taken; `more` is what was found lacking elsewhere, told with it."""
+    problems = list(more)
     profile, overhead = ground.profile, ground.profile.machine_overhead
     starting = [f for f in fates if (d := have.domains.get(f.name)) is None or not d.active]
     growth = {f.name: _growth(f, have) for f in fates if f not in starting}

@@ -26,6 +26,7 @@ from pocketcloud.plan.drafting import (
     next_generation,
     volume_name,
 )
+from pocketcloud.plan.needs import check_outside, lacking
 from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
 from pocketcloud.plan.steps import (
     CloneVolumes,
@@ -98,7 +99,8 @@ def plan_up(
     clean = next_record.clean.machines if next_record.clean else {}
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
-    check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean])
+    check_outside(lab, have, ground)
+    check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean], lacking(lab, have, ground))
     _draw_up(draft, fates, next_record, have, ground, generation, leaving if prune else [])
     return draft.plan(next_record)
 
@@ -406,7 +408,7 @@ def _draw_machine(draft: Draft, fate: Fate, have: Inventory, after: tuple[str, .
     elif domain is not None and domain.waits:
         steps.append(ResumeMachine(id=f"resume.{name}", reason=f"it is paused ({domain.reason})", machine=name))
     first = fate.record.stage is not Stage.PROVISIONED
-    if first and fate.record.definition.provision:
+    if first and fate.record.definition.to_provision:
         steps.append(Provision(id=f"provision.{name}", reason="it is new", machine=name))
     steps.append(WaitReady(id=f"ready.{name}", reason="up ends when it is ready", machine=name, first=first))
     steps[0] = replace(steps[0], after=(*after, *steps[0].after, *(() if start or not running else up)))

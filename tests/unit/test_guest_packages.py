@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from pocketcloud.bases import customize, definitions
+from pocketcloud.bases import definitions
 from pocketcloud.bases.archives import guest_files
 from pocketcloud.bases.recipe import plain_http
 from pocketcloud.cache.addresses import key_of
 from pocketcloud.cache.serving import serving
 from pocketcloud.cache.store import Store
+from pocketcloud.guest_packages import SCRIPT
 from pocketcloud.model.base import Arch, ImageDefinition
 from pocketcloud.model.cache import CACHE_SCHEMA, Collection
 from tests.debian_archive import Deb, make_archive
 from tests.rpm_packages import needs_rpm, rpm
 from tests.signers import signers
 
-SCRIPT = Path(customize.__file__).parent / "guest/packages.sh"
 APT = """#!/bin/sh
 exec {apt} -o Dir::State={top}/state -o Dir::State::status={top}/state/status -o Dir::Cache={top}/cache \\
   -o APT::Architecture=amd64 -o Acquire::Retries=0 -o APT::Get::Download-Only=true -o APT::Sandbox::User=root "$@"

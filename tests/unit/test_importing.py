@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketcloud import guest_packages
 from pocketcloud.bases import builder, customize, records
 from pocketcloud.bases.cloud_image import check_room
 from pocketcloud.bases.disk_image import Disk, Format
@@ -306,6 +307,6 @@ def test_packages_need_a_network(kit: Kit, raw: Path) -> None:
 
 
 def test_the_scripts_for_guests_are_good_shell() -> None:
-    scripts = sorted(Path(customize.__file__).with_name("guest").glob("*.sh"))
-    assert [script.name for script in scripts] == ["customize.sh", "packages.sh", "seal.sh"]
+    scripts = [*sorted(Path(customize.__file__).with_name("guest").glob("*.sh")), guest_packages.SCRIPT]
+    assert [script.name for script in scripts] == ["customize.sh", "seal.sh", "guest_packages.sh"]
     subprocess.run(["shellcheck", "-s", "sh", *scripts], check=True)

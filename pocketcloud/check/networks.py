@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.bridges import LIKE_LIBVIRTS, read_active, read_bridges
+from pocketcloud.host.network import OUTER, read_outer
 from pocketcloud.model.judgement import State
 from pocketcloud.subnets import LIBVIRT_DEFAULT, PREFIX, below, holders, room, supernet
 
@@ -64,6 +65,10 @@ def _nested(here: Surroundings) -> Check:
     evidence = (
         f"labs here take {supernet(here.facts)}, labs inside of their machines {inside}, libvirt in there {LIBVIRT_DEFAULT}"
     )
+    if bad := read_outer(here.root)[1]:
+        lines = ", ".join(map(str, bad[:_SHOWN]))
+        remedy = (f"Write one IPv4 network a line into /{OUTER}, as 10.77.0.0/16",)
+        return Check("nested-subnets", _GROUP, State.WARN, f"/{OUTER} names no network in line {lines}; {evidence}", why, remedy)
     if taken := holders(inside, here.facts.subnets):
         remedy = ("End what routes it, a VPN perhaps, if machines inside of machines have to reach what is there",)
         return Check("nested-subnets", _GROUP, State.WARN, f"{evidence}; that hides {taken} from them", why, remedy)

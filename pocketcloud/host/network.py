@@ -1,4 +1,5 @@
-"""IPv4 networks that are taken on this host: its addresses and routes. libvirt's networks are the hypervisor room's.
+"""IPv4 networks that are taken on this host: its addresses and routes, and those of the computers that it is a machine on.
+libvirt's networks are the hypervisor room's.
 
 Outside facts: iproute2's JSON (`ip -j`), and /proc/net/route (hexadecimal, in the host's byte order) where there is none;
 /proc/net/ipv6_route (destination, prefix, ..., flags, device), whose flags are the kernel's uapi/linux/ipv6_route.h.
@@ -27,9 +28,31 @@ _OWN_ROUTES = ("local", "broadcast", "multicast", "anycast")
 _LOOPBACK = IPv4Network("127.0.0.0/8")
 
 
+OUTER = "etc/pocketcloud/outer-subnets"
+"""In a machine of a lab: the networks of the computer it runs on, and of those around that one, which it cannot see itself and
+which labs in it must not hide. One IPv4 network a line, `#` begins a comment."""
+
+_OUTER_LINES = 1000
+
+
+def read_outer(root: Path) -> tuple[tuple[Subnet, ...], tuple[int, ...]]:
+    """What the file OUTER names (absent: nothing), and the numbers of the lines that name no network, which are passed over: this
+    computer has a use without them."""
+    found: list[Subnet] = []
+    bad: list[int] = []
+    for number, line in enumerate(text(root, OUTER).splitlines()[:_OUTER_LINES], 1):
+        said = line.partition("#")[0].strip()
+        if said:
+            try:
+                found.append(Subnet(IPv4Network(said, strict=False), f"outside of this machine (/{OUTER})"))
+            except ValueError:
+                bad.append(number)
+    return tuple(found), tuple(bad)
+
+
 def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
-    """The networks of the host's addresses and routes (all tables), without default routes, loopback and libvirt's bridges,
-    each once, by address. Where iproute2 is not there or too old for JSON: the main routing table of /proc."""
+    """The networks of the host's addresses and routes (all tables) and of the file OUTER, without default routes, loopback and
+    libvirt's bridges, each once, by address. Where iproute2 is not there or too old for JSON: the main routing table of /proc."""
     # libvirt's bridges have any name, which only root sees; those it gives by itself are known by it.
     bridges = frozenset(network.bridge for network in read_active(root) or ())
     try:
@@ -38,7 +61,7 @@ def read_subnets(root: Path, run: Runner) -> tuple[Subnet, ...]:
         found = [*_addressed(addresses), *_routed(routes)]
     except (HostLacks, CommandFailed, ValueError, TypeError, AttributeError):
         found = list(_routed_in_proc(text(root, "proc/net/route")))
-    return _without(found, bridges)
+    return _without([*found, *(("", subnet) for subnet in read_outer(root)[0])], bridges)
 
 
 def own_address(run: Runner) -> str:

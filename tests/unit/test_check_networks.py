@@ -61,6 +61,13 @@ def test_labs_inside_of_machines_take_the_next_range(laptop: Computer) -> None:
     assert "labs here take 10.78.0.0/16, labs inside of their machines 10.79.0.0/16" in laptop.checks()["nested-subnets"].evidence
 
 
+def test_what_a_machine_is_told_of_the_networks_around_it_has_to_be_networks(laptop: Computer) -> None:
+    plant(laptop.root, {"etc/pocketcloud/outer-subnets": "10.77.0.0/16\nten.something\n"})
+    check = laptop.checks()["nested-subnets"]
+    assert check.state is State.WARN
+    assert "/etc/pocketcloud/outer-subnets names no network in line 2;" in check.evidence
+
+
 def status(name: str, bridge: str, mode: str = "nat") -> dict[str, str]:
     """libvirt's status file of an active network."""
     network = f"<network><name>{name}</name><forward mode='{mode}'/><bridge name='{bridge}' stp='off'/></network>"

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pocketcloud.errors import HostLacks
-from pocketcloud.host.network import own_address, read_subnets
+from pocketcloud.host.network import own_address, read_outer, read_subnets
 from pocketcloud.system import CommandFailed, Completed, run, which
 from tests.host_trees import plant
 from tests.recorded import Recorded
@@ -119,3 +119,22 @@ def test_the_address_that_others_know_this_host_by() -> None:
 
     for said in (unreachable, lambda _: "", lambda _: "[{}]", lambda _: "no JSON"):
         assert own_address(Recorded(said)) == ""
+
+
+def test_a_machine_is_told_of_the_networks_around_it(tmp_path: Path) -> None:
+    ip = Ip([address("eth0", "10.77.3.10", 24)], [])
+    assert list(taken(tmp_path, ip)) == ["10.77.3.0/24"]
+    told = "# of the laptop\n10.77.0.0/16\n\n  192.168.1.0/24 # the conference\n10.77.3.0/24\n172.16.5.1/16\n"
+    told += "fe80::/64\nx\n0.0.0.0/0\n\xff"
+    plant(tmp_path, {"etc/pocketcloud/outer-subnets": told})
+    outside = "outside of this machine (/etc/pocketcloud/outer-subnets)"
+    assert taken(tmp_path, ip) == {
+        "10.77.0.0/16": outside,
+        "10.77.3.0/24": "address on eth0",
+        "172.16.0.0/16": outside,
+        "192.168.1.0/24": outside,
+    }
+    assert read_outer(tmp_path)[1] == (7, 8, 10)
+    endless = "10.0.0.0/24\n" * 2000
+    plant(tmp_path, {"etc/pocketcloud/outer-subnets": endless})
+    assert len(read_outer(tmp_path)[0]) == 1000

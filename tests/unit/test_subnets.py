@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.facts import Distribution, Facts, Kvm, KvmState, Subnet
-from pocketcloud.subnets import choose, room, supernet
+from pocketcloud.subnets import INSIDE, below, choose, room, supernet
 
 TENS = IPv4Network("10.77.0.0/16")
 
@@ -118,3 +118,41 @@ def test_where_all_of_ten_is_routed_elsewhere_another_private_range_is_taken() -
     assert supernet(facts(vpn, subnet("172.16.0.0/12"))) == IPv4Network("192.168.0.0/16")
     everything = (vpn, subnet("172.16.0.0/12"), subnet("192.168.0.0/16"), subnet("198.18.0.0/15"))
     assert supernet(facts(*everything)) == TENS
+
+
+@pytest.mark.parametrize("told", [True, False])
+@settings(deadline=None, max_examples=60)
+@given(st.lists(networks(), max_size=5), st.integers(3, 6), st.text(max_size=8))
+def test_a_lab_in_a_lab_in_a_lab_has_a_subnet_unlike_all_around_it(
+    told: bool, around: list[IPv4Network], levels: int, seed: str
+) -> None:
+    """`around` is what the outermost computer has; `told` whether machines know of it (/etc/pocketcloud/outer-subnets)."""
+    here = facts(*(Subnet(network, "address on wlan0") for network in around))
+    labs: list[IPv4Network] = []
+    for level in range(levels):
+        try:
+            labs.append(choose(supernet(here), here.subnets, seed=f"{seed}{level}"))
+        except Refused:
+            # With what a VPN may take it can be that nothing is left, and that is said.
+            assert room(supernet(here), here.subnets) == 0
+            return
+        seen = (Subnet(labs[-1], "address on eth0"), *(here.subnets if told else ()))
+        here = facts(*seen, virtualised="kvm")
+    for index, subnet in enumerate(labs):
+        others = [*labs[:index], *(around if told or index == 0 else ())]
+        assert not any(subnet.overlaps(other) for other in others), f"level {index} hides one around it"
+        assert not any(subnet.overlaps(inside.network) for inside in INSIDE)
+
+
+def test_what_machines_take_inside_is_left_to_them() -> None:
+    vpn = subnet("10.0.0.0/8", "route via tun0")
+    within = supernet(facts(vpn, subnet("172.16.0.0/12")))
+    assert within == IPv4Network("192.168.0.0/16")
+    libvirts = IPv4Network("192.168.122.0/24")
+    assert room(within, ()) == 256 - 16 - 1, "libvirt's own, and those of Docker's second pool"
+    alone = [Subnet(net, "x") for net in within.subnets(new_prefix=24) if net != libvirts]
+    with pytest.raises(Refused, match="no /24 is left for a lab network"):
+        choose(within, alone[16:])
+    # A lab that has it keeps it, as one that is pinned to it does.
+    assert choose(within, alone, keep=libvirts) == libvirts
+    assert not any(below(facts()).overlaps(inside.network) for inside in INSIDE)

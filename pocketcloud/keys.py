@@ -110,6 +110,11 @@ def read_public(path: Path) -> str:
     return line
 
 
+def kit_key_path(kit_path: Path) -> Path:
+    """Where the kit's own private key is, or will be."""
+    return kit_path / _KIT_KEY
+
+
 def kit_key(kit_path: Path) -> KeyPair:
     """The kit's own key, `keys/id_ed25519` in the kit; made at first use.
 

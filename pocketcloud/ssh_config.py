@@ -18,8 +18,8 @@ from pocketcloud.errors import Refused
 _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9._-]*")
 
-# The keys that ssh would try by itself if no IdentityFile were given; the user's are in every guest as well as the kit's.
-_USERS_OWN = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+USERS_OWN = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+"""The keys that ssh would try by itself if no IdentityFile were given; the user's are in every guest as well as the kit's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +61,13 @@ def _block(entry: SshHost) -> str:
         ("User", entry.user),
         ("HostKeyAlias", entry.alias),
         ("HostKeyAlgorithms", "ssh-ed25519"),
-        ("UserKnownHostsFile", _quoted(entry.known_hosts)),
+        ("UserKnownHostsFile", quoted_path(entry.known_hosts)),
         ("GlobalKnownHostsFile", "/dev/null"),
         ("StrictHostKeyChecking", "yes"),
         ("CheckHostIP", "no"),
         ("UpdateHostKeys", "no"),
-        ("IdentityFile", _quoted(entry.identity)),
-        *(("IdentityFile", path) for path in _USERS_OWN),
+        ("IdentityFile", quoted_path(entry.identity)),
+        *(("IdentityFile", path) for path in USERS_OWN),
         # An agent full of other keys would use up the server's patience before ours is tried.
         ("IdentitiesOnly", "yes"),
         ("PasswordAuthentication", "no"),
@@ -76,7 +76,8 @@ def _block(entry: SshHost) -> str:
     return f"Host {entry.alias}\n" + "".join(f"    {key} {value}\n" for key, value in options)
 
 
-def _quoted(path: Path) -> str:
+def quoted_path(path: Path) -> str:
+    """A path as ssh's options name it, in quotes. Raises Refused if it cannot be written in that format."""
     text = str(path)
     # Quotes and backslashes are read differently by different OpenSSH versions, and `${` cannot be escaped at all.
     if not path.is_absolute() or not text.isprintable() or any(odd in text for odd in ('"', "\\", "${")):

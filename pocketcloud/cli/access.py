@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pocketcloud.records import InstanceFiles
 
 
-def _instance(kit_name: str | None, lab: str) -> tuple[InstanceFiles, Record]:
+def instance_files(kit_name: str | None, lab: str | None) -> tuple[InstanceFiles, Record]:
     """The files and the record of the instance that LAB names. Raises NotFound."""
     from pocketcloud.records import InstanceFiles, read_record
 
@@ -63,7 +63,7 @@ def ssh(kit_name: str | None, user: str, lab: str, machine: str, command: tuple[
     from pocketcloud.system import become, which
 
     require_root("use the kit's key")
-    files, record = _instance(kit_name, lab)
+    files, record = instance_files(kit_name, lab)
     _machine(record, machine)
     if which("ssh") is None:
         raise NotFound(
@@ -89,7 +89,7 @@ def execute(
     from pocketcloud.ssh_config import command_line
 
     require_root("use the kit's key")
-    files, record = _instance(kit_name, lab)
+    files, record = instance_files(kit_name, lab)
     words = command[1:] if command[0] == "--" else command
     if not words:
         raise UsageError("exec needs a command", hint="pocketcloud lab exec LAB MACHINE -- COMMAND")
@@ -113,7 +113,7 @@ def execute(
 def cp(kit_name: str | None, lab: str, source: str, target: str) -> None:
     """Copy a file or folder: SOURCE or TARGET is MACHINE:PATH, the other a path here."""
     require_root("use the kit's key")
-    files, record = _instance(kit_name, lab)
+    files, record = instance_files(kit_name, lab)
     ends = [_remote(record, end) for end in (source, target)]
     if (ends[0] is None) == (ends[1] is None):
         raise UsageError(
@@ -144,7 +144,7 @@ def console(kit_name: str | None, lab: str, machine: str) -> None:
     from pocketcloud.system import become, which
 
     require_root("open a console")
-    files, record = _instance(kit_name, lab)
+    files, record = instance_files(kit_name, lab)
     _machine(record, machine)
     name = joined(files.kit.name, record.instance, machine)
     hypervisor = open_hypervisor()
@@ -163,7 +163,7 @@ def console(kit_name: str | None, lab: str, machine: str) -> None:
 @click.argument("lab")
 def ssh_config(kit_name: str | None, lab: str) -> None:
     """Print a configuration for `ssh -F` with all machines of LAB."""
-    files, _ = _instance(kit_name, lab)
+    files, _ = instance_files(kit_name, lab)
     click.echo(files.ssh_config.read_text(), nl=False)
 
 

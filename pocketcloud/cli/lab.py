@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import access, lab_checks
+from pocketcloud.cli import access, lab_checks, lab_sharing
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
@@ -39,7 +39,7 @@ def command() -> None:
     """
 
 
-for _access in access.COMMANDS:
+for _access in (*access.COMMANDS, *lab_sharing.COMMANDS):
     command.add_command(_access)
 
 

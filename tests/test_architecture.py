@@ -26,7 +26,6 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("storage", "hypervisor", "host", "guest"),
     ("plan", "specs"),
     ("downloads", "memory_fit", "profiles", "records", "seed", "verdict"),
-<<<<<<< HEAD
     (
         "documents",
         "guest_cache",
@@ -39,11 +38,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "subnets",
         "usb_path",
     ),
-    ("cpio", "disk_space", "events", "files", "iso", "render", "resources", "system"),
-=======
-    ("documents", "guest_cache", "guest_files", "keys", "locks", "readiness", "ssh_config", "subnets", "usb_path"),
     ("cpio", "disk_space", "events", "files", "iso", "render", "resources", "system", "yaml_text"),
->>>>>>> cdbd254 (lab: Print an Ansible inventory)
     ("model", "errors", "quoting"),
 )
 LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}

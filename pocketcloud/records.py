@@ -133,6 +133,14 @@ def sweep_unfinished(files: InstanceFiles) -> None:
         path.unlink(missing_ok=True)
 
 
+def sweep_states(files: InstanceFiles, record: Record) -> None:
+    """Remove the UEFI variables of states that the record does not name any more, or not yet. The caller holds the instance."""
+    named = record.named_nvrams()
+    for path in files.nvrams():
+        if "@" in path.name and path.name not in named:
+            path.unlink(missing_ok=True)
+
+
 def remove_instance(files: InstanceFiles) -> None:
     """Remove the instance's files, its record last, so that an interrupted removal is seen and goes on."""
     for path in (*files.nvrams(), *files.memories()):

@@ -29,7 +29,9 @@ from pocketcloud.plan.steps import (
     CommitRecord,
     CreateVolume,
     DefineMachine,
+    EndRestoring,
     EnsureNetwork,
+    KeepNvram,
     KillMachine,
     Plan,
     PrepareVolumes,
@@ -84,9 +86,9 @@ def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB, spares: 
     )
 
 
-def base(name: str = "tiny", digest: str = "d1") -> Base:
+def base(name: str = "tiny", digest: str = "d1", firmware: Firmware = Firmware.BIOS) -> Base:
     """A built base; its volume is `base.NAME.DIGEST`."""
-    return Base(Name(name), Arch.X86_64, digest, f"base.{name}.{digest}", Firmware.BIOS, "2024-01-01T00:00:00+00:00")
+    return Base(Name(name), Arch.X86_64, digest, f"base.{name}.{digest}", firmware, "2024-01-01T00:00:00+00:00")
 
 
 def machine(
@@ -149,6 +151,8 @@ class Host:
     domains: dict[str, Vm] = field(default_factory=dict)
     networks: dict[str, LibvirtNetwork] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
+    nvrams: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """UEFI variables by the name of their file: the live ones under the name of their machine, with what was written to them."""
     trace: list[str] = field(default_factory=list)
 
     @classmethod
@@ -198,6 +202,8 @@ class Host:
         disk = self.volumes[self.domains[name].disks[0]]
         assert not disk.sealed
         disk.content = (*disk.content, what)
+        if name in self.nvrams:
+            self.nvrams[name] = (*self.nvrams[name], what)
 
     def content(self, name: str) -> tuple[str, ...]:
         """What is on a machine's system disk."""
@@ -232,6 +238,8 @@ class Host:
                 yield lambda: self._start(step.machine)
             case CloneVolumes():
                 yield from (partial(self._clone, clone) for clone in step.clones)
+            case EndRestoring():
+                yield lambda: self._end_restoring(step)
             case PrepareVolumes():
                 yield from (partial(self._prepare, clone) for clone in step.clones)
             case RemoveVolumes():
@@ -264,10 +272,27 @@ class Host:
                 self._wait(step)
             case WriteSeed():
                 self.seeds[name] = step.generation
-            case KillMachine() | StopMachine() | SetNvram() | RemoveFiles():
+            case KeepNvram() | SetNvram():
+                self._nvram(step)
+            case KillMachine() | StopMachine() | RemoveFiles():
                 pass
             case _:
                 raise TypeError(f"a step that the simulation does not know: {type(step).__name__}")
+
+    def _nvram(self, step: KeepNvram | SetNvram) -> None:
+        match step:
+            case KeepNvram():
+                self.nvrams[step.target] = self.nvrams.get(step.machine, ())
+            case SetNvram() if step.source:
+                assert step.source in self.nvrams, f"{step.machine}: the UEFI variables {step.source} are not there"
+                self.nvrams[step.machine] = self.nvrams[step.source]
+            case SetNvram():
+                self.nvrams.pop(step.machine, None)
+
+    def sweep(self) -> None:
+        """Remove what the next command sweeps before it begins: UEFI variables that no record names."""
+        named = self.record.named_nvrams() if self.record else frozenset()
+        self.nvrams = {name: kept for name, kept in self.nvrams.items() if not name.endswith(".fd") or name in named}
 
     def _network(self, step: EnsureNetwork | RemoveNetwork) -> None:
         if isinstance(step, RemoveNetwork):
@@ -353,6 +378,8 @@ class Host:
         for network in self._known().machines[Name(name)].definition.networks:
             assert self._is_up(network), f"{name} cannot start: network {network} is down"
         vm.state = DomainState.RUNNING
+        if self._known().machines[Name(name)].firmware is Firmware.EFI:
+            self.nvrams.setdefault(name, ())
         vm.places = {str(n): str(address) for n, address in self._known().machines[Name(name)].addresses.items()}
 
     def _is_up(self, network: str) -> bool:
@@ -381,21 +408,30 @@ class Host:
         if step.first:
             self._stage(step.machine, Stage.PROVISIONED)
 
-    def _snapshot(self, step: TakeSnapshot) -> Iterator[Callable[[], None]]:
-        for name in step.machines:
+    def _end_restoring(self, step: EndRestoring) -> None:
+        for name in map(Name, step.machines):
             self._running(name)
-        for name in step.machines:
+            self.record = self._known().with_machine(name, replace(self._known().machines[name], restoring=None))
+
+    def _snapshot(self, step: TakeSnapshot) -> Iterator[Callable[[], None]]:
+        running = [name for name in step.machines if name in self.domains and self.domains[name].state is not DomainState.OFF]
+        for name in running:
+            self._running(name)
+        for name in running:
             yield partial(setattr, self.domains[name], "state", DomainState.OFF)
         parts: dict[Name, SnapshotPart] = {}
         disks: dict[Name, dict[str, str]] = {}
         for name in map(Name, step.machines):
             known = self._known().machines[name]
             disks[name] = {disk: volume_name(INSTANCE, name, disk, step.generation) for disk in known.disks}
-            parts[name] = SnapshotPart(known.disks)
+            nvram = f"{INSTANCE}.{name}@{step.name}.fd" if known.firmware is Firmware.EFI else ""
+            if nvram:
+                yield partial(self.nvrams.__setitem__, nvram, self.nvrams.get(name, ()))
+            parts[name] = SnapshotPart(known.disks, nvram, known.definition)
             for disk, volume in known.disks.items():
                 yield partial(self._clone, Clone(volume, disks[name][disk]))
         yield lambda: self._commit_snapshot(step, parts, disks)
-        for name in step.machines:
+        for name in running:
             yield partial(self._restore, name)
 
     def _commit_snapshot(
@@ -403,10 +439,12 @@ class Host:
     ) -> None:
         record, name = self._known(), Name(step.name)
         before = record.snapshots.get(name)
-        snapshot = replace(before, machines={**before.machines, **parts}) if before else Snapshot("now", dict(parts))
+        fresh = Snapshot("now", dict(parts), record.at, step.protected, record.lab.networks)
+        snapshot = replace(before, machines={**before.machines, **parts}) if before else fresh
         machines = {n: replace(m, disks=disks[n]) if n in disks else m for n, m in record.machines.items()}
         snapshots = {**record.snapshots, name: snapshot}
-        self.record = replace(record, generation=step.generation, machines=machines, snapshots=snapshots)
+        at = record.at if before else step.name
+        self.record = replace(record, generation=step.generation, machines=machines, snapshots=snapshots, at=at)
 
     def _restore(self, name: str) -> None:
         self._define(name)

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from pocketcloud.apply.world import World
 from pocketcloud.events import Note, StepProgress
-from pocketcloud.files import copy_whole
+from pocketcloud.files import copy_whole, write_whole
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import Clone
 from pocketcloud.model.names import Name
@@ -22,8 +22,11 @@ from pocketcloud.model.record import Record, Snapshot, SnapshotPart
 from pocketcloud.plan.drafting import marks, volume_name
 
 
-def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation: int, step_id: str) -> None:
-    """Take (or complete) the snapshot `name` with `machines`, which are all running; they live on volumes of `generation`."""
+def take_snapshot(
+    world: World, name: Name, machines: Sequence[Name], generation: int, step_id: str, *, protected: bool = False
+) -> None:
+    """Take (or complete) the snapshot `name` with `machines`; they live on volumes of `generation` afterwards. Those that run go
+    on, those that are off stay so."""
 
     def say(fraction: float, text: str) -> None:
         world.emit(StepProgress(step_id, fraction, text))
@@ -31,24 +34,26 @@ def take_snapshot(world: World, name: Name, machines: Sequence[Name], generation
     for machine in machines:
         # What an interrupted snapshot left must never be taken for the memory of this one.
         world.files.memory(machine).unlink(missing_ok=True)
+    running = [machine for machine in machines if _runs(world, machine)]
     with ExitStack() as undo, ThreadPoolExecutor(max(1, len(machines)), "snapshot") as pool:
         say(0.0, "freezing")
-        for machine in machines:
+        for machine in running:
             undo.callback(_thaw, world, machine)
-        _all(pool, lambda m: _freeze(world, m), machines)
+        _all(pool, lambda m: _freeze(world, m), running)
         say(0.1, "saving memory")
-        for machine in machines:
+        for machine in running:
             undo.callback(_bring_back, world, machine)
-        _all(pool, lambda m: _save(world, m), machines)
+        _all(pool, lambda m: _save(world, m), running)
         say(0.5, "snapshotting disks")
         with ExitStack() as unmade:
             parts, disks = _snapshot_disks(world, name, machines, generation, unmade)
-            world.commit(lambda record: _with_snapshot(record, name, world.now(), parts, disks, generation))
+            fresh = Snapshot(world.now(), parts, protected=protected)
+            world.commit(lambda record: _with_snapshot(record, name, fresh, disks, generation))
             unmade.pop_all()
         say(0.6, "restoring")
-        _all(pool, lambda m: _bring_back(world, m), machines)
+        _all(pool, lambda m: _bring_back(world, m), running)
         say(0.9, "thawing")
-        _all(pool, lambda m: _thaw(world, m), machines)
+        _all(pool, lambda m: _thaw(world, m), running)
 
 
 def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Sequence[Name]) -> None:
@@ -57,6 +62,11 @@ def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Seq
     for error in [future.exception() for future in futures]:
         if error is not None:
             raise error
+
+
+def _runs(world: World, machine: Name) -> bool:
+    domain = world.hypervisor.domain(world.domain(machine))
+    return domain is not None and domain.active
 
 
 def _freeze(world: World, machine: Name) -> None:
@@ -107,21 +117,23 @@ def _snapshot_disks(
         nvram = ""
         if record.firmware is Firmware.EFI:
             kept = world.files.nvram(machine, name)
-            copy_whole(world.files.nvram(machine), kept, 0o600)
+            if world.files.nvram(machine).exists():
+                copy_whole(world.files.nvram(machine), kept, 0o600)
+            else:
+                write_whole(kept, b"", 0o600)  # it was never started: see SetNvram
             nvram = kept.name
-        parts[machine] = SnapshotPart(record.disks, nvram)
+        parts[machine] = SnapshotPart(record.disks, nvram, record.definition)
     return parts, disks
 
 
-def _with_snapshot(
-    record: Record,
-    name: Name,
-    now: str,
-    parts: dict[Name, SnapshotPart],
-    disks: dict[Name, dict[str, str]],
-    generation: int,
-) -> Record:
+def _with_snapshot(record: Record, name: Name, fresh: Snapshot, disks: dict[Name, dict[str, str]], generation: int) -> Record:
+    """The record with the snapshot, or with one that is there completed, and with the lab where it is now in their tree."""
     before = record.snapshots.get(name)
-    snapshot = replace(before, machines={**before.machines, **parts}) if before else Snapshot(now, parts)
+    if before:
+        snapshot = replace(before, machines={**before.machines, **fresh.machines})
+    else:
+        snapshot = replace(fresh, parent=record.at, networks=record.lab.networks)
     machines = {m: replace(r, disks=disks[m]) if m in disks else r for m, r in record.machines.items()}
-    return replace(record, generation=generation, machines=machines, snapshots={**record.snapshots, name: snapshot})
+    snapshots = {**record.snapshots, name: snapshot}
+    at = record.at if before else name
+    return replace(record, generation=generation, machines=machines, snapshots=snapshots, at=at)

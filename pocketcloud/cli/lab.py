@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import access, lab_checks, lab_sharing
+from pocketcloud.cli import access, lab_checks, lab_sharing, states
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
@@ -39,8 +39,8 @@ def command() -> None:
     """
 
 
-for _access in (*access.COMMANDS, *lab_sharing.COMMANDS):
-    command.add_command(_access)
+for _command in (*access.COMMANDS, *lab_sharing.COMMANDS, *states.COMMANDS):
+    command.add_command(_command)
 
 
 @command.command("list")
@@ -90,7 +90,8 @@ def schema() -> None:
     print_json(lab_schema())
 
 
-def _print_plan(planned: Planned, bench: Workbench, output: str) -> None:
+def print_plan(planned: Planned, bench: Workbench, output: str) -> None:
+    """Show a plan that is not applied."""
     from pocketcloud.lab.explain import explain
     from pocketcloud.plan.steps import title
 
@@ -138,7 +139,7 @@ def _plan_up(lab: str | None, alias: Name | None, options: LabOptions, *, reconf
     require_root("look at all that a plan depends on")
     with bench(options, raises=True) as here:
         wanted, instance = lab_under(lab, here.kit, alias)
-        _print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
+        print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
 
 
 @command.command()
@@ -160,7 +161,7 @@ def up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure:
         wanted, instance = lab_under(lab, here.kit, alias)
         confirm = _confirm_loss(yes=options.yes)
         done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)
-    _summary(here, instance, done, options.output, "is up")
+    summary(here, instance, done, options.output, "is up")
 
 
 def _confirm_loss(*, yes: bool) -> Confirm:
@@ -175,7 +176,8 @@ def _confirm_loss(*, yes: bool) -> Confirm:
     return confirm
 
 
-def _summary(here: Workbench, instance: Name, done: Done, output: str, what: str) -> None:
+def summary(here: Workbench, instance: Name, done: Done, output: str, what: str) -> None:
+    """Show a lab that was brought somewhere, with when each machine was ready."""
     from pocketcloud.lab.status import lab_status
     from pocketcloud.model.sizes import duration_text
 
@@ -240,9 +242,10 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
 @click.argument("lab", required=False)
 @click.argument("machines", nargs=-1)
 @click.option("--onto-new-base", is_flag=True, help="Make those anew whose base has a newer version in the kit.")
+@click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
 @lab_options("no_wait", "dry_run", "yes")
-def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool) -> None:
-    """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is lost.
+def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool, no_undo: bool) -> None:
+    """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is kept for `lab undo`.
 
     With --onto-new-base they are provisioned anew from the base that the kit has now, and `clean` is taken of that; machines
     whose base has not changed are left as they are.
@@ -254,12 +257,19 @@ def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, on
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            _print_plan(plan_for_reset(here, instance, machines, onto_new_base=onto_new_base), here, options.output)
+            planned = plan_for_reset(here, instance, machines, onto_new_base=onto_new_base, undo=not no_undo)
+            print_plan(planned, here, options.output)
             return
         question = f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?"
-        confirm = _confirm_loss(yes=options.yes) if onto_new_base else lambda _plan: ask(question, yes=options.yes)
-        done = bring_back(here, instance, machines, confirm=confirm, onto_new_base=onto_new_base)
-    _summary(here, instance, done, options.output, "stands on the newest bases" if onto_new_base else "is back to clean")
+
+        def confirm(plan: Plan) -> None:
+            if onto_new_base:
+                _confirm_loss(yes=options.yes)(plan)
+            else:
+                ask(f"{question} {states.left_text(plan, instance)}", yes=options.yes)
+
+        done = bring_back(here, instance, machines, confirm=confirm, onto_new_base=onto_new_base, undo=not no_undo)
+    summary(here, instance, done, options.output, "stands on the newest bases" if onto_new_base else "is back to clean")
 
 
 @command.command()
@@ -282,7 +292,7 @@ def down(lab: str | None, machines: tuple[str, ...], within: float, options: Lab
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            _print_plan(plan_for_down(here, instance, machines, within), here, options.output)
+            print_plan(plan_for_down(here, instance, machines, within), here, options.output)
             return
         done = take_down(here, instance, machines, within=within)
     what = ", ".join(machines) if machines else f"lab {instance}"
@@ -301,7 +311,7 @@ def destroy(lab: str | None, options: LabOptions) -> None:
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            _print_plan(plan_for_destroy(here, instance), here, options.output)
+            print_plan(plan_for_destroy(here, instance), here, options.output)
             return
         question = f"Destroy lab {instance} with all its disks?"
         done = remove_all(here, instance, confirm=lambda _plan: ask(question, yes=options.yes))

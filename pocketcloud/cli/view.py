@@ -105,7 +105,7 @@ def _tell(stream: IO[str], line: str) -> None:
 
 def _is_long(event: StepStarted | StepDone) -> bool:
     """Whether it is one of the steps that people wait for."""
-    return event.id.split(".")[0] in ("provision", "ready", "clean")
+    return event.id.split(".")[0] in ("provision", "ready", "clean", "state")
 
 
 def _one_line(text: str) -> str:

@@ -73,26 +73,39 @@ def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, 
         _say_how(bench, planned)
         if not bench.served:
             bench.servers.end(instance)
-        return _apply(bench, planned, f"pocketcloud lab up {instance}", allocation)
+        return apply_planned(bench, planned, f"pocketcloud lab up {instance}", allocation)
 
 
-def plan_for_reset(bench: Workbench, instance: Name, machines: Sequence[str], *, onto_new_base: bool = False) -> Planned:
+def plan_for_reset(
+    bench: Workbench, instance: Name, machines: Sequence[str], *, onto_new_base: bool = False, undo: bool = True
+) -> Planned:
     """The plan that `reset` would apply now."""
     have = bench.observe(instance)
-    plan = plan_onto_new_base if onto_new_base else plan_reset
-    return Planned(plan(instance, machines, have, bench.ground(have, instance)), have)
+    ground = bench.ground(have, instance)
+    if onto_new_base:
+        return Planned(plan_onto_new_base(instance, machines, have, ground), have)
+    return Planned(plan_reset(instance, machines, have, ground, undo=undo), have)
 
 
-def reset(bench: Workbench, instance: Name, machines: Sequence[str], *, confirm: Confirm, onto_new_base: bool = False) -> Done:
-    """Bring a lab, or machines of it, back to `clean`, or make them anew from newer bases (see plan/up.py)."""
+def reset(
+    bench: Workbench,
+    instance: Name,
+    machines: Sequence[str],
+    *,
+    confirm: Confirm,
+    onto_new_base: bool = False,
+    undo: bool = True,
+) -> Done:
+    """Bring a lab, or machines of it, back to `clean`, or make them anew from newer bases (see plan/up.py). With `undo` what
+    they leave is kept."""
     with bench.lock(instance), ExitStack() as allocation:
         # Asked before the host's subnets are held: a question may stay open for long.
-        confirm(plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base).plan)
+        confirm(plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo).plan)
         allocation.enter_context(bench.allocation())
-        planned = plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base)
+        planned = plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo)
         # Once they stand on the new base, what is left to do is an `up`.
         again = ["pocketcloud lab up", instance] if onto_new_base else ["pocketcloud lab reset", instance, *machines]
-        done = _apply(bench, planned, " ".join(again), allocation)
+        done = apply_planned(bench, planned, " ".join(again), allocation)
         if onto_new_base:
             bench.sweep_bases()
         return done
@@ -108,7 +121,7 @@ def down(bench: Workbench, instance: Name, machines: Sequence[str], *, within: f
     """Stop a lab, or machines of it."""
     with bench.lock(instance):
         planned = plan_for_down(bench, instance, machines, within)
-        done = _apply(bench, planned, f"pocketcloud lab down {instance}")
+        done = apply_planned(bench, planned, f"pocketcloud lab down {instance}")
         if not machines:
             bench.servers.end(instance)
         return done
@@ -130,7 +143,7 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
     with bench.lock(instance):
         planned = plan_for_destroy(bench, instance)
         confirm(planned.plan)
-        done = _apply(bench, planned, f"pocketcloud lab destroy {instance}")
+        done = apply_planned(bench, planned, f"pocketcloud lab destroy {instance}")
         bench.servers.end(instance)
         bench.sweep_bases()
         return done
@@ -145,7 +158,9 @@ def _say_how(bench: Workbench, planned: Planned) -> None:
             bench.emit(Note(reason))
 
 
-def _apply(bench: Workbench, planned: Planned, again: str, allocation: ExitStack | None = None) -> Done:
+def apply_planned(bench: Workbench, planned: Planned, again: str, allocation: ExitStack | None = None) -> Done:
+    """Apply a plan; `again` is the command that goes on where it failed. `allocation` holds the host's subnets, and is closed as
+    soon as the record says which the lab has. Raises what the plan's failures come to."""
     started = time.monotonic()
     ready: dict[str, float] = {}
     waits = {step.id for step in planned.plan.steps if isinstance(step, WaitReady)}

@@ -15,7 +15,9 @@ from pocketcloud.plan.steps import (
     CommitRecord,
     CreateVolume,
     DefineMachine,
+    EndRestoring,
     EnsureNetwork,
+    KeepNvram,
     KillMachine,
     Plan,
     PrepareVolumes,
@@ -74,7 +76,8 @@ def _lines(step: Step, world: World) -> list[str]:
         case ResumeMachine():
             return [f"virsh resume {domain}"]
         case KillMachine():
-            return [f"virsh destroy {domain}"]
+            freeze = [f"virsh domfsfreeze {domain}  # its file systems made whole, where an agent answers"] if step.flush else []
+            return [*freeze, f"virsh destroy {domain}"]
         case UndefineMachine():
             return [f"virsh destroy {domain}", f"virsh undefine --managed-save --keep-nvram {domain}"]
         case _:
@@ -90,7 +93,7 @@ def _file_lines(step: Step, world: World) -> list[str]:
     match step:
         case ServeCache():
             return world.cache.explain([world.network(name) for name in step.networks]) if world.cache else []
-        case CommitRecord():
+        case CommitRecord() | EndRestoring():
             return [f"# write {files.record}"]
         case WriteSeed():
             return [
@@ -103,6 +106,9 @@ def _file_lines(step: Step, world: World) -> list[str]:
                 if step.source
                 else f"rm -f {live}"
             ]
+        case KeepNvram():
+            variables = files.nvram(step.machine)
+            return [shlex.join(["cp", "--sparse=always", str(variables), str(variables.parent / step.target)])]
         case Provision():
             definition = world.machine(step.machine).definition
             first = [f"# over ssh, as root: install {' '.join(definition.packages)}"] if definition.packages else []

@@ -18,7 +18,7 @@ from pocketcloud.bases.builder import sweep_unnamed
 from pocketcloud.bases.cpu import lacking
 from pocketcloud.cache.process import Servers
 from pocketcloud.check import nesting
-from pocketcloud.errors import HostLacks, PocketcloudError
+from pocketcloud.errors import HostLacks, PocketcloudError, Refused
 from pocketcloud.events import Event, Note
 from pocketcloud.host import firmware
 from pocketcloud.host.hardware import read_cpu_flags
@@ -39,7 +39,7 @@ from pocketcloud.observe import observe, taken_subnets
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.profiles import Shape, memory_for_labs, memory_needed, shape
-from pocketcloud.records import InstanceFiles, instances, sweep_unfinished
+from pocketcloud.records import InstanceFiles, instances, read_record, sweep_states, sweep_unfinished
 from pocketcloud.storage import Storage
 from pocketcloud.subnets import supernet
 
@@ -88,8 +88,16 @@ class Workbench:
     def lock(self, instance: str) -> Iterator[None]:
         """Hold the instance for this command; another command on it is waited for, or refused with `wait` off."""
         with held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting):
-            sweep_unfinished(self.files(instance))
+            self._sweep(instance)
             yield
+            self._sweep(instance)
+
+    def _sweep(self, instance: str) -> None:
+        files = self.files(instance)
+        sweep_unfinished(files)
+        with suppress(Refused):  # nobody knows what a damaged record names
+            if record := read_record(files):
+                sweep_states(files, record)
 
     @property
     def servers(self) -> Servers:

@@ -9,13 +9,14 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, ClassVar
 
 from pocketcloud.model.base import Arch, Firmware
-from pocketcloud.model.lab import Lab, Machine, NetworkKind
+from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind
 from pocketcloud.model.names import Name
 
 _STRICT = {"extra": "forbid"}
 
 RECORD_SCHEMA = 1
 CLEAN = "clean"
+UNDO = "undo"
 ROOT_DISK = "root"
 
 
@@ -38,9 +39,20 @@ class NetworkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Restoring:
+    """The state that a machine was brought back to, while it has not been ready since; `nvram` is the file of the UEFI variables
+    that it starts with (empty: those it has)."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    state: str
+    nvram: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineRecord:
     """A machine as raised. `disks` maps disk names (`root` first) to the live volumes; `definition` is what it was made or
-    last reconfigured from; `base_digest` that of the base it stands on."""
+    last reconfigured from; `base_digest` that of the base it stands on; `restoring` is set while it is brought back."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -52,6 +64,7 @@ class MachineRecord:
     stage: Stage
     disks: Mapping[str, str]
     addresses: Mapping[Name, IPv4Address]
+    restoring: Restoring | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +82,36 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPart:
-    """One machine in a snapshot: its sealed volumes by disk name, its UEFI variables' file in `nvram/` (empty: none), and its
-    memory of the same moment (None: it starts cold)."""
+    """One machine in a snapshot: its volumes by disk name, its UEFI variables' file in `nvram/` (empty: none), what it was
+    declared as then (None: in a state taken before that was kept), and its memory of the same moment (None: it starts cold).
+    The volumes are sealed, but those of `undo`, which were the live ones and are nobody else's."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     disks: Mapping[str, str]
     nvram: str = ""
+    definition: Machine | None = None
     memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A named, kept state of the lab; `taken` is ISO 8601 in UTC, `parent` the snapshot it came from (empty: none)."""
+    """A named, kept state of the lab; `taken` is ISO 8601 in UTC, `parent` the snapshot it came from (empty: none), `networks`
+    the lab's as they were declared then. One that is `protected` is not forgotten."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     taken: str
     machines: Mapping[Name, SnapshotPart]
     parent: str = ""
+    protected: bool = False
+    networks: Mapping[Name, LabNetwork] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One instance of a lab. `generation` counts the volumes made, so that new ones never meet old names."""
+    """One instance of a lab. `generation` counts the volumes made, so that new ones never meet old names; `at` is the snapshot
+    that the lab was last brought to, or that was taken of it last: where it is in their tree (empty: nowhere yet)."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -105,6 +124,7 @@ class Record:
     networks: Mapping[Name, NetworkRecord] = field(default_factory=dict)
     machines: Mapping[Name, MachineRecord] = field(default_factory=dict)
     snapshots: Mapping[Name, Snapshot] = field(default_factory=dict)
+    at: str = ""
 
     def with_machine(self, name: Name, machine: MachineRecord) -> Record:
         """This record with one machine put in or replaced."""
@@ -119,6 +139,12 @@ class Record:
     def memories(self) -> frozenset[str]:
         """The files of saved memory that this record names, below the kit's `media/ram/`."""
         return frozenset(p.memory.file for s in self.snapshots.values() for p in s.machines.values() if p.memory)
+
+    def named_nvrams(self) -> frozenset[str]:
+        """The names of all files of UEFI variables, beside the live ones, that this record needs."""
+        parts = [part.nvram for snapshot in self.snapshots.values() for part in snapshot.machines.values()]
+        again = [machine.restoring.nvram for machine in self.machines.values() if machine.restoring]
+        return frozenset({*parts, *again} - {""})
 
     @property
     def clean(self) -> Snapshot | None:

@@ -20,6 +20,7 @@ from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.steps import (
     CloneVolumes,
+    EndRestoring,
     KillMachine,
     Plan,
     PrepareVolumes,
@@ -232,6 +233,13 @@ def _useful_spares(record: Record | None, have: Inventory, needed: Collection[st
 def record_owns(volume: str, record: Record | None, have: Inventory) -> bool:
     """Whether a volume of the inventory belongs to the instance (bases are in the inventory too, for their paths)."""
     return volume.startswith("lab.") and volume in have.volumes and (record is None or belongs_to(volume, record.instance))
+
+
+def draw_end_restoring(draft: Draft, machines: Sequence[Name], after: tuple[str, ...]) -> tuple[str, ...]:
+    """End the way back of `machines` when all of them are ready; `after` are those waits. The id of what others come after."""
+    if not machines:
+        return after
+    return (draft.add(EndRestoring(id="back", reason="all are ready", after=after, machines=tuple(machines))),)
 
 
 def draw_sweep(draft: Draft, record: Record, have: Inventory, ground: Ground, after: tuple[str, ...]) -> None:

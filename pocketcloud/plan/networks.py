@@ -113,7 +113,8 @@ def draw_networks(
     steps: dict[str, str] = {}
     for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
         there = have.networks.get(name)
-        runs = there is not None and there.active and there.subnet == str(record.networks[name].subnet)
+        known = record.networks[name]
+        runs = there is not None and there.active and (there.subnet, there.kind) == (str(known.subnet), known.kind)
         if leases or not runs:
             reason = "its leases are those of the record" if runs else "it is not running"
             there_first = [

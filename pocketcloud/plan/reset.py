@@ -1,14 +1,17 @@
-"""The plan of `lab reset`: back to `clean`, the new disks first and the old ones last."""
+"""The plans that bring a lab back: `lab reset` to `clean`, `lab restore` to any state, `lab undo` to what those left.
+
+The new disks come first and the old ones go last; what the machines leave is kept for `lab undo`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from pocketcloud.errors import Refused
+from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import NetworkRecord, Record, SnapshotPart, Stage
+from pocketcloud.model.record import CLEAN, UNDO, NetworkRecord, Record, Restoring, Snapshot, SnapshotPart, Stage
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
@@ -18,6 +21,7 @@ from pocketcloud.plan.drafting import (
     check_native,
     check_processor,
     check_room,
+    draw_end_restoring,
     draw_sweep,
     known_record,
     marks,
@@ -26,10 +30,12 @@ from pocketcloud.plan.drafting import (
     volume_name,
 )
 from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
+from pocketcloud.plan.states import has_room, known_state, left_part, without_expired, without_states
 from pocketcloud.plan.steps import (
     CloneVolumes,
     CommitRecord,
     DefineMachine,
+    KeepNvram,
     KillMachine,
     Plan,
     SetNvram,
@@ -37,11 +43,24 @@ from pocketcloud.plan.steps import (
     Step,
     WaitReady,
 )
+from pocketcloud.plan.up import plan_up
 
 
-def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground: Ground) -> Plan:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """The way back: to `parts` of the state `state`, for the reason `reason`; `undo` whether what is left is kept; `at` where the
+    lab is in the tree of its states afterwards."""
+
+    state: str
+    parts: Mapping[Name, SnapshotPart]
+    reason: str
+    undo: bool
+    at: str
+
+
+def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground: Ground, *, undo: bool = False) -> Plan:
     """Bring machines (none named: all) back to `clean` with a cold boot: new disks first, then the record, then the start,
-    the old disks last. Raises NotFound and Refused."""
+    the old disks last, or kept with `undo`. Raises NotFound and Refused."""
     record = known_record(instance, have, ground.kit)
     check_known(machines, record)
     check_native(record.lab, record, ground)
@@ -51,55 +70,197 @@ def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground:
     if missing and (machines or not parts):
         raise Refused(f"lab {instance} has no clean state of {', '.join(missing)} yet", hint=f"pocketcloud lab up {instance}")
     draft.notes += [f"{name} has no clean state yet and is left alone: pocketcloud lab up {instance}" for name in missing]
-    chosen = [Name(name) for name in machines or record.machines if name in parts]
-    return _draw_reset(draft, record, {name: parts[name] for name in chosen}, have, ground)
+    chosen = {Name(name): parts[Name(name)] for name in machines or record.machines if name in parts}
+    at = CLEAN if set(chosen) == set(record.machines) else record.at
+    return _draw(draft, record, _Way(CLEAN, chosen, "back to clean", undo, at), have, ground)
 
 
-def _draw_reset(draft: Draft, record: Record, parts: Mapping[Name, SnapshotPart], have: Inventory, ground: Ground) -> Plan:
+def plan_restore(instance: Name, state: str, have: Inventory, ground: Ground, *, undo: bool = True) -> Plan:
+    """Bring the lab back to a state of it, its machines and networks as they were declared then. Raises NotFound, Refused and
+    NoSpace."""
+    if state == UNDO:
+        return plan_undo(instance, have, ground)
+    if state == CLEAN:
+        return plan_reset(instance, [], have, ground, undo=undo)
+    record = known_record(instance, have, ground.kit)
+    snapshot = known_state(record, state)
+    return _draw_restore(record, _Way(state, snapshot.machines, f"back to {state}", undo, state), snapshot, have, ground)
+
+
+def plan_undo(instance: Name, have: Inventory, ground: Ground) -> Plan:
+    """Bring back what the last reset or restore left; what that had brought is kept in its place, so that a second one takes the
+    first back. One that was interrupted is completed. Raises NotFound, Refused and NoSpace."""
+    record = known_record(instance, have, ground.kit)
+    if any(machine.restoring and machine.restoring.state == UNDO for machine in record.machines.values()):
+        plan = plan_up(record.lab, instance, have, ground)
+        return replace(plan, notes=(f"the last `lab undo {instance}` was interrupted; it is completed", *plan.notes))
+    snapshot = record.snapshots.get(Name(UNDO))
+    if snapshot is None:
+        raise NotFound(
+            f"lab {instance} has nothing to undo: no reset or restore has left anything that is still kept",
+            hint=f"pocketcloud lab tree {instance} shows the states it has",
+        )
+    way = _Way(UNDO, snapshot.machines, "back to what was left", undo=True, at=snapshot.parent)
+    return _draw_restore(record, way, snapshot, have, ground)
+
+
+def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory, ground: Ground) -> Plan:
+    """The plan for a state that has its own declarations of machines and networks."""
+    check_native(record.lab, record, ground)
+    draft = Draft(record.instance)
+    # A machine that left the lab since is not brought back: its definition is not the lab's any more.
+    parts = {name: part for name, part in way.parts.items() if name in record.machines}
+    gone = [name for name in way.parts if name not in parts]
+    draft.notes += [f"{name} is in {record.instance}@{way.state} and not in the lab any more; it is left out" for name in gone]
+    others = [name for name in record.machines if name not in parts]
+    draft.notes += [f"{name} is not in {record.instance}@{way.state} and is left as it is" for name in others]
+    if not parts:
+        raise Refused(f"{record.instance}@{way.state} has no machine that the lab still has", hint="pocketcloud lab tree")
+    definitions = {name: part.definition or record.machines[name].definition for name, part in parts.items()}
+    # A network that others are on stays what it is for them.
+    shared = {network for name in others for network in record.machines[name].definition.networks}
+    networks = {name: network for name, network in snapshot.networks.items() if name not in shared}
+    lab = replace(
+        record.lab,
+        machines={**record.lab.machines, **definitions},
+        networks={**record.lab.networks, **networks},
+    )
+    machines = {
+        name: replace(machine, definition=definitions.get(name, machine.definition)) for name, machine in record.machines.items()
+    }
+    # Recorded as wanted, so that they are settled as those and not as an edit that waits.
+    known = {
+        name: replace(network, kind=networks[name].kind) if name in networks else network
+        for name, network in record.networks.items()
+    }
+    record = replace(record, lab=lab, machines=machines, networks=known)
+    return _draw(draft, record, replace(way, parts=parts), have, ground)
+
+
+def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Ground) -> Plan:
     generation = next_generation(record, have)
+    before = record
     clones: list[Clone] = []
     fates: list[Fate] = []
-    for name, part in parts.items():
-        lost = [volume for volume in part.disks.values() if volume not in have.volumes]
-        if lost:
-            raise Refused(
-                f"the clean state of {name} is damaged: volume {lost[0]} is gone",
-                hint=f"pocketcloud lab destroy {record.instance}, then up",
-            )
+    for name, part in way.parts.items():
+        if lost := [volume for volume in part.disks.values() if volume not in have.volumes]:
+            raise _damaged(record, way.state, name, lost[0])
         disks = {
             disk: spare_of(source, have) or volume_name(record.instance, name, disk, generation)
             for disk, source in part.disks.items()
         }
         clones += [Clone(part.disks[disk], volume, marks=marks(record.instance, name, disk)) for disk, volume in disks.items()]
-        machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED)
-        fates.append(Fate(name, machine, {}, fresh=False, restart="back to clean", reason="back to clean"))
+        restoring = Restoring(way.state, part.nvram)
+        machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED, restoring=restoring)
+        fates.append(Fate(name, machine, {}, fresh=False, restart=way.reason, reason=way.reason))
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
     check_room(fates, have, ground)
+    record = _with_undo(draft, record, way, have, ground, generation)
+    opened = _stop_on_sources(draft, way, have, clones)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
-    made = draft.add(CloneVolumes(id="volumes", reason="back to clean", clones=tuple(clones), reserve=True))
+    made = [draft.add(CloneVolumes(id="volumes", reason=way.reason, after=opened, clones=tuple(clones), reserve=True))]
+    made += _draw_kept_nvrams(draft, before, record, opened)
     networks = _kept_networks(draft, record, have, ground)
     record = replace(
-        record, networks=networks, generation=generation, machines={**record.machines, **{f.name: f.record for f in fates}}
+        record,
+        networks=networks,
+        generation=generation,
+        machines={**record.machines, **{f.name: f.record for f in fates}},
+        at=way.at if way.at in record.snapshots else "",
     )
     record = replace(record, machines=addressed(record.machines, networks))
-    commit = (
-        draft.add(CommitRecord(id="commit", reason="the lab is its clean state from here on", after=(made,), record=record)),
-    )
-    nets = draw_networks(draft, record, have, commit, leases=False)
+    what = "its clean state" if way.state == CLEAN else f"its state {way.state}"
+    commit = (draft.add(CommitRecord(id="commit", reason=f"the lab is {what} from here on", after=tuple(made), record=record)),)
+    stops = {f.name: draft.add(_stop(f.name, way, record, commit, opened)) for f in fates if f"stop.{f.name}" not in opened} | {
+        f.name: f"stop.{f.name}" for f in fates if f"stop.{f.name}" in opened
+    }
+    nets = draw_networks(draft, record, have, commit, leases=False, stops={name: (stop,) for name, stop in stops.items()})
     ready = []
     for fate in fates:
-        name, part = fate.name, parts[fate.name]
+        name, part = fate.name, way.parts[fate.name]
         up = tuple(nets[n] for n in fate.record.definition.networks if n in nets)
-        chain: list[Step] = [KillMachine(id=f"stop.{name}", reason="back to clean", machine=name, after=commit)]
+        chain: list[Step] = []
         if part.nvram:
-            chain.append(SetNvram(id=f"nvram.{name}", reason="back to clean", machine=name, source=part.nvram))
+            chain.append(SetNvram(id=f"nvram.{name}", reason=way.reason, machine=name, source=part.nvram))
         chain.append(DefineMachine(id=f"define.{name}", reason="its disks are new", machine=name))
-        chain.append(StartMachine(id=f"start.{name}", reason="back to clean", machine=name, after=up))
-        chain.append(WaitReady(id=f"ready.{name}", reason="reset ends when it is ready", machine=name))
+        chain.append(StartMachine(id=f"start.{name}", reason=way.reason, machine=name, after=up))
+        chain.append(WaitReady(id=f"ready.{name}", reason=f"{_verb(way)} ends when it is ready", machine=name))
+        chain[0] = replace(chain[0], after=(*commit, stops[name], *chain[0].after))
         ready.append(draft.chain(*chain))
-    draw_sweep(draft, record, have, ground, tuple(ready))
+    back = draw_end_restoring(draft, [fate.name for fate in fates], tuple(ready))
+    draw_sweep(draft, record, have, ground, back)
     return draft.plan(record)
+
+
+def _verb(way: _Way) -> str:
+    return {CLEAN: "reset", UNDO: "undo"}.get(way.state, "restore")
+
+
+def _damaged(record: Record, state: str, machine: str, volume: str) -> Refused:
+    hint = (
+        f"pocketcloud lab destroy {record.instance}, then up"
+        if state == CLEAN
+        else f"forget it: lab forget {record.instance}@{state}"
+    )
+    return Refused(f"the {state} state of {machine} is damaged: volume {volume} is gone", hint=hint)
+
+
+def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Ground, generation: int) -> Record:
+    """The record with what the machines leave as its state `undo`. One that was never ready since it was brought back has done
+    nothing that is worth keeping: what it left then stays."""
+    old = record.snapshots.get(Name(UNDO))
+    if not way.undo:
+        left = {name: part for name, part in (old.machines if old else {}).items() if name not in way.parts}
+        return _replaced(record, old and replace(old, machines=left))
+    if not has_room(ground, len(way.parts)):
+        draft.notes.append(f"kit {ground.kit} has no space to keep what the machines leave: `lab undo` will not bring it back")
+        return _replaced(record, None)
+    parts = {}
+    for name in way.parts:
+        machine = record.machines[name]
+        if machine.restoring:
+            if old and name in old.machines and way.state != UNDO:
+                parts[name] = old.machines[name]
+        elif machine.stage is Stage.PROVISIONED and all(volume in have.volumes for volume in machine.disks.values()):
+            parts[name] = left_part(record.instance, name, machine, generation)
+    if not any(not record.machines[name].restoring for name in parts):
+        # Nothing new is left: an interrupted reset is run again, or it is taken back before anything was done.
+        return _replaced(record, None) if way.state == UNDO else without_expired(record, ground)
+    return _replaced(record, Snapshot(ground.now, parts, record.at, networks=record.lab.networks))
+
+
+def _replaced(record: Record, undo: Snapshot | None) -> Record:
+    if undo is None or not undo.machines:
+        return without_states(record, [UNDO])
+    return replace(record, snapshots={**record.snapshots, Name(UNDO): undo})
+
+
+def _stop_on_sources(draft: Draft, way: _Way, have: Inventory, clones: Sequence[Clone]) -> tuple[str, ...]:
+    """Stop machines that still run on what they are to be brought back to, as after a reset that was interrupted before it had
+    stopped them: what is open cannot be cloned."""
+    sources = {have.volumes[clone.source].path for clone in clones}
+    return tuple(
+        draft.add(KillMachine(id=f"stop.{name}", reason="it runs on the disks that are wanted", machine=name, flush=True))
+        for name in way.parts
+        if (domain := have.domains.get(name)) is not None and domain.active and sources & set(domain.disks.values())
+    )
+
+
+def _stop(name: Name, way: _Way, record: Record, commit: tuple[str, ...], opened: tuple[str, ...]) -> Step:
+    undo = record.snapshots.get(Name(UNDO))
+    kept = undo is not None and name in undo.machines
+    return KillMachine(id=f"stop.{name}", reason=way.reason, machine=name, after=(*commit, *opened), flush=kept)
+
+
+def _draw_kept_nvrams(draft: Draft, before: Record, record: Record, after: tuple[str, ...]) -> list[str]:
+    """Keep the UEFI variables that the new record names and the old one does not."""
+    undo = record.snapshots.get(Name(UNDO))
+    return [
+        draft.add(KeepNvram(id=f"keep.{name}", reason="for `lab undo`", after=after, machine=name, target=part.nvram))
+        for name, part in (undo.machines.items() if undo else ())
+        if part.nvram and part.nvram not in before.named_nvrams()
+    ]
 
 
 def _kept_networks(draft: Draft, record: Record, have: Inventory, ground: Ground) -> dict[Name, NetworkRecord]:

@@ -99,6 +99,13 @@ class SetNvram(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepNvram(Step):
+    """Keep the machine's UEFI variables as they are now in the file `target` of the kit's `nvram/`."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DefineMachine(Step):
     """Define the machine's domain, as the record has it by then."""
 
@@ -122,7 +129,9 @@ class StopMachine(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillMachine(Step):
-    """Power the machine off at once."""
+    """Power the machine off at once; with `flush` its file systems are made whole first, where an agent can do that."""
+
+    flush: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +152,21 @@ class WaitReady(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndRestoring(Step):
+    """Record that `machines`, which were brought back together, are all ready: from here on what they do is worth keeping."""
+
+    machines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TakeSnapshot(Step):
-    """Take the snapshot `name` of `machines`, all at one moment; `generation` names the volumes they live on afterwards."""
+    """Take the snapshot `name` of `machines`, all at one moment; `generation` names the volumes they live on afterwards.
+    Those that are off are taken as they lie. One that is there is completed by machines that it lacks."""
 
     name: str
     machines: tuple[str, ...]
     generation: int
+    protected: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +197,7 @@ _TITLES: dict[type[Step], str] = {
     RemoveNetwork: "remove network {0.network}",
     ServeCache: "serve the kit's cache",
     SetNvram: "set the UEFI variables of {0.machine}",
+    KeepNvram: "keep the UEFI variables of {0.machine}",
     DefineMachine: "define {0.machine}",
     StartMachine: "start {0.machine}",
     ResumeMachine: "resume {0.machine}",
@@ -187,6 +206,7 @@ _TITLES: dict[type[Step], str] = {
     UndefineMachine: "undefine {0.machine}",
     Provision: "provision {0.machine}",
     WaitReady: "wait until {0.machine} is ready",
+    EndRestoring: "record that all are back",
     TakeSnapshot: "take the state {0.name}",
     RemoveFiles: "remove the files of {0.machine}",
 }

@@ -10,7 +10,7 @@ from pocketcloud.model.base import Base
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
-from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Snapshot, Stage
+from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Stage
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
@@ -20,6 +20,7 @@ from pocketcloud.plan.drafting import (
     check_native,
     check_processor,
     check_room,
+    draw_end_restoring,
     draw_sweep,
     known_record,
     marks,
@@ -28,6 +29,7 @@ from pocketcloud.plan.drafting import (
 )
 from pocketcloud.plan.needs import check_outside, lacking
 from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
+from pocketcloud.plan.states import without_expired, without_machines
 from pocketcloud.plan.steps import (
     CloneVolumes,
     CommitRecord,
@@ -89,13 +91,8 @@ def plan_up(
     machines = addressed(made, networks)
     fates = [_moved(replace(fate, record=machines[fate.name]), record, networks, have) for fate in fates]
     made_anew = {fate.name for fate in fates if fate.fresh}
-    next_record = replace(
-        record,
-        lab=lab,
-        networks=networks,
-        machines=machines,
-        snapshots=_without(record, made_anew | (set(leaving) if prune else set())),
-    )
+    kept_states = without_machines(without_expired(record, ground), made_anew | (set(leaving) if prune else set()))
+    next_record = replace(kept_states, lab=lab, networks=networks, machines=machines)
     clean = next_record.clean.machines if next_record.clean else {}
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
@@ -277,7 +274,7 @@ def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, gen
             return _again(name, known.definition, known, have, record, generation, f"its disk {lost[0]} is gone")
         sources, reason, nvram = part.disks, f"its disk {lost[0]} is gone; back to clean", part.nvram
     else:
-        nvram = ""
+        nvram = known.restoring.nvram if known.restoring else ""
         sources = {d: v for d, v in known.disks.items() if have.volumes[v].sealed}
         reason = "its disks were left sealed by an interrupted snapshot" if sources else ""
     volumes: dict[str, tuple[str | None, str, int]] = {
@@ -286,16 +283,8 @@ def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, gen
     disks = {**known.disks, **{disk: volume for disk, (_, volume, _) in volumes.items()}}
     why = reason or (f"{', '.join(restart)} changed" if restart else "")
     again = replace(known, disks=disks)
-    return Fate(name, again, volumes, fresh=False, restart=why, reason=why or "it is off", nvram=nvram)
-
-
-def _without(record: Record, machines: Collection[str]) -> dict[Name, Snapshot]:
-    kept: dict[Name, Snapshot] = {}
-    for name, snapshot in record.snapshots.items():
-        parts = {m: part for m, part in snapshot.machines.items() if m not in machines}
-        if parts:
-            kept[name] = replace(snapshot, machines=parts)
-    return kept
+    off = f"it was being brought back to {known.restoring.state}" if known.restoring else "it is off"
+    return Fate(name, again, volumes, fresh=False, restart=why, reason=why or off, nvram=nvram)
 
 
 def _runs_as_wanted(fate: Fate, domain: Domain | None, have: Inventory) -> str:
@@ -341,7 +330,8 @@ def _draw_up(
     ready = {fate.name: _draw_machine(draft, fate, have, stops[fate.name] or commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
-    last = tuple(ready.values())
+    back = [fate.name for fate in fates if fate.record.restoring]
+    last = draw_end_restoring(draft, back, tuple(ready.values()))
     if fresh:
         take = TakeSnapshot(
             id="clean",
@@ -388,7 +378,9 @@ def _draw_stop(draft: Draft, fate: Fate, have: Inventory, commit: tuple[str, ...
     reason = _runs_as_wanted(fate, domain, have)
     if not reason or domain is None or domain.state is DomainState.OFF:
         return ()
-    stop = KillMachine if fate.fresh or domain.state is not DomainState.RUNNING else StopMachine
+    # What runs on the disks of a state that was left is not asked: that state is kept as it was.
+    at_once = fate.fresh or fate.record.restoring or domain.state is not DomainState.RUNNING
+    stop = KillMachine if at_once else StopMachine
     return (draft.add(stop(id=f"stop.{name}", reason=reason, machine=name, after=commit)),)
 
 

@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, note, seed, settings
 from hypothesis import strategies as st
 
 from pocketcloud.errors import NotFound, Refused
-from pocketcloud.model.inventory import DomainState
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.inventory import DomainState, Inventory
 from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind
 from pocketcloud.model.names import Name
+from pocketcloud.plan.drafting import Ground
 from pocketcloud.plan.removal import plan_destroy, plan_down
-from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
+from pocketcloud.plan.states import plan_forget, plan_snapshot
 from pocketcloud.plan.steps import Plan
 from pocketcloud.plan.up import plan_up
 from tests.plans import check_plan, check_up, ids
@@ -50,7 +53,8 @@ def labs(draw: st.DrawFn) -> Lab:
     return lab((*used, *extra), **chosen)
 
 
-commands = st.sampled_from(["up", "up", "up", "reset", "reset-one", "down", "destroy", "reboot", "pause", "write", "rebuild"])
+WAYS = ["up", "up", "up", "reset", "reset-one", "down", "destroy", "snapshot", "snapshot", "restore", "undo", "forget"]
+commands = st.sampled_from([*WAYS, "reboot", "pause", "write", "rebuild"])
 steps = st.lists(st.tuples(commands, st.integers(0, 40), st.integers(0, 8)), max_size=8)
 
 
@@ -61,13 +65,29 @@ def planned(command: str, host: Host, wanted: Lab, draw: random.Random) -> Plan 
         case "up":
             return plan_up(wanted, INSTANCE, have, here, reconfigure=draw.random() < 0.5, prune=draw.random() < 0.5)
         case "reset" | "reset-one":
-            return plan_reset(INSTANCE, [name] if command == "reset-one" else [], have, here)
+            return plan_reset(INSTANCE, [name] if command == "reset-one" else [], have, here, undo=draw.random() < 0.5)
+        case "snapshot" | "restore" | "undo" | "forget":
+            return of_states(command, have, here, draw)
         case "down":
             return plan_down(INSTANCE, [], have, KIT, within=1)
         case "destroy":
             return plan_destroy(INSTANCE, have)
         case _:
             return None
+
+
+def of_states(command: str, have: Inventory, here: Ground, draw: random.Random) -> Plan:
+    there = sorted(have.record.snapshots) if have.record else []
+    state = draw.choice([*there, "none"])
+    match command:
+        case "snapshot":
+            return plan_snapshot(INSTANCE, draw.choice(["s1", "s2", "s3"]), have, here)
+        case "restore":
+            return plan_restore(INSTANCE, state, have, here, undo=draw.random() < 0.5)
+        case "undo":
+            return plan_undo(INSTANCE, have, here)
+        case _:
+            return plan_forget(INSTANCE, state, have, here)
 
 
 def happens(command: str, host: Host, draw: random.Random) -> None:
@@ -89,11 +109,12 @@ def happens(command: str, host: Host, draw: random.Random) -> None:
 
 
 def campaign(wanted: list[Lab], script: list[tuple[str, int, int]], draw: random.Random) -> None:
-    host = Host.with_bases(base("tiny"), base("other"))
+    host = Host.with_bases(base("tiny"), base("other", firmware=Firmware.EFI))
     if draw.random() < 0.8:
         host.apply(plan_up(draw.choice(wanted), INSTANCE, host.inventory(), ground()))
     for command, where, part in script:
         happens(command, host, draw)
+        host.sweep()
         plan = None
         # Only `up` and `destroy` have an answer to everything that may be there.
         with nullcontext() if command in ("up", "destroy") else suppress(NotFound, Refused):
@@ -104,6 +125,7 @@ def campaign(wanted: list[Lab], script: list[tuple[str, int, int]], draw: random
         note(f"{command}, cut before step {cut} (+{part}): {' '.join(ids(plan))}")
         check_plan(plan, host.inventory())
         host.apply(plan, cut=cut, part=part, order=draw)
+    host.sweep()
     last = plan_up(wanted[0], INSTANCE, host.inventory(), ground(spares=draw.random() < 0.5), reconfigure=True, prune=True)
     note(f"last up: {' '.join(ids(last))}")
     check_plan(last, host.inventory())

@@ -160,6 +160,7 @@ def test_a_lost_volume_comes_back_from_clean() -> None:
     clean = host.record.clean
     assert clean is not None
     kept = {name: replace(part, nvram=f"{name}.clean") for name, part in clean.machines.items()}
+    host.nvrams = {"a.clean": (), "b.clean": ()}
     host.record = replace(host.record, snapshots=dict.fromkeys(host.record.snapshots, replace(clean, machines=kept)))
     made = planned(host)
     assert [(step.machine, step.source) for step in made.steps if isinstance(step, SetNvram)] == [("a", "a.clean")]

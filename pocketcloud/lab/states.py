@@ -1,0 +1,82 @@
+"""snapshot, restore, undo, forget, protect: the states of a lab. Each observes, plans, asks, and applies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from pocketcloud.lab.commands import Confirm, Done, Planned, apply_planned
+from pocketcloud.lab.workbench import Workbench
+from pocketcloud.model.inventory import Inventory
+from pocketcloud.model.names import Name
+from pocketcloud.plan.drafting import Ground
+from pocketcloud.plan.reset import plan_restore, plan_undo
+from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
+from pocketcloud.plan.steps import Plan
+
+
+def _planned(bench: Workbench, instance: Name, plan: Callable[[Inventory, Ground], Plan]) -> Planned:
+    have = bench.observe(instance)
+    return Planned(plan(have, bench.ground(have, instance)), have)
+
+
+def plan_for_snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool) -> Planned:
+    """The plan that `snapshot` would apply now."""
+    return _planned(bench, instance, lambda have, ground: plan_snapshot(instance, state, have, ground, protected=protected))
+
+
+def snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool) -> Done:
+    """Take the state of a whole lab; see plan/states.py."""
+    with bench.lock(instance):
+        planned = plan_for_snapshot(bench, instance, state, protected=protected)
+        return apply_planned(bench, planned, f"pocketcloud lab up {instance}")
+
+
+def plan_for_restore(bench: Workbench, instance: Name, state: Name, *, undo: bool) -> Planned:
+    """The plan that `restore` would apply now."""
+    return _planned(bench, instance, lambda have, ground: plan_restore(instance, state, have, ground, undo=undo))
+
+
+def restore(bench: Workbench, instance: Name, state: Name, *, confirm: Confirm, undo: bool) -> Done:
+    """Bring a whole lab back to one of its states; see plan/reset.py."""
+    again = f"pocketcloud lab restore {instance}@{state}"
+    return _back(bench, instance, lambda: plan_for_restore(bench, instance, state, undo=undo), confirm, again)
+
+
+def plan_for_undo(bench: Workbench, instance: Name) -> Planned:
+    """The plan that `undo` would apply now."""
+    return _planned(bench, instance, lambda have, ground: plan_undo(instance, have, ground))
+
+
+def undo(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
+    """Take the last reset or restore back."""
+    return _back(bench, instance, lambda: plan_for_undo(bench, instance), confirm, f"pocketcloud lab undo {instance}")
+
+
+def _back(bench: Workbench, instance: Name, plan: Callable[[], Planned], confirm: Confirm, again: str) -> Done:
+    with bench.lock(instance), ExitStack() as allocation:
+        # Asked before the host's subnets are held: a question may stay open for long.
+        confirm(plan().plan)
+        allocation.enter_context(bench.allocation())
+        return apply_planned(bench, plan(), again, allocation)
+
+
+def plan_for_forget(bench: Workbench, instance: Name, state: Name) -> Planned:
+    """The plan that `forget` would apply now."""
+    return _planned(bench, instance, lambda have, ground: plan_forget(instance, state, have, ground))
+
+
+def forget(bench: Workbench, instance: Name, state: Name, *, confirm: Confirm) -> Done:
+    """Forget a state; what only that held is given back."""
+    with bench.lock(instance):
+        planned = plan_for_forget(bench, instance, state)
+        confirm(planned.plan)
+        return apply_planned(bench, planned, f"pocketcloud lab up {instance}")
+
+
+def protect(bench: Workbench, instance: Name, state: Name, *, protected: bool) -> Done:
+    """Protect a state from being forgotten, or not any more."""
+    with bench.lock(instance):
+        have = bench.observe(instance)
+        planned = Planned(plan_protect(instance, state, have, bench.kit.name, protected=protected), have)
+        return apply_planned(bench, planned, f"pocketcloud lab protect {instance}@{state}")

@@ -1,0 +1,184 @@
+"""States of a lab beside what it is now: which there are, what of them is kept, and the plans that take and forget them.
+
+Going back to one is plan/reset.py's.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from pocketcloud.errors import NoSpace, NotFound, Refused
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.inventory import DomainState, Inventory
+from pocketcloud.model.names import Name, joined
+from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.sizes import size_text
+from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, next_generation
+from pocketcloud.plan.steps import CommitRecord, KillMachine, Plan, TakeSnapshot
+
+UNDO_DAYS = 7
+"""How long what a reset left can be brought back."""
+# A clock that went wrong (a dead battery, a wrong date set by hand) is off by more than this, and expires nothing.
+_MISDATED_DAYS = 365
+
+
+def known_state(record: Record, state: str) -> Snapshot:
+    """A state that has to be there; raises NotFound."""
+    if snapshot := record.snapshots.get(Name(state)):
+        return snapshot
+    there = ", ".join(f"{record.instance}@{name}" for name in record.snapshots)
+    hint = f"pocketcloud lab tree {record.instance} shows the states it has: {there or 'none'}"
+    raise NotFound(f"lab {record.instance} has no state {state}", hint=hint)
+
+
+def without_states(record: Record, names: Collection[str]) -> Record:
+    """The record without these states; what came from them comes from what they came from."""
+
+    def kept(name: str) -> str:
+        while name in names and name in record.snapshots:
+            name = record.snapshots[Name(name)].parent
+        return "" if name in names else name
+
+    left = {n: replace(s, parent=kept(s.parent)) for n, s in record.snapshots.items() if n not in names}
+    return replace(record, snapshots=left, at=kept(record.at))
+
+
+def without_machines(record: Record, machines: Collection[str]) -> Record:
+    """The record with these machines taken out of all its states; a state that has no other goes."""
+    parts = {
+        name: {m: part for m, part in snapshot.machines.items() if m not in machines}
+        for name, snapshot in record.snapshots.items()
+    }
+    record = replace(record, snapshots={n: replace(s, machines=parts[n]) for n, s in record.snapshots.items()})
+    return without_states(record, [name for name, left in parts.items() if not left])
+
+
+def without_expired(record: Record, ground: Ground) -> Record:
+    """The record without what was kept for `lab undo`, if that is old or the kit has no space for it any more."""
+    undo = record.snapshots.get(Name(UNDO))
+    if undo is None or (has_room(ground, len(undo.machines)) and not _is_old(undo.taken, ground.now)):
+        return record
+    return without_states(record, [UNDO])
+
+
+def has_room(ground: Ground, machines: int) -> bool:
+    """Whether there is space to keep what so many machines leave, beside what they write from here on."""
+    return ground.space >= ROOM_PER_MACHINE * (machines + 1)
+
+
+def _is_old(taken: str, now: str) -> bool:
+    try:
+        age = datetime.datetime.fromisoformat(now) - datetime.datetime.fromisoformat(taken)
+    except (ValueError, TypeError):
+        return False
+    return UNDO_DAYS <= age.days < _MISDATED_DAYS
+
+
+def left_part(instance: str, name: Name, machine: MachineRecord, generation: int) -> SnapshotPart:
+    """What a machine leaves when it is brought back: its live volumes as they are, and a copy of its UEFI variables."""
+    nvram = f"{joined(instance, name)}@{UNDO}-g{generation}.fd" if machine.firmware is Firmware.EFI else ""
+    return SnapshotPart(machine.disks, nvram, machine.definition)
+
+
+def leaves_undo(plan: Plan) -> bool:
+    """Whether a plan that brings machines back keeps what they leave."""
+    return any(isinstance(step, KillMachine) and step.flush for step in plan.steps)
+
+
+def plan_snapshot(instance: Name, state: str, have: Inventory, ground: Ground, *, protected: bool = False) -> Plan:
+    """Take the state of all machines at one moment, those that are off as they lie. Raises NotFound, Refused and NoSpace."""
+    record = known_record(instance, have, ground.kit)
+    _check_free(record, state)
+    _check_settled(record, have)
+    running = [name for name in record.machines if (d := have.domains.get(name)) is not None and d.active]
+    needed = sum(record.machines[name].definition.memory for name in running)
+    if needed and needed + ROOM_PER_MACHINE > ground.space:
+        raise NoSpace(
+            f"taking a state of lab {instance} saves the memory of {', '.join(running)} for a moment, {size_text(needed)};"
+            f" kit {ground.kit} has {size_text(max(ground.space, 0))} free",
+            hint=f"stop the lab first (pocketcloud lab down {instance}), or make room: pocketcloud kit status",
+        )
+    draft = Draft(instance)
+    kept = without_expired(record, ground)
+    before: tuple[str, ...] = ()
+    if kept != record:
+        draft.notes.append(f"what was kept for `lab undo {instance}` is dropped: it is old, or there is no space for it")
+        before = (draft.add(CommitRecord(id="commit", reason="what is too old goes", record=kept)),)
+    step = TakeSnapshot(
+        id="state",
+        reason="asked for",
+        after=before,
+        name=state,
+        machines=tuple(record.machines),
+        generation=next_generation(record, have),
+        protected=protected,
+    )
+    draw_sweep(draft, kept, have, ground, (draft.add(step),))
+    return draft.plan()
+
+
+def _check_free(record: Record, state: str) -> None:
+    if state in (CLEAN, UNDO):
+        meaning = "what reset returns to" if state == CLEAN else "what the last reset or restore left"
+        raise Refused(f"{state} is {meaning}; it is not taken by hand", hint="give the state another name")
+    if state in record.snapshots:
+        raise Refused(
+            f"lab {record.instance} has a state {state} already, taken {record.snapshots[Name(state)].taken}",
+            hint=f"another name, or first: pocketcloud lab forget {record.instance}@{state}",
+        )
+
+
+def _check_settled(record: Record, have: Inventory) -> None:
+    """Refuse a lab that is on its way from one state to another: what would be taken is neither."""
+    up = f"pocketcloud lab up {record.instance} completes it"
+    for name, machine in record.machines.items():
+        domain = have.domains.get(name)
+        if machine.stage is not Stage.PROVISIONED:
+            raise Refused(f"{name} of lab {record.instance} was never ready; there is no state to take", hint=up)
+        lost = [volume for volume in machine.disks.values() if volume not in have.volumes]
+        if lost:
+            raise Refused(f"{name} of lab {record.instance} has lost its disk {lost[0]}", hint=up)
+        if machine.restoring or any(have.volumes[volume].sealed for volume in machine.disks.values()):
+            raise Refused(f"{name} of lab {record.instance} was left half way by an interrupted command", hint=up)
+        if domain is None or not domain.active:
+            continue
+        if domain.state is not DomainState.RUNNING:
+            raise Refused(f"{name} of lab {record.instance} is {domain.state}: its state cannot be taken", hint=up)
+        if not {have.volumes[volume].path for volume in machine.disks.values()} <= set(domain.disks.values()):
+            raise Refused(f"{name} of lab {record.instance} runs on old disks: a reset was interrupted", hint=up)
+
+
+def plan_forget(instance: Name, state: str, have: Inventory, ground: Ground) -> Plan:
+    """Forget a state; what came from it stays. Raises NotFound, and Refused for `clean` and for one that is protected."""
+    record = known_record(instance, have, ground.kit)
+    snapshot = known_state(record, state)
+    if state == CLEAN:
+        raise Refused(f"{instance}@{CLEAN} is what reset returns to; it goes with the lab", hint="pocketcloud lab destroy")
+    if snapshot.protected:
+        raise Refused(
+            f"{instance}@{state} is protected", hint=f"pocketcloud lab protect {instance}@{state} --off takes the protection away"
+        )
+    draft = Draft(instance)
+    left = without_states(record, [state])
+    commit = draft.add(CommitRecord(id="commit", reason="nothing names it from here on", record=left))
+    draw_sweep(draft, left, have, ground, (commit,))
+    return draft.plan(left)
+
+
+def plan_protect(instance: Name, state: str, have: Inventory, kit: str, *, protected: bool) -> Plan:
+    """Protect a state from being forgotten, or not any more. Raises NotFound, and Refused for `undo`, which is replaced."""
+    record = known_record(instance, have, kit)
+    snapshot = known_state(record, state)
+    if state == UNDO:
+        raise Refused(
+            f"{instance}@{UNDO} is replaced by the next reset or restore, and cannot be protected",
+            hint=f"to keep it: pocketcloud lab undo {instance}, then lab snapshot {instance}@NAME --protect",
+        )
+    draft = Draft(instance)
+    if snapshot.protected is not protected:
+        changed: Mapping[Name, Snapshot] = {**record.snapshots, Name(state): replace(snapshot, protected=protected)}
+        record = replace(record, snapshots=changed)
+        draft.add(CommitRecord(id="commit", reason="asked for", record=record))
+    return draft.plan(record)

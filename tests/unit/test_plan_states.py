@@ -1,0 +1,432 @@
+"""The plans of states: taken, gone back to, forgotten, undone; whole, and cut at every point."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pocketcloud.errors import NoSpace, NotFound, Refused
+from pocketcloud.model.base import Firmware
+from pocketcloud.model.inventory import DomainState, Inventory
+from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.names import Name
+from pocketcloud.model.record import Record
+from pocketcloud.model.sizes import GIB, MIB, Size
+from pocketcloud.plan.drafting import Ground
+from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
+from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
+from pocketcloud.plan.steps import KillMachine, Plan, RemoveVolumes, StartMachine
+from pocketcloud.plan.up import plan_up
+from tests.plans import check_plan, check_up, ids, raise_lab, removed
+from tests.simulation import INSTANCE, KIT, Host, base, ground, lab, machine
+
+LAB = lab(("front",), a=machine("front", base="uefi", disks=["data"]), b=machine("front"))
+Planner = Callable[[Inventory, Ground], Plan]
+
+
+def up_host() -> Host:
+    host = Host.with_bases(base(), base("uefi", firmware=Firmware.EFI))
+    raise_lab(LAB, host)
+    return host
+
+
+def record(host: Host) -> Record:
+    assert host.record is not None
+    return host.record
+
+
+def work(host: Host, what: str) -> None:
+    """Somebody works in both machines."""
+    for name in "ab":
+        host.write(name, what)
+
+
+def contents(host: Host) -> dict[str, tuple[str, ...]]:
+    """What is on the disks and in the UEFI variables."""
+    return {name: host.content(name) for name in "ab"} | {"a.nvram": host.nvrams["a"]}
+
+
+def snapshot(state: str) -> Planner:
+    return lambda have, here: plan_snapshot(INSTANCE, state, have, here)
+
+
+def restore(state: str, *, undo: bool = True) -> Planner:
+    return lambda have, here: plan_restore(INSTANCE, state, have, here, undo=undo)
+
+
+def forget(state: str) -> Planner:
+    return lambda have, here: plan_forget(INSTANCE, state, have, here)
+
+
+def reset(have: Inventory, here: Ground) -> Plan:
+    return plan_reset(INSTANCE, [], have, here, undo=True)
+
+
+def undo(have: Inventory, here: Ground) -> Plan:
+    return plan_undo(INSTANCE, have, here)
+
+
+def up(have: Inventory, here: Ground) -> Plan:
+    return plan_up(LAB, INSTANCE, have, here)
+
+
+def do(host: Host, planner: Planner, here: Ground | None = None) -> Plan:
+    host.sweep()
+    have = host.inventory()
+    made = planner(have, here or ground())
+    check_plan(made, have)
+    host.apply(made)
+    host.sweep()
+    return made
+
+
+def test_a_tree_of_states_in_any_order() -> None:
+    host = up_host()
+    seen = {"clean": contents(host)}
+    for name, parent in (("one", "clean"), ("two", "one"), ("three", "two"), ("four", "one"), ("five", "clean")):
+        do(host, restore(parent))
+        work(host, name)
+        seen[name] = contents(host)
+        do(host, snapshot(name))
+        assert contents(host) == seen[name], "taking a state changes nothing"
+        assert record(host).snapshots[Name(name)].parent == parent
+    order = [*seen, *seen]
+    random.Random(5).shuffle(order)  # noqa: S311 - any order will do
+    for name in order:
+        do(host, restore(name))
+        assert contents(host) == seen[name]
+        assert record(host).at == name
+        work(host, "and more")
+    do(host, restore("clean"))
+    for name in ("two", "five", "one", "three", "four"):
+        do(host, forget(name))
+    assert set(record(host).snapshots) == {"clean", "undo"}
+    check_up(host, LAB)
+
+
+def test_what_is_forgotten_leaves_what_came_from_it() -> None:
+    host = up_host()
+    for name in ("one", "two", "three"):
+        work(host, name)
+        do(host, snapshot(name))
+    do(host, forget("two"))
+    assert record(host).snapshots[Name("three")].parent == "one"
+    work(host, "later")
+    do(host, restore("three"))
+    assert host.content("a")[-1] == "three"
+    do(host, forget("three"))
+    assert record(host).at == "one"
+
+
+def test_undo_takes_a_reset_back_and_a_second_undo_the_first() -> None:
+    host = up_host()
+    work(host, "homework")
+    left = contents(host)
+    do(host, reset)
+    assert "homework" not in host.content("a")
+    do(host, undo)
+    assert contents(host) == left
+    do(host, undo)
+    assert "homework" not in host.content("b")
+    do(host, undo)
+    assert contents(host) == left
+    check_up(host, LAB)
+
+
+def test_without_undo_nothing_is_kept() -> None:
+    host = up_host()
+    work(host, "homework")
+    do(host, lambda have, here: plan_reset(INSTANCE, [], have, here, undo=False))
+    with pytest.raises(NotFound, match="nothing to undo"):
+        do(host, undo)
+    assert set(record(host).snapshots) == {"clean"}
+    assert len(host.volumes) == 2 + 6, "two bases, clean's and the live disks"
+
+
+def test_the_undo_of_one_machine_leaves_the_others() -> None:
+    host = up_host()
+    work(host, "homework")
+    do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=True))
+    made = do(host, undo)
+    assert {step.machine for step in made.steps if isinstance(step, (KillMachine, StartMachine))} == {"a"}
+    assert all("homework" in host.content(name) for name in "ab")
+
+
+def test_a_state_brings_back_what_its_machines_and_networks_were() -> None:
+    host = up_host()
+    do(host, snapshot("before"))
+    networks = {Name("front"): replace(LAB.networks[Name("front")], kind=NetworkKind.ISOLATED)}
+    larger = replace(LAB.machines[Name("b")], memory=Size(128 * MIB))
+    changed = replace(LAB, networks=networks, machines={**LAB.machines, Name("b"): larger})
+    raise_lab(changed, host, reconfigure=True)
+    do(host, snapshot("after"))
+    do(host, restore("before"))
+    assert record(host).machines[Name("b")].definition.memory == 64 * MIB
+    assert host.networks["front"].kind is NetworkKind.NAT
+    assert host.domains["b"].memory == 64 * MIB
+    check_up(host, LAB)
+    do(host, restore("after"))
+    check_up(host, changed)
+    do(host, reset)
+    check_up(host, changed)
+
+
+def test_a_lab_that_is_off_is_taken_as_it_lies_and_stays_off() -> None:
+    host = up_host()
+    work(host, "homework")
+    host.reboot()
+    made = do(host, snapshot("off"))
+    assert ids(made, StartMachine) == []
+    assert all(vm.state is DomainState.OFF for vm in host.domains.values())
+    do(host, reset)
+    do(host, restore("off"))
+    assert all("homework" in host.content(name) for name in "ab")
+    check_up(host, LAB)
+
+
+def test_names_that_mean_something_or_are_taken_are_refused() -> None:
+    host = up_host()
+    do(host, snapshot("mine"))
+    for state, word in (("clean", "reset returns to"), ("undo", "by hand"), ("mine", "already")):
+        with pytest.raises(Refused, match=word):
+            do(host, snapshot(state))
+    for planner in (restore("other"), forget("other")):
+        with pytest.raises(NotFound, match="no state other"):
+            do(host, planner)
+    with pytest.raises(Refused, match="what reset returns to"):
+        do(host, forget("clean"))
+
+
+def test_a_protected_state_is_not_forgotten() -> None:
+    host = up_host()
+    do(host, lambda have, here: plan_snapshot(INSTANCE, "exam", have, here, protected=True))
+    with pytest.raises(Refused, match="protected"):
+        do(host, forget("exam"))
+    do(host, lambda have, _: plan_protect(INSTANCE, "exam", have, KIT, protected=False))
+    do(host, forget("exam"))
+    do(host, snapshot("exam"))
+    do(host, lambda have, _: plan_protect(INSTANCE, "exam", have, KIT, protected=True))
+    assert ids(plan_protect(INSTANCE, "exam", host.inventory(), KIT, protected=True)) == []
+    with pytest.raises(Refused, match="protected"):
+        do(host, forget("exam"))
+
+
+def test_no_state_is_taken_of_a_lab_that_is_half_way() -> None:
+    host = up_host()
+    host.domains["a"].state = DomainState.PAUSED
+    with pytest.raises(Refused, match="paused"):
+        do(host, snapshot("s"))
+    host.domains["a"].state = DomainState.RUNNING
+    made = reset(host.inventory(), ground())
+    for cut in range(len(made.steps)):
+        host = up_host()
+        host.apply(reset(host.inventory(), ground()), cut=cut)
+        if host.record is not None and record(host).machines[Name("a")].restoring:
+            with pytest.raises(Refused, match="half way"):
+                do(host, snapshot("s"))
+
+
+def test_space_is_looked_at_before_anything_stops() -> None:
+    host = up_host()
+    with pytest.raises(NoSpace, match="saves the memory of a, b"):
+        do(host, snapshot("s"), ground(space=128 * MIB))
+    host.reboot()
+    do(host, snapshot("s"), ground(space=128 * MIB))
+    do(host, up)
+    work(host, "homework")
+    made = do(host, reset, ground(space=700 * MIB))
+    assert any("no space to keep" in text for text in made.notes)
+    assert "undo" not in record(host).snapshots
+
+
+def test_what_is_kept_for_undo_goes_with_age_and_with_want_of_space() -> None:
+    later = {"2024-01-06T00:00:00+00:00": True, "2024-01-09T00:00:00+00:00": False, "2022-01-01T00:00:00+00:00": True}
+    later["2026-01-09T00:00:00+00:00"] = True  # no reset is undone two years later: that clock is wrong
+    for now, kept in later.items():
+        host = up_host()
+        do(host, reset)
+        do(host, up, replace(ground(), now=now))
+        assert ("undo" in record(host).snapshots) is kept
+        check_up(host, LAB)
+    host = up_host()
+    do(host, reset)
+    do(host, up, ground(space=600 * MIB))
+    assert "undo" not in record(host).snapshots
+    check_up(host, LAB)
+
+
+def every_cut(host: Host, planner: Planner) -> Iterator[int]:
+    steps = planner(host.inventory(), ground()).steps
+    for cut in range(len(steps) + 1):
+        for part in range(14):
+            yield cut * 100 + part
+
+
+def cut_host(prepare: Callable[[Host], None], planner: Planner, at: int) -> Host:
+    host = up_host()
+    prepare(host)
+    have = host.inventory()
+    made = planner(have, ground())
+    check_plan(made, have)
+    host.apply(made, cut=at // 100, part=at % 100)
+    host.sweep()
+    return host
+
+
+def is_over(host: Host) -> bool:
+    """Whether a way back was gone to its end, and only sweeping was left: going back once more would be another one."""
+    return "undo" in record(host).snapshots and not any(made.restoring for made in record(host).machines.values())
+
+
+def homework(host: Host) -> None:
+    work(host, "homework")
+
+
+def test_a_reset_that_is_cut_anywhere_is_completed_and_can_still_be_undone() -> None:
+    prepared = up_host()
+    homework(prepared)
+    left = contents(prepared)
+    for at in every_cut(prepared, reset):
+        for again in (reset, up):
+            host = cut_host(homework, reset, at)
+            do(host, up if is_over(host) else again)
+            check_up(host, LAB)
+            now = contents(host)
+            assert now == left or all("homework" not in kept for kept in now.values()), f"neither old nor new: {now}"
+            if again is reset:
+                assert now != left
+            if now != left:
+                do(host, undo)
+                assert contents(host) == left, f"cut at {at}: what was left is lost"
+                check_up(host, LAB)
+
+
+def test_an_undo_that_is_cut_anywhere_is_completed_and_not_taken_back() -> None:
+    def prepare(host: Host) -> None:
+        homework(host)
+        do(host, reset)
+        work(host, "since")
+
+    prepared = up_host()
+    prepare(prepared)
+    since = contents(prepared)
+    for at in every_cut(prepared, undo):
+        host = cut_host(prepare, undo, at)
+        waits = record(host).machines[Name("b")].restoring
+        swapped = "homework" in host.content("b")
+        if swapped and not waits:
+            continue  # it was over
+        do(host, undo)
+        assert all("homework" in host.content(name) for name in "ab"), f"cut at {at}"
+        assert "homework" in host.nvrams["a"]
+        check_up(host, LAB)
+        do(host, undo)
+        assert contents(host) == since
+
+
+def test_an_undo_right_after_an_interrupted_reset_brings_back_what_was_left() -> None:
+    prepared = up_host()
+    homework(prepared)
+    left = contents(prepared)
+    for at in every_cut(prepared, reset):
+        host = cut_host(homework, reset, at)
+        if "undo" not in record(host).snapshots:
+            with pytest.raises(NotFound):
+                do(host, undo)
+            do(host, up)
+        else:
+            do(host, undo)
+        assert contents(host) == left
+        check_up(host, LAB)
+
+
+def test_a_restore_that_is_cut_anywhere_is_wholly_the_old_or_the_new_state() -> None:
+    def prepare(host: Host) -> None:
+        work(host, "one")
+        do(host, snapshot("one"))
+        work(host, "two")
+
+    prepared = up_host()
+    prepare(prepared)
+    left = contents(prepared)
+    for at in every_cut(prepared, restore("one")):
+        for again in (restore("one"), up):
+            host = cut_host(prepare, restore("one"), at)
+            do(host, up if is_over(host) else again)
+            check_up(host, LAB)
+            now = contents(host)
+            assert now == left or all(kept[-1] == "one" for kept in now.values())
+            if now != left:
+                do(host, undo)
+                assert contents(host) == left
+
+
+def test_a_snapshot_that_is_cut_anywhere_is_there_whole_or_not_at_all() -> None:
+    prepared = up_host()
+    homework(prepared)
+    left = contents(prepared)
+    for at in every_cut(prepared, snapshot("s")):
+        host = cut_host(homework, snapshot("s"), at)
+        do(host, up)
+        assert contents(host) == left
+        check_up(host, LAB)
+        if "s" not in record(host).snapshots:
+            do(host, snapshot("s"))
+        do(host, reset)
+        do(host, restore("s"))
+        assert contents(host) == left
+
+
+def test_a_forgetting_that_is_cut_anywhere_is_completed() -> None:
+    def prepare(host: Host) -> None:
+        for name in ("one", "two"):
+            work(host, name)
+            do(host, snapshot(name))
+        do(host, restore("clean", undo=False))
+
+    prepared = up_host()
+    prepare(prepared)
+    for at in every_cut(prepared, forget("one")):
+        host = cut_host(prepare, forget("one"), at)
+        if "one" in record(host).snapshots:
+            do(host, forget("one"))
+        do(host, restore("two"))
+        assert host.content("a")[-2:] == ("one", "two")
+        check_up(host, LAB)
+
+
+def test_making_a_machine_anew_takes_it_out_of_every_state() -> None:
+    host = up_host()
+    do(host, snapshot("s"))
+    do(host, reset)
+    bigger = replace(LAB, machines={**LAB.machines, Name("a"): replace(LAB.machines[Name("a")], disk=Size(2 * GIB))})
+    raise_lab(bigger, host, reconfigure=True)
+    assert {name: set(state.machines) for name, state in record(host).snapshots.items()} == {
+        "s": {"b"},
+        "undo": {"b"},
+        "clean": {"a", "b"},
+    }
+    made = do(host, restore("s"))
+    assert any("a is not in demo@s" in text for text in made.notes)
+    assert "a" not in {step.machine for step in made.steps}
+
+
+def test_a_damaged_state_is_named_before_anything_is_done() -> None:
+    host = up_host()
+    do(host, snapshot("s"))
+    lost = record(host).snapshots[Name("s")].machines[Name("a")].disks["root"]
+    have = replace(host.inventory(), volumes={k: v for k, v in host.inventory().volumes.items() if k != lost})
+    with pytest.raises(Refused, match=f"the s state of a is damaged: volume {lost}"):
+        plan_restore(INSTANCE, "s", have, ground())
+
+
+def test_old_disks_go_only_when_no_state_needs_them() -> None:
+    host = up_host()
+    do(host, snapshot("s"))
+    made = do(host, restore("s", undo=False))
+    assert len(removed(made)) == 3
+    assert ids(made, RemoveVolumes) == ["remove"]
+    assert ids(do(host, reset), RemoveVolumes) == []

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import access, lab_checks, lab_sharing, states
+from pocketcloud.cli import access, lab_checks, lab_sharing, many, states
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
+    copies_of,
     instance_name,
     instance_of,
     is_new,
@@ -24,6 +25,8 @@ from pocketcloud.cli.view import ask, print_json, print_table
 from pocketcloud.errors import HostLacks, NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pocketcloud.lab.commands import Confirm, Done, Planned
     from pocketcloud.lab.workbench import Workbench
     from pocketcloud.model.names import Name
@@ -92,18 +95,40 @@ def schema() -> None:
 
 def print_plan(planned: Planned, bench: Workbench, output: str) -> None:
     """Show a plan that is not applied."""
+    if output == "json":
+        print_json(_plan_json(planned, bench))
+    else:
+        _print_plan_text(planned, bench)
+
+
+def _print_plans(plans: Sequence[Planned], bench: Workbench, output: str) -> None:
+    if output == "json":
+        print_json({"copies": [_plan_json(planned, bench) for planned in plans]})
+        return
+    for planned in plans:
+        click.echo(click.style(f"== {planned.plan.instance}", bold=True))
+        _print_plan_text(planned, bench)
+
+
+def _plan_json(planned: Planned, bench: Workbench) -> dict[str, object]:
     from pocketcloud.lab.explain import explain
     from pocketcloud.plan.steps import title
 
     plan = planned.plan
     lines = explain(plan, bench.world(plan.instance, planned.have.record))
-    if output == "json":
-        steps = [
-            {"id": s.id, "title": title(s), "machine": s.machine, "after": s.after, "reason": s.reason, "commands": lines[s.id]}
-            for s in plan.steps
-        ]
-        print_json({"instance": plan.instance, "steps": steps, "notes": plan.notes, "loses": plan.loses})
-        return
+    steps = [
+        {"id": s.id, "title": title(s), "machine": s.machine, "after": s.after, "reason": s.reason, "commands": lines[s.id]}
+        for s in plan.steps
+    ]
+    return {"instance": plan.instance, "steps": steps, "notes": plan.notes, "loses": plan.loses}
+
+
+def _print_plan_text(planned: Planned, bench: Workbench) -> None:
+    from pocketcloud.lab.explain import explain
+    from pocketcloud.plan.steps import title
+
+    plan = planned.plan
+    lines = explain(plan, bench.world(plan.instance, planned.have.record))
     for step in plan.steps:
         click.echo(click.style(title(step), bold=True) + f"  [{step.reason}]")
         for line in lines[step.id]:
@@ -118,6 +143,8 @@ def _alias(_context: click.Context, _option: click.Parameter, text: str | None) 
 
 
 def _up_options(function: click.decorators.FC) -> click.decorators.FC:
+    copies = "Raise so many copies, side by side: LAB-1, LAB-2 and so on, or with --as NAME-1, NAME-2."
+    function = click.option("--count", type=click.IntRange(1, 64), metavar="N", help=copies)(function)
     named = "Raise it under this name: a second copy, with networks, addresses and disks of its own."
     function = click.option("--as", "alias", metavar="NAME", callback=_alias, help=named)(function)
     function = click.option("--prune", is_flag=True, help="Remove machines that left the file.")(function)
@@ -128,16 +155,23 @@ def _up_options(function: click.decorators.FC) -> click.decorators.FC:
 @command.command()
 @_up_options
 @lab_options("offline")
-def plan(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def plan(lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Show what `lab up` would do, with the exact commands and XML."""
-    _plan_up(lab, alias, options, reconfigure=reconfigure, prune=prune)
+    _plan_up(lab, alias, count, options, reconfigure=reconfigure, prune=prune)
 
 
-def _plan_up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def _plan_up(
+    lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool
+) -> None:
     from pocketcloud.lab.commands import plan_for_up
+    from pocketcloud.lab.many import plan_for_copies
 
     require_root("look at all that a plan depends on")
     with bench(options, raises=True) as here:
+        if count:
+            plans = plan_for_copies(here, copies_of(lab, here.kit, alias, count), reconfigure=reconfigure, prune=prune)
+            _print_plans(plans, here, options.output)
+            return
         wanted, instance = lab_under(lab, here.kit, alias)
         print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
 
@@ -145,19 +179,23 @@ def _plan_up(lab: str | None, alias: Name | None, options: LabOptions, *, reconf
 @command.command()
 @_up_options
 @lab_options("no_wait", "dry_run", "yes", "offline")
-def up(lab: str | None, alias: Name | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
+def up(lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
-    Interrupted or half there, running it again completes it. Changes of an edited file wait for --reconfigure.
+    Interrupted or half there, running it again completes it. Changes of an edited file wait for --reconfigure. With --count
+    a copy that fails holds up no other.
     """
     from pocketcloud.lab.commands import up as bring_up
 
     if options.dry_run:
-        _plan_up(lab, alias, options, reconfigure=reconfigure, prune=prune)
+        _plan_up(lab, alias, count, options, reconfigure=reconfigure, prune=prune)
         return
     require_root("make and start machines")
     instance_of(lab)  # a bad file or name is told before a kit is made for it
     with bench(options, make=is_new(lab), raises=True) as here:
+        if count:
+            many.up(here, lab, alias, count, options, _confirm_loss(yes=options.yes), reconfigure=reconfigure, prune=prune)
+            return
         wanted, instance = lab_under(lab, here.kit, alias)
         confirm = _confirm_loss(yes=options.yes)
         done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)

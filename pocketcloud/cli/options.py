@@ -287,6 +287,28 @@ def lab_under(text: str | None, kit: Kit, alias: Name | None) -> tuple[Lab | Non
     return lab, alias
 
 
+def copies_of(text: str | None, kit: Kit, prefix: Name | None, count: int) -> dict[Name, Lab | None]:
+    """Copies of LAB to be raised: their names (PREFIX-1 and so on; no prefix: that of the lab's own name), and the lab of each,
+    None for one that has a record, where LAB is no file. Raises UsageError where a name gets too long, and as `lab_under`."""
+    from pocketcloud.plan.many import copy_names
+
+    try:
+        names = copy_names(prefix or instance_of(text), count)
+    except ValueError as error:
+        raise UsageError(f"the copies need names with a number: {error}", hint="--as gives them a shorter one") from None
+    try:
+        return {name: lab_under(text, kit, name)[0] for name in names}
+    except NotFound:
+        # Raised from a file, which need not be there any more: whoever names the lab means what the first copy was made from.
+        from pocketcloud.records import InstanceFiles, read_record
+
+        first = read_record(InstanceFiles(kit, names[0]))
+        if text is None or is_path(text) or first is None:
+            raise
+        there = {name for name in names if InstanceFiles(kit, name).record.exists()}
+        return {name: None if name in there else first.lab for name in names}
+
+
 def is_new(text: str | None) -> bool:
     """Whether LAB can be raised without being in a kit: it is a file's, or shipped. For any other name no kit need be made."""
     from pocketcloud.resources import shipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketcloud.apply.effects import effect_of
 from pocketcloud.apply.graph import Outcome, run_graph
@@ -14,9 +14,11 @@ from pocketcloud.events import Event, Note, StepDone
 from pocketcloud.lab.caching import check_offline
 from pocketcloud.lab.status import routed_notes
 from pocketcloud.lab.workbench import Workbench
+from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name, joined
+from pocketcloud.observe import Sight
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
@@ -45,9 +47,20 @@ class Done:
     ready: dict[str, float]
 
 
-def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, prune: bool) -> Planned:
-    """The plan that `up` would apply now. Without `lab` the instance's own definition is raised again."""
-    have = bench.observe(instance, lab)
+def plan_for_up(
+    bench: Workbench,
+    lab: Lab | None,
+    instance: Name,
+    *,
+    reconfigure: bool,
+    prune: bool,
+    sight: Sight | None = None,
+    chosen: Sequence[Subnet] = (),
+) -> Planned:
+    """The plan that `up` would apply now, or with what `sight` has seen. Without `lab` the instance's own definition is raised
+    again. `chosen` are subnets that are given away, although nobody could see it yet."""
+    sight = sight or bench.look()
+    have = bench.observe(instance, lab, sight=sight)
     wanted = lab or known_record(instance, have, bench.kit.name).lab
     for name, machine in wanted.machines.items():
         # A domain or a network of this name that is not ours is found out here, before anything is made.
@@ -59,7 +72,8 @@ def plan_for_up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigur
         bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
     if bench.offline:
         check_offline(bench.kit, wanted, instance, have.bases, have.record.machines if have.record else ())
-    ground = bench.ground(have, instance, wanted)
+    ground = bench.ground(have, instance, wanted, sight=sight)
+    ground = replace(ground, taken=(*ground.taken, *chosen))
     plan = plan_up(wanted, instance, have, ground, reconfigure=reconfigure, prune=prune)
     return Planned(plan, have)
 
@@ -70,7 +84,7 @@ def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, 
         allocation.enter_context(bench.allocation())
         planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
         confirm(planned.plan)
-        _say_how(bench, planned)
+        say_how(bench, planned)
         if not bench.served:
             bench.servers.end(instance)
         return apply_planned(bench, planned, f"pocketcloud lab up {instance}", allocation)
@@ -149,11 +163,12 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
         return done
 
 
-def _say_how(bench: Workbench, planned: Planned) -> None:
-    record = planned.plan.record or planned.have.record
-    for note in routed_notes(record.networks) if record else ():
+def say_how(bench: Workbench, *plans: Planned) -> None:
+    """Tell what these plans' networks need of others, and why their machines are emulated, if they are."""
+    records = [record for planned in plans if (record := planned.plan.record or planned.have.record)]
+    for note in (note for record in records for note in routed_notes(record.networks)):
         bench.emit(Note(note))
-    for arch in sorted({machine.arch for machine in record.machines.values()} if record else ()):
+    for arch in sorted({machine.arch for record in records for machine in record.machines.values()}):
         if reason := bench.shape(arch).reason:
             bench.emit(Note(reason))
 

@@ -15,7 +15,7 @@ from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import NetworkRecord, Record, Stage
-from pocketcloud.observe import taken_subnets
+from pocketcloud.observe import Sight, taken_subnets
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.networks import overlapped
 from pocketcloud.records import InstanceFiles, instances, read_record
@@ -52,9 +52,10 @@ class LabStatus:
     notes: tuple[str, ...]
 
 
-def lab_status(bench: Workbench, instance: Name) -> LabStatus:
-    """The state of one instance. Raises NotFound."""
-    have = bench.observe(instance)
+def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) -> LabStatus:
+    """The state of one instance; as of `sight`, or else as it is now. Raises NotFound."""
+    sight = sight or bench.look()
+    have = bench.observe(instance, sight=sight)
     record = known_record(instance, have, bench.kit.name)
     clean = record.clean.machines if record.clean else {}
     machines = []
@@ -80,16 +81,16 @@ def lab_status(bench: Workbench, instance: Name) -> LabStatus:
         )
     notes = tuple(f"{name} runs but is not in the record" for name in have.domains if name not in record.machines)
     waiting = [str(name) for name in record.machines if (domain := have.domains.get(name)) is not None and domain.waits]
-    notes += network_notes(bench, record, have)
+    notes += network_notes(bench, record, have, sight)
     if waiting:
         notes += (f"{', '.join(waiting)}: paused, and can go on: pocketcloud lab up {instance}",)
     networks = {str(name): str(network.subnet) for name, network in record.networks.items()}
     return LabStatus(str(instance), str(record.lab.lab), _summary(machines), tuple(machines), networks, record.created, notes)
 
 
-def network_notes(bench: Workbench, record: Record, have: Inventory) -> tuple[str, ...]:
+def network_notes(bench: Workbench, record: Record, have: Inventory, sight: Sight) -> tuple[str, ...]:
     """What to know of the networks that are up: what they clash with by now, and what others need to reach routed ones."""
-    taken = taken_subnets(bench.facts.subnets, bench.hypervisor, have)
+    taken = taken_subnets(bench.facts.subnets, sight, have)
     up = {name: network for name, network in record.networks.items() if (there := have.networks.get(name)) and there.active}
     clashes = [overlapped(record.instance, name, network, record.lab, taken) for name, network in up.items()]
     return (*filter(None, clashes), *routed_notes(up))

@@ -35,7 +35,7 @@ from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import Record
-from pocketcloud.observe import observe, taken_subnets
+from pocketcloud.observe import Sight, observe, taken_subnets
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.profiles import Shape, memory_for_labs, memory_needed, shape
@@ -126,28 +126,36 @@ class Workbench:
     def _say_waiting(self, holder: str) -> None:
         self.emit(Note(f"waiting for {holder} to end (--no-wait fails instead)", warn=True))
 
-    def observe(self, instance: str, lab: Lab | None = None, *, trust_record: bool = True) -> Inventory:
-        """What there is of an instance, with the bases that `lab` may be made from, or else the recorded one."""
-        have = observe(self.files(instance), self.storage, self.hypervisor, {}, trust_record=trust_record)
+    def look(self) -> Sight:
+        """One look at the store and at libvirt, for `observe` and `ground` of several instances."""
+        return Sight(self.kit, self.storage, self.hypervisor)
+
+    def observe(
+        self, instance: str, lab: Lab | None = None, *, trust_record: bool = True, sight: Sight | None = None
+    ) -> Inventory:
+        """What there is of an instance, with the bases that `lab` may be made from, or else the recorded one; as of `sight`, or
+        else as it is now."""
+        have = observe(self.files(instance), sight or self.look(), {}, trust_record=trust_record)
         wanted = lab or (have.record.lab if have.record else None)
         return replace(have, bases=self.bases(wanted.arch_on(self.arch) if wanted else self.arch))
 
-    def ground(self, have: Inventory, instance: str, lab: Lab | None = None) -> Ground:
-        """What the host and the kit can give an instance of `lab`, or of the recorded one, now."""
+    def ground(self, have: Inventory, instance: str, lab: Lab | None = None, *, sight: Sight | None = None) -> Ground:
+        """What the host and the kit can give an instance of `lab`, or of the recorded one; as of `sight`, or else now."""
+        sight = sight or self.look()
         wanted = lab or (have.record.lab if have.record else None)
         arch = wanted.arch_on(self.arch) if wanted else self.arch
         others: dict[str, list[Arch]] = {}
         for base in self._all_bases():
             if base.arch is not arch:
                 others.setdefault(base.name, []).append(base.arch)
-        running = [d.memory for d in self.hypervisor.domains() if d.active]
-        taken = (*taken_subnets(self.facts.subnets, self.hypervisor, have), *self._recorded_subnets(instance))
+        running = [d.memory for d in sight.domains if d.active]
+        taken = (*taken_subnets(self.facts.subnets, sight, have), *self._recorded_subnets(instance))
         return Ground(
             kit=self.kit.name,
             arch=arch,
             profile=self.profile,
             memory=memory_for_labs(self.facts, self.profile, memory_needed(self.profile, running)),
-            space=self.storage.usage().free,
+            space=sight.free,
             taken=taken,
             supernet=supernet(self.facts),
             now=self.now(),

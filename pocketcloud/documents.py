@@ -21,6 +21,7 @@ from pocketcloud.errors import BadDocument, Fault, NotFound
 from pocketcloud.model.base import key_of
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import NAME_PATTERN
+from pocketcloud.provision_files import ReadFile, files_below, put_in
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -46,15 +47,16 @@ def load(path: Path, kind: type[T]) -> T:
 def load_lab(path: Path) -> Lab:
     """Read a lab file; as `load`, and the references inside it hold."""
     try:
-        return parse_lab(_read(path), str(path))
+        return parse_lab(_read(path), str(path), files_below(path.parent))
     except BadDocument as bad:
         bad.hint = bad.hint or f"mend {path} and run the command again; pocketcloud lab schema prints every key and its type"
         raise
 
 
-def parse_lab(text: str, source: str) -> Lab:
-    """A lab from YAML text; `source` names it in messages."""
+def parse_lab(text: str, source: str, read: ReadFile | None = None) -> Lab:
+    """A lab from YAML text; `source` names it in messages, `read` gives the files that are beside it."""
     raw, lines, faults = _read_yaml(text, source)
+    faults += [_fault(lines, path, message) for path, message in put_in(raw, read)]
     raw = _spread_networks(raw, lines, faults)
     faults += [_fault(lines, path, message) for path, message in _broken_references(raw)]
     return _validated(raw, Lab, source, lines, faults)
@@ -133,6 +135,7 @@ def lab_schema() -> dict[str, Any]:
     networks = schema["$defs"]["Machine"]["properties"]["networks"]
     short = {"type": "array", "items": {"type": "string", "pattern": NAME_PATTERN}, "uniqueItems": True}
     schema["$defs"]["Machine"]["properties"]["networks"] = {"anyOf": [short, networks], "title": "Networks"}
+    schema["$defs"]["ProvisionStep"]["properties"]["from"] = {"type": "string", "title": "From"}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "pocketcloud lab"}
 
 

@@ -20,7 +20,7 @@ PACKAGE = TOP / "pocketcloud"
 LINES: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("lab",),
-    ("cache",),
+    ("cache", "sharing"),
     ("kit", "bases", "check"),
     ("apply", "observe"),
     ("storage", "hypervisor", "host", "guest"),
@@ -38,7 +38,8 @@ LINES: tuple[tuple[str, ...], ...] = (
         "subnets",
         "usb_path",
     ),
-    ("cpio", "disk_space", "events", "files", "iso", "render", "resources", "system", "yaml_text"),
+    ("cpio", "disk_space", "events", "files", "iso", "provision_files", "render", "resources", "system", "yaml_text"),
+    ("below",),
     ("model", "errors", "quoting"),
 )
 LINE_OF = {room: number for number, line in enumerate(LINES) for room in line}

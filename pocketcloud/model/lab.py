@@ -122,7 +122,8 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class ProvisionStep:
-    """One thing done as root in a new machine: write a file (`write` and `content`) or run a command line (`run`, in sh)."""
+    """One thing done as root in a new machine: write a file (`write` and `content`) or run a command line (`run`, in sh).
+    In a file `content` may be taken from another (provision_files.py)."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -138,7 +139,7 @@ class ProvisionStep:
             if not self.write.startswith("/") or "\0" in self.write:
                 raise ValueError(f"write: expected an absolute path, got {self.write!r}")
             if self.content is None:
-                raise ValueError("write: needs `content:`")
+                raise ValueError("write: needs `content:` or `from:`")
         elif self.content is not None:
             raise ValueError("content: goes with `write:`, not with `run:`")
         if len(self.mode) not in (3, 4) or set(self.mode) - set("01234567"):

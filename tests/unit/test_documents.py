@@ -456,3 +456,75 @@ def test_bad_checks(check: str, path: str, said: str) -> None:
 def test_checks_have_names_of_their_own() -> None:
     one = "- {name: up, machine: web, run: x}\n"
     assert the_fault(f"{GOOD}checks:\n{one}{one}") == Fault(10, "checks[1].name", "duplicate: checks[0] has this name")
+
+
+# -- files beside it -----------------------------------------------------------------------------------------------------
+
+FROM = GOOD.replace("    networks:", "    provision:\n    - {write: /etc/motd, from: PLACE}\n    networks:")
+
+
+@pytest.fixture
+def lab_folder(tmp_path: Path) -> Path:
+    """A folder with files, links and worse in it, and a secret beside it."""
+    folder = tmp_path / "a lab"
+    (folder / "files").mkdir(parents=True)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "files/motd").write_text("welcome\n")
+    (folder / "files/binary").write_bytes(b"\x7fELF\xff")
+    (folder / "files/large").write_bytes(b"x" * ((1 << 20) + 1))
+    (folder / "files/link").symlink_to("motd")
+    (folder / "files/out").symlink_to("../../secret")
+    (folder / "up").symlink_to("..")
+    os.mkfifo(folder / "files/pipe")
+    return folder
+
+
+def test_a_file_is_taken_from_beside(lab_folder: Path) -> None:
+    (lab_folder / "lab.yaml").write_text(FROM.replace("PLACE", "files/motd"))
+    inline = FROM.replace("from: PLACE", '"content": "welcome\\n"')
+    found = load_lab(lab_folder / "lab.yaml")
+    assert found == parse_lab(inline, "f")
+    assert parse_json(dump_json(found), Lab, "record") == found
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/etc/passwd", "an absolute path"),
+        ("../secret", "leads out"),
+        ("files/../../secret", "leads out"),
+        ("./files/motd", "a plain path"),
+        ("files//motd", "a plain path"),
+        ("files/out", "a link"),
+        ("files/link", "a link"),
+        ("up/secret", "a link"),
+        ("files/motd/x", "a link"),
+        ("files/pipe", "not a plain file"),
+        ("files", "not a plain file"),
+        ("files/none", "no such file"),
+        ("files/binary", "not UTF-8"),
+        ("files/large", "at most 1 MiB"),
+        ("''", "not a path"),
+        ("7", "expected the path of a file"),
+        ("[a]", "expected the path of a file"),
+        ("files/motd, content: x", "in place of `content:`"),
+    ],
+)
+def test_files_that_are_not_taken(lab_folder: Path, place: str, said: str) -> None:
+    (lab_folder / "lab.yaml").write_text(FROM.replace("PLACE", place))
+    with pytest.raises(BadDocument) as bad:
+        load_lab(lab_folder / "lab.yaml")
+    (fault,) = bad.value.faults
+    assert fault.path.startswith("machines.web.provision[0]")
+    assert said in fault.message
+    assert "secret" not in fault.message.replace("../secret", "").replace("up/secret", "")
+
+
+def test_files_go_with_write_have_a_folder_and_a_bound_in_all(lab_folder: Path) -> None:
+    assert "goes with `write:`" in the_fault(FROM.replace("write: /etc/motd, from: PLACE", "run: x, from: y")).message
+    assert "no folder" in the_fault(FROM).message
+    (lab_folder / "files/most").write_bytes(b"x" * (1 << 20))
+    step = "    - {write: /etc/motd, from: files/most}\n"
+    (lab_folder / "lab.yaml").write_text(FROM.replace("    - {write: /etc/motd, from: PLACE}\n", step * 5))
+    with pytest.raises(BadDocument, match=r"provision\[4\]\.from: the files of this lab are more than 4 MiB"):
+        load_lab(lab_folder / "lab.yaml")

@@ -94,8 +94,11 @@ def network_xml(spec: NetworkSpec) -> str:
 def _virtualisation(spec: MachineSpec) -> str:
     """The policy for Intel's vmx and AMD's svm, both, as the next computer's processor may be the other maker's; empty: what the
     CPU mode gives. Hidden from machines that run none: on AMD the memory of one that does cannot be saved (Linux's
-    running-nested-guests.rst), and who is not to nest shall not. Never `require`, which the other maker's processor refuses."""
-    if spec.arch is not Arch.X86_64:
+    running-nested-guests.rst), and who is not to nest shall not. Never `require`, which the other maker's processor refuses.
+
+    Emulated processors are left as they are: without svm, Linux 6.1 in QEMU 7.2 does not get up (its mounts fail with EBUSY).
+    """
+    if spec.arch is not Arch.X86_64 or spec.acceleration is Acceleration.EMULATION:
         return ""
     if not spec.nested:
         return "disable"

@@ -127,9 +127,7 @@ def test_machines_in_machines_without_kvm(kit: LabKit) -> None:
             3, "a is to run machines", "its machines are emulated", "next:"
         )
     kit.cli("lab", "up", kit.lab(nested.replace("true", "emulate")), env=emulated).expect(0, "a: machines inside it are emulated")
-    assert "svm" not in domain(kit, "a").XMLDesc(), "the processor has all that there is"
     kit.cli("lab", "up", kit.lab(ONE), "--reconfigure", env=emulated).expect(0, "stop a")
-    assert "<feature policy='disable' name='svm'/>" in domain(kit, "a").XMLDesc()
 
 
 def test_the_base_is_missing(kit: LabKit) -> None:

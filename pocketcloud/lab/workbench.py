@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pocketcloud import __version__
 from pocketcloud.apply.world import World
+from pocketcloud.bases import definitions
 from pocketcloud.bases import records as base_records
 from pocketcloud.bases.builder import sweep_unnamed
 from pocketcloud.bases.cpu import lacking
@@ -163,6 +164,7 @@ class Workbench:
             spares=self.kit.manifest.storage == "lvm",
             cache=self.served,
             online=not self.offline,
+            buildable=frozenset(path.base for path in definitions.available()),
             other_bases=others,
             cpu_lacks=self._cpu_lacks(arch),
             no_nesting=self._no_nesting(arch),

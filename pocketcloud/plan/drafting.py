@@ -41,9 +41,9 @@ ROOM_PER_MACHINE = 256 * MIB
 class Ground:
     """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
-    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache, `online` whether
-    it may use the network. `arch` is the architecture
-    of the lab's machines, `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
+    are worth making in advance in this store; `cache` whether the lab is served from the kit's cache, `online` whether it may use
+    the network. `arch` is the architecture of the lab's machines, `buildable` names the bases that have a definition (None: not
+    known), `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
     levels of processors, in words, for each level that they do not come up to; `no_nesting` why machines in machines have no KVM
     here, `no_secure_boot` why the lab's machines have no firmware with keys."""
 
@@ -59,6 +59,7 @@ class Ground:
     spares: bool = False
     cache: bool = False
     online: bool = True
+    buildable: Collection[str] | None = None
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
     no_nesting: Lack | None = None

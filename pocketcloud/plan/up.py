@@ -119,7 +119,8 @@ def _check_bases(lab: Lab, record: Record, have: Inventory, ground: Ground) -> N
     if missing:
         names = ", ".join(missing)
         asked = "" if lab.arch == NATIVE else f" --arch {ground.arch}"
-        hints = [f"pocketcloud base build {name}{asked}" for name in missing]
+        known = missing if ground.buildable is None else ground.buildable
+        hints = [f"pocketcloud base {f'build {name}{asked}' if name in known else f'import {name} IMAGE'}" for name in missing]
         others = dict.fromkeys(arch for name in missing for arch in ground.other_bases.get(name, ()))
         if others and all(name in ground.other_bases for name in missing):
             hints.append(f"or say `arch: {next(iter(others))}` in the lab file: it has them for that, and emulates it (slowly)")

@@ -143,6 +143,12 @@ def test_a_base_of_another_architecture_is_no_base_until_it_is_asked_for() -> No
     assert refused.value.hint == "pocketcloud base build tiny --arch aarch64"
 
 
+def test_a_base_that_nobody_defined_is_imported() -> None:
+    with pytest.raises(NotFound, match="no base tiny") as refused:
+        plan_up(LAB, INSTANCE, Host().inventory(), replace(ground(), buildable={"debian-12"}))
+    assert refused.value.hint == "pocketcloud base import tiny IMAGE"
+
+
 def test_a_native_lab_is_not_emulated_on_another_computer() -> None:
     host = arm_host()
     with pytest.raises(Refused, match="made for aarch64, this host is x86_64") as refused:

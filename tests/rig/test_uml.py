@@ -28,12 +28,12 @@ def _names(files: Iterable[Path]) -> tuple[str, ...]:
 
 
 CASES, SEQUENCES, INSTALL = _names(CONTRACT / f"test_{name}.py" for name in ("storage", "storage_sequences", "install_volume"))
-LAB, SCENARIO, INTERLOCKS, SPACE, DEMO, TRIM = _names(
-    INSIDE / f"test_{name}.py" for name in ("lab", "scenario", "interlocks", "space", "demo", "trim_resting")
+LAB, STATES, SCENARIO, INTERLOCKS, SPACE, DEMO, TRIM = _names(
+    INSIDE / f"test_{name}.py" for name in ("lab", "states", "scenario", "interlocks", "space", "demo", "trim_resting")
 )
 GUESTS = (DEMO, TRIM)
 FILES = (CASES, SEQUENCES, INSTALL, *(name for name in _names(sorted(INSIDE.glob("test_*.py"))) if name not in GUESTS))
-SHORT = tuple(file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, SCENARIO, INTERLOCKS))
+SHORT = tuple(file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, STATES, SCENARIO, INTERLOCKS))
 
 # What takes long has a boot of its own in `make test`, the longest first, so that none is left alone at the end. The others
 # share boots: to get to the first test takes eleven seconds. Those of the driver share a volume group, which nothing takes down

@@ -12,6 +12,7 @@ import pytest
 
 from pocketcloud.bases import definitions
 from pocketcloud.documents import load_lab
+from pocketcloud.model.base import Firmware
 from pocketcloud.model.lab import Lab, Outside
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB
@@ -45,14 +46,17 @@ def scripts(lab: Lab) -> Iterator[tuple[str, str]]:
         yield f"check {check.name}", f"#!/bin/sh\n{check.run}\n"
 
 
+def _firmware(signed: bool) -> Firmware:
+    return Firmware.EFI if signed else Firmware.BIOS
+
+
 @each_lab
 def test_it_says_what_it_teaches_and_needs(path: Path) -> None:
     lab = load_lab(path)
     assert lab.lab == path.stem
     assert lab.title
-    assert lab.teaches
-    assert lab.needs.memory
-    assert lab.needs.memory >= sum(machine.memory for machine in lab.machines.values())
+    assert lab.teaches or "# Teaches" in path.read_text(encoding="utf-8")
+    assert lab.memory >= sum(machine.memory for machine in lab.machines.values())
     assert lab.needs.space
     assert lab.needs.space >= ROOM_PER_MACHINE * len(lab.machines)
     assert lab.needs.outside
@@ -71,7 +75,8 @@ def test_its_bases_are_defined_or_it_says_how_they_are_imported(path: Path) -> N
 @each_lab
 def test_a_plan_can_be_made_of_it_where_there_is_what_it_needs(path: Path) -> None:
     lab = load_lab(path)
-    have = Host.with_bases(*(base(name) for name in {machine.base for machine in lab.machines.values()})).inventory()
+    bases = {machine.base: machine.secure_boot for machine in lab.machines.values()}
+    have = Host.with_bases(*(replace(base(name), firmware=_firmware(signed)) for name, signed in bases.items())).inventory()
     rich = ground(memory=64 * GIB, space=(lab.needs.space or 0) + lab.memory + GIB)
     plan = plan_up(lab, lab.lab, have, rich)
     assert {step.machine for step in plan.steps if isinstance(step, Provision)} == {
@@ -125,7 +130,10 @@ def test_every_lab_has_its_section_in_the_documentation() -> None:
     sections = {
         found[1]: found[2] for found in re.finditer(r"^## `([a-z0-9-]+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     }
-    assert set(sections) == {path.stem for path in PATHS}
+    assert set(sections) <= {path.stem for path in PATHS}
+    # Or what would stand there stands in the file itself.
+    silent = [path.stem for path in PATHS if path.stem not in sections and "# Teaches" not in path.read_text(encoding="utf-8")]
+    assert silent == []
     for name, text in sections.items():
         assert "**Run:**" in text, f"{name}: what of it was run, and what not"
 

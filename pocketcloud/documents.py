@@ -439,6 +439,8 @@ def _spread_networks(raw: Any, lines: Lines, faults: list[Fault]) -> Any:
 def _broken_references(raw: Any) -> Iterator[tuple[KeyPath, str]]:
     declared = raw.get("networks") if isinstance(raw, dict) else None
     networks = [str(name) for name in declared] if isinstance(declared, dict) else []
+    entries = declared.items() if isinstance(declared, dict) else ()
+    bridged = {name for name, network in entries if isinstance(network, dict) and network.get("kind") == "bridge"}
     taken: dict[tuple[str, int], str] = {}
     if isinstance(raw, dict) and raw.get("machines") == {}:
         yield ("machines",), "expected at least one machine"
@@ -450,10 +452,25 @@ def _broken_references(raw: Any) -> Iterator[tuple[KeyPath, str]]:
                 there = f"the lab has: {', '.join(_safe(n) for n in networks)}" if networks else "the lab declares none"
                 yield at, f"no such network ({there})"
             address = attachment.get("address") if isinstance(attachment, dict) else None
+            if network in bridged and address is not None:
+                yield (*at, "address"), f"{_safe(network)} is a bridge of the host: who serves there gives addresses, not the lab"
             if type(address) is int and (other := taken.setdefault((network, address), name)) != name:
                 yield (*at, "address"), f"duplicate: {address} is {_safe(other)}'s on this network"
+        if isinstance(attached, dict) and attached and bridged.issuperset(attached) and _is_visited(machine):
+            yield (
+                ("machines", name, "networks"),
+                "on bridges alone nobody here knows its address: give it a network of another kind, too, or be content with"
+                " `ready: {console: ...}` and no `provision:`",
+            )
         yield from _double_disks(name, machine)
     yield from _misplaced_checks(raw, dict(_machines(raw)))
+
+
+def _is_visited(machine: Mapping[str, Any]) -> bool:
+    """Whether bringing it up takes its address: to provision it, or to prove it ready."""
+    ready = machine.get("ready")
+    named = ready if isinstance(ready, dict) else {}
+    return bool(machine.get("provision") or not named.get("console") or {"ssh", "command", "tcp"} & set(named))
 
 
 def _misplaced_checks(raw: Any, machines: Mapping[str, dict[str, Any]]) -> Iterator[tuple[KeyPath, str]]:

@@ -10,7 +10,7 @@ from pocketcloud.errors import Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
-from pocketcloud.model.names import Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
+from pocketcloud.model.names import Name, bridge_name, joined, machine_uuid, network_uuid
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import MachineRecord, Record
 from pocketcloud.profiles import Shape
@@ -21,12 +21,6 @@ Place = Callable[[str], tuple[Path, str]]
 
 # /dev/vda to /dev/vdz; the seed takes the last.
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-def nic_macs(record: Record, machine: Name) -> tuple[tuple[Name, str], ...]:
-    """The machine's interfaces in order: (network, MAC)."""
-    networks = record.machines[machine].definition.networks
-    return tuple((network, mac_address(record.instance, machine, index)) for index, network in enumerate(networks))
 
 
 def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: Shape, place: Place) -> MachineSpec:
@@ -47,7 +41,7 @@ def machine_spec(kit: Kit, record: Record, name: Name, profile: Profile, shape: 
         firmware=machine.firmware,
         nvram=files.nvram(name) if machine.firmware is Firmware.EFI else None,
         disks=_disks(machine, files.seed(name) if machine.definition.needs_ssh else None, profile, kit, place),
-        nics=tuple(NicSpec(mac, joined(kit.name, record.instance, network)) for network, mac in nic_macs(record, name)),
+        nics=tuple(NicSpec(mac, joined(kit.name, record.instance, network)) for network, mac in record.macs(name, kit.id)),
         serial_log=files.console(name),
         cpus=shape.cpus,
         nested=machine.definition.runs_machines,
@@ -79,14 +73,14 @@ def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Networ
     fenced = network.kind.forwards and not (wanted and wanted.lan)
     leases = []
     for machine_name, machine in record.machines.items():
-        for attached, mac in nic_macs(record, machine_name):
-            if attached == name:
+        for attached, mac in record.macs(machine_name, kit.id):
+            if attached == name and network.subnet:
                 leases.append(Lease(mac, machine.addresses[name], str(machine_name)))
     return NetworkSpec(
         name=joined(kit.name, record.instance, name),
         uuid=str(network_uuid(kit.id, record.instance, name)),
         mark=Mark(kit.name, kit.id, record.instance, name),
-        bridge=bridge_name(kit.id, record.instance, name),
+        bridge=network.bridge or bridge_name(kit.id, record.instance, name),
         kind=network.kind,
         subnet=network.subnet,
         domain=lab_domain(record.instance),

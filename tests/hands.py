@@ -60,7 +60,7 @@ class Hands:
         self.nets.pop(name, None)
 
     def subnets(self) -> tuple[Subnet, ...]:
-        return tuple(Subnet(spec.subnet, spec.name) for spec in self.nets.values())
+        return tuple(Subnet(spec.range, spec.name) for spec in self.nets.values())
 
 
 def says(spec: MachineSpec, port: str, line: str) -> None:

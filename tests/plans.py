@@ -118,11 +118,11 @@ def check_up(host: Host, lab: Lab) -> None:
     for name, made in record.machines.items():
         _check_machine(host, have, name, lab)
         assert made.definition == lab.machines[name]
-        assert set(made.addresses) == set(made.definition.networks)
+        assert set(made.addresses) == {name for name in made.definition.networks if not record.networks[name].bridged}
     for network, known in record.networks.items():
         addresses = [machine.addresses[network] for machine in record.machines.values() if network in machine.addresses]
         assert len(addresses) == len(set(addresses))
-        assert all(address in known.subnet for address in addresses)
+        assert known.bridged or all(address in known.range for address in addresses)
     assert set(record.networks) == set(lab.networks)
     assert set(have.networks) <= set(record.networks)
     ours = {name for name in have.volumes if name.startswith("lab.")}

@@ -19,7 +19,7 @@ from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory, LibvirtNetwork, Volume
 from pocketcloud.model.lab import Attachment, Disk, Lab, LabNetwork, Machine, ProvisionStep, Ready
 from pocketcloud.model.machine import Mark
-from pocketcloud.model.names import Name, mac_address
+from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector
 from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
@@ -83,6 +83,8 @@ def ground(*taken: str, memory: int = 16 * GIB, space: int = 100 * GIB, spares: 
         now="2024-01-01T00:00:00+00:00",
         made_with="0",
         spares=spares,
+        bridges=("br0", "br1"),
+        kit_id=KIT_ID,
     )
 
 
@@ -300,17 +302,21 @@ class Host:
             return
         known = self._known().networks[Name(step.network)]
         leases = {
-            mac_address(INSTANCE, name, index): str(machine.addresses[network])
+            mac: str(machine.addresses[network])
             for name, machine in self._known().machines.items()
-            for index, network in enumerate(machine.definition.networks)
+            for network, mac in self._known().macs(name, KIT_ID)
             if network == step.network and network in machine.addresses
         }
         mark = self._mark(step.network)
         made = LibvirtNetwork(
-            step.network, mark, active=True, bridge="", subnet=str(known.subnet), kind=known.kind, leases=leases
+            step.network, mark, active=True, bridge=known.bridge, subnet=known.subnet_text, kind=known.kind, leases=leases
         )
         before = self.networks.get(step.network)
-        if before is None or not before.active or (before.kind, before.subnet) != (made.kind, made.subnet):
+        if (
+            before is None
+            or not before.active
+            or (before.kind, before.subnet, before.bridge) != (made.kind, made.subnet, made.bridge)
+        ):
             # libvirt makes it anew, and who was on it is on nothing.
             for vm in self.domains.values():
                 vm.places.pop(step.network, None)
@@ -393,11 +399,12 @@ class Host:
         assert set(known.disks.values()) == set(vm.disks), f"{name} runs on disks that are not its own"
         for network in known.definition.networks:
             assert self._is_up(network), f"{name}: network {network} is down"
-            meant = self._known().networks[network].subnet
-            assert self.networks[network].subnet == str(meant), f"{name}: network {network} is not as recorded"
+            meant = self._known().networks[network].subnet_text
+            assert self.networks[network].subnet == meant, f"{name}: network {network} is not as recorded"
             kind = self._known().networks[network].kind
             assert self.networks[network].kind is kind, f"{name}: network {network} is of another kind"
-            assert vm.places.get(network) == str(known.addresses[network]), f"{name} is not where its record says on {network}"
+            place = str(known.addresses[network]) if network in known.addresses else None
+            assert vm.places.get(network) == place, f"{name} is not where its record says on {network}"
 
     def _provision(self, name: str) -> None:
         self._running(name)

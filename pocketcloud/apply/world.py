@@ -119,7 +119,9 @@ class World:
         """Where the host reaches the machine: its address on the first of its networks."""
         if address := machine_address(self.known, machine):
             return address
-        raise NotReady(f"{machine} is on no network, so it cannot be reached", hint="give it one in the lab file")
+        raise NotReady(
+            f"{machine} is on no network of this kit's own, so nobody here knows its address", hint="give it one in the lab file"
+        )
 
     def login(self, machine: str) -> Login:
         """How to log in: the kit's key for us, the machine's own key to know it by."""

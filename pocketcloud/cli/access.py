@@ -38,6 +38,13 @@ def _machine(record: Record, machine: str) -> None:
         raise NotFound(f"lab {record.instance} has no machine {machine}", hint=f"it has: {', '.join(record.machines)}")
 
 
+def _unknown(record: Record, machine: str) -> NotReady:
+    return NotReady(
+        f"{machine} is on no network of this kit's own, so nobody here knows its address",
+        hint=f"pocketcloud lab console {record.instance} {machine}",
+    )
+
+
 def _connect(files: InstanceFiles, record: Record, machine: str, user: str) -> Guest:
     from pocketcloud.guest import Guest
     from pocketcloud.lab.logins import login_of
@@ -45,9 +52,7 @@ def _connect(files: InstanceFiles, record: Record, machine: str, user: str) -> G
     _machine(record, machine)
     login = login_of(files, record, machine, user)
     if login is None:
-        raise NotReady(
-            f"{machine} is on no network, so it cannot be reached", hint=f"pocketcloud lab console {record.instance} {machine}"
-        )
+        raise _unknown(record, machine)
     return Guest.connect(login, timeout=60)
 
 
@@ -59,6 +64,7 @@ def _connect(files: InstanceFiles, record: Record, machine: str, user: str) -> G
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def ssh(kit_name: str | None, user: str, lab: str, machine: str, command: tuple[str, ...]) -> None:
     """Open a terminal on MACHINE of LAB, or run COMMAND in one."""
+    from pocketcloud.specs import machine_address
     from pocketcloud.ssh_config import interactive_argv
     from pocketcloud.system import become, which
 
@@ -70,6 +76,8 @@ def ssh(kit_name: str | None, user: str, lab: str, machine: str, command: tuple[
             "the OpenSSH client (ssh) is not installed",
             hint="pocketcloud check names its package; pocketcloud lab exec works without it",
         )
+    if machine_address(record, machine) is None:
+        raise _unknown(record, machine)
     argv = interactive_argv(files.ssh_config, machine, command)
     become([argv[0], "-l", user, *argv[1:]])
 

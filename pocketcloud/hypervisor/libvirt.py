@@ -295,7 +295,7 @@ class LibvirtHypervisor:
         known = self._check_network(spec) is not None
         self._fences.sweep(self._bridges)
         connection = self._open()
-        with explained(f"network {spec.name} ({spec.subnet}) cannot be set up"):
+        with explained(f"network {spec.name} ({spec.subnet or spec.bridge}) cannot be set up"):
             handle = connection.networkDefineXML(text)  # an active one goes on as it was, until it is started anew
             # Before the first packet, and after libvirt knows the network: then its removal finds the fence, come what may.
             try:

@@ -25,7 +25,7 @@ STATE_NAMESPACE = "urn:pocketcloud:libvirt:state:1"
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 _TEMPLATES = Path(__file__).parent / "templates"
 # libvirt's words for how a network forwards (formatnetwork.html); without one nothing leaves it.
-_FORWARD = {NetworkKind.NAT: "nat", NetworkKind.ROUTED: "route"}
+_FORWARD = {NetworkKind.NAT: "nat", NetworkKind.ROUTED: "route", NetworkKind.BRIDGE: "bridge"}
 # Where screens are shown: to who is on this computer, and nobody else, whatever libvirt's own default is.
 _LOOPBACK = "127.0.0.1"
 _UNITS = {"b": 1, "bytes": 1, "KiB": 1 << 10, "k": 1 << 10, "MiB": 1 << 20, "M": 1 << 20, "GiB": 1 << 30, "G": 1 << 30}
@@ -72,8 +72,8 @@ def machine_xml(spec: MachineSpec) -> str:
 
 
 def network_xml(spec: NetworkSpec) -> str:
-    """The network XML: the host has the subnet's first address, unknown machines get addresses from its last quarter."""
-    subnet = spec.subnet
+    """The network XML: the host has the subnet's first address, unknown machines get addresses from its last quarter. One that is
+    a bridge of the host is its name and nothing else."""
     values: dict[str, object] = {
         "namespace": NAMESPACE,
         "name": spec.name,
@@ -81,6 +81,10 @@ def network_xml(spec: NetworkSpec) -> str:
         "mark": spec.mark,
         "forward": _FORWARD.get(spec.kind, ""),
         "bridge": spec.bridge,
+    }
+    if (subnet := spec.subnet) is None:
+        return render_xml(_TEMPLATES, "bridge.xml.j2", values)
+    values |= {
         "domain": spec.domain,
         "gateway": str(subnet[1]),
         "prefix": subnet.prefixlen,

@@ -43,7 +43,7 @@ class ServedLab:
         return [f"pocketcloud cache serve --kit {shlex.quote(self.kit.name)} --port {self.port} {binds} &"]
 
     def _places(self, networks: Sequence[NetworkSpec]) -> list[Place]:
-        return [Place(str(network.subnet.network_address + 1), network.bridge) for network in networks]
+        return [Place(str(network.subnet.network_address + 1), network.bridge) for network in networks if network.subnet]
 
 
 def check_offline(kit: Kit, lab: Lab, instance: Name, bases: Mapping[str, Base], made: Collection[Name] = ()) -> None:

@@ -75,7 +75,7 @@ def plan_arrival(instance: Name, record: Record, have: Inventory, ground: Ground
 
 
 def _renumbered(name: Name, before: NetworkRecord, now: NetworkRecord, ground: Ground) -> str:
-    if before.subnet == now.subnet:
+    if before.subnet == now.subnet or before.subnet is None:
         return ""
     holders = [subnet.holder for subnet in ground.taken if subnet.network.overlaps(before.subnet)]
     why = f"the old one is taken here by {', '.join(dict.fromkeys(holders))}" if holders else "the old one is taken here"

@@ -84,7 +84,7 @@ def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) 
     notes += network_notes(bench, record, have, sight)
     if waiting:
         notes += (f"{', '.join(waiting)}: paused, and can go on: pocketcloud lab up {instance}",)
-    networks = {str(name): str(network.subnet) for name, network in record.networks.items()}
+    networks = {str(name): network.subnet_text or f"bridge {network.bridge}" for name, network in record.networks.items()}
     return LabStatus(str(instance), str(record.lab.lab), _summary(machines), tuple(machines), networks, record.created, notes)
 
 

@@ -22,6 +22,7 @@ from pocketcloud.check import nesting
 from pocketcloud.errors import HostLacks, PocketcloudError, Refused
 from pocketcloud.events import Event, Note
 from pocketcloud.host import firmware
+from pocketcloud.host.bridges import read_free
 from pocketcloud.host.hardware import read_cpu_flags
 from pocketcloud.host.packages import install_words
 from pocketcloud.hypervisor import Hypervisor
@@ -166,6 +167,8 @@ class Workbench:
             online=not self.offline,
             buildable=frozenset(path.base for path in definitions.available()),
             other_bases=others,
+            bridges=read_free(Path("/")),
+            kit_id=self.kit.id,
             cpu_lacks=self._cpu_lacks(arch),
             no_nesting=self._no_nesting(arch),
             no_secure_boot=self._no_secure_boot(arch),
@@ -209,7 +212,11 @@ class Workbench:
             if name != but:
                 with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     networks = json.loads(self.files(name).record.read_text())["networks"]
-                    kept += [Subnet(IPv4Network(network["subnet"]), f"lab {name}") for network in networks.values()]
+                    kept += [
+                        Subnet(IPv4Network(network["subnet"]), f"lab {name}")
+                        for network in networks.values()
+                        if network.get("subnet")
+                    ]
         return tuple(kept)
 
     @cached_property

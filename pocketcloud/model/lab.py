@@ -63,11 +63,12 @@ class Needs:
 
 class NetworkKind(StrEnum):
     """How a lab network meets the world: `nat` reaches out through the host and its address, `routed` reaches and is reached
-    by its own addresses, `isolated` does not."""
+    by its own addresses, `isolated` does not; with `bridge` machines sit on a bridge that the host has."""
 
     NAT = "nat"
     ISOLATED = "isolated"
     ROUTED = "routed"
+    BRIDGE = "bridge"
 
     @property
     def forwards(self) -> bool:
@@ -79,15 +80,28 @@ class NetworkKind(StrEnum):
 class LabNetwork:
     """A network of a lab; `subnet`, a private /24, where it has to be this one and no other: left out, one that is free is
     chosen, and another where that is taken. `lan`: whether machines on a `nat` or `routed` network reach the networks that this
-    host is on by themselves, or only what is beyond them."""
+    host is on by themselves, or only what is beyond them. `bridge`, of that kind only: the host's bridge,
+    where addresses are not ours to give."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     kind: NetworkKind = NetworkKind.NAT
     subnet: IPv4Network | None = None
     lan: bool = False
+    bridge: str | None = None
 
     def __post_init__(self) -> None:
+        if (self.kind is NetworkKind.BRIDGE) != (self.bridge is not None):
+            raise ValueError("bridge: names a bridge of the host, as br0, for networks of kind bridge and for no others")
+        # What the kernel takes for an interface's name (its dev_valid_name).
+        if self.bridge is not None and not re.fullmatch(r"(?!\.\.?$)[^\s/:\0]{1,15}", self.bridge):
+            raise ValueError(f"bridge: {self.bridge[:40]!r} is no name of an interface")
+        if self.bridge is not None and self.subnet is not None:
+            raise ValueError(
+                "subnet: who serves on the bridge gives addresses there; a network of kind bridge has none of its own"
+            )
+        if self.bridge is not None and self.lan:
+            raise ValueError("lan: machines on a bridge are on the host's network itself; nothing is to be allowed")
         if self.lan and not self.kind.forwards:
             raise ValueError(f"lan: is for networks of kind nat or routed; from one that is {self.kind} nothing reaches out")
         if self.subnet is not None and not (self.subnet.prefixlen == 24 and self.subnet.is_private):

@@ -104,14 +104,22 @@ class Lease:
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A lab network for the hypervisor room: the host has the subnet's first address on `bridge`. `fenced` are networks that its
-    machines may not reach, beside all private ones; None: they may reach what the host reaches."""
+    machines may not reach, beside all private ones; None: they may reach what the host reaches. Of kind bridge it is one that
+    the host has: without a subnet, names and leases of its own, and never made or removed."""
 
     name: str
     uuid: str
     mark: Mark
     bridge: str
     kind: NetworkKind
-    subnet: IPv4Network
+    subnet: IPv4Network | None
     domain: str
     leases: tuple[Lease, ...]
     fenced: tuple[IPv4Network, ...] | None = None
+
+    @property
+    def range(self) -> IPv4Network:
+        """The subnet, where there is one. Raises LookupError for a bridge of the host."""
+        if self.subnet is None:
+            raise LookupError(f"the bridge {self.bridge} has no subnet of ours")
+        return self.subnet

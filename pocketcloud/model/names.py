@@ -64,13 +64,15 @@ def network_uuid(kit_id: str, instance: str, network: str) -> uuid.UUID:
     return uuid.uuid5(uuid.UUID(kit_id), joined("network", instance, network))
 
 
-def mac_address(instance: str, machine: str, index: int) -> str:
+def mac_address(instance: str, machine: str, index: int, kit_id: str = "") -> str:
     """The MAC of a machine's interface `index` (from 0), in QEMU's range 52:54:00.
 
     Not from the kit's id: on networks of its own a lab keeps its addresses when the kit is copied, so that guests which
-    remember them (persistent interface names, licences) find them again.
+    remember them (persistent interface names, licences) find them again. On a bridge it would
+    meet its copy: there `kit_id` is given.
     """
-    digest = hashlib.blake2b(joined(instance, machine, str(index)).encode(), digest_size=3).hexdigest()
+    told = joined(*filter(None, (kit_id, instance, machine, str(index))))
+    digest = hashlib.blake2b(told.encode(), digest_size=3).hexdigest()
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
 
 

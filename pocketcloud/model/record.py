@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind
-from pocketcloud.model.names import Name
+from pocketcloud.model.names import Name, mac_address
 
 _STRICT = {"extra": "forbid"}
 
@@ -30,12 +30,30 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NetworkRecord:
-    """A network as raised: its kind and its subnet, kept while it is free."""
+    """A network as raised: its kind and its subnet, kept while it is free; or the host's bridge that it is."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     kind: NetworkKind
-    subnet: IPv4Network
+    subnet: IPv4Network | None = None
+    bridge: str = ""
+
+    @property
+    def subnet_text(self) -> str:
+        """The subnet as libvirt's networks say it (model/inventory.py)."""
+        return str(self.subnet) if self.subnet else ""
+
+    @property
+    def bridged(self) -> bool:
+        """Whether it is a bridge of the host."""
+        return self.kind is NetworkKind.BRIDGE
+
+    @property
+    def range(self) -> IPv4Network:
+        """The subnet, where there is one. Raises LookupError for a bridge of the host."""
+        if self.subnet is None:
+            raise LookupError(f"the bridge {self.bridge} has no subnet of ours")
+        return self.subnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +147,12 @@ class Record:
     def with_machine(self, name: Name, machine: MachineRecord) -> Record:
         """This record with one machine put in or replaced."""
         return replace(self, machines={**self.machines, name: machine})
+
+    def macs(self, machine: Name, kit_id: str) -> tuple[tuple[Name, str], ...]:
+        """A machine's interfaces in order: (network, MAC). On bridges, where kits meet, the kit is told by them, too."""
+        bridged = {name for name, network in self.networks.items() if network.bridged}
+        networks = enumerate(self.machines[machine].definition.networks)
+        return tuple((n, mac_address(self.instance, machine, i, kit_id if n in bridged else "")) for i, n in networks)
 
     def named_volumes(self) -> frozenset[str]:
         """Every volume this record needs by name; what those stand on is needed too."""

@@ -61,6 +61,8 @@ class Ground:
     online: bool = True
     buildable: Collection[str] | None = None
     other_bases: Mapping[str, Sequence[Arch]] = field(default_factory=dict)
+    bridges: Sequence[str] = ()
+    kit_id: str = ""
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
     no_nesting: Lack | None = None
     no_secure_boot: Lack | None = None

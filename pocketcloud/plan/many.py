@@ -104,7 +104,9 @@ def _fitting(amounts: Iterable[int], room: int) -> int:
 def chosen_subnets(plan: Plan) -> tuple[Subnet, ...]:
     """The subnets that an instance has once the plan is carried out, which the plans after it must leave to it."""
     networks = plan.record.networks if plan.record else {}
-    return tuple(Subnet(known.subnet, f"network {name} of lab {plan.instance}") for name, known in networks.items())
+    return tuple(
+        Subnet(known.range, f"network {name} of lab {plan.instance}") for name, known in networks.items() if known.subnet
+    )
 
 
 def labelled(step_id: str, instance: str) -> str:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pocketcloud.errors import Refused
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Inventory
-from pocketcloud.model.lab import Lab
+from pocketcloud.model.lab import Lab, LabNetwork, NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
 from pocketcloud.plan.drafting import Draft, Ground
@@ -29,12 +29,24 @@ def settled_networks(
         if known and known.kind != wanted.kind and not reconfigure:
             draft.notes.append(f"network {name}: kind {known.kind} -> {wanted.kind} waits for --reconfigure")
             kind = known.kind
+        if kind is NetworkKind.BRIDGE:
+            found[name] = NetworkRecord(
+                kind, bridge=_bridge(instance, name, wanted, known, ground, draft, reconfigure=reconfigure)
+            )
+            continue
         there = have.networks.get(name)
         pinned = wanted.subnet
         if pinned and known and known.subnet != pinned and not reconfigure:
             draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
             pinned = known.subnet
-        if known and there and there.active and there.subnet == str(known.subnet) and pinned in (None, known.subnet):
+        if (
+            known
+            and known.subnet
+            and there
+            and there.active
+            and there.subnet == str(known.subnet)
+            and pinned in (None, known.subnet)
+        ):
             subnet = known.subnet
             if clash := overlapped(instance, name, known, lab, ground.taken):
                 draft.notes.append(clash)
@@ -42,10 +54,10 @@ def settled_networks(
             subnet = _pinned(instance, name, pinned, taken)
         else:
             subnet = choose(ground.supernet, taken, keep=known.subnet if known else None, seed=f"{ground.kit}.{instance}.{name}")
-            if known and subnet != known.subnet:
+            if known and known.subnet and subnet != known.subnet:
                 draft.notes.append(f"network {name} moves from {known.subnet} to {subnet}: the old one is taken here")
         found[name] = NetworkRecord(kind, subnet)
-        taken.append(Subnet(subnet, f"network {name} of this lab"))
+        taken.append(Subnet(found[name].range, f"network {name} of this lab"))
     for name, known in record.networks.items():
         found.setdefault(name, known)
     return found
@@ -54,13 +66,39 @@ def settled_networks(
 def overlapped(instance: Name, name: Name, network: NetworkRecord, lab: Lab, taken: Sequence[Subnet]) -> str:
     """A note, where a network that is up overlaps what came to this host after it, as a WLAN or a VPN does; else empty. It is
     not moved under its machines' feet: that takes a `down`."""
-    if not (holding := holders(network.subnet, taken)):
+    if network.subnet is None or not (holding := holders(network.subnet, taken)):
         return ""
     wanted = lab.networks.get(name)
     mend = f"pocketcloud lab down {instance}, then lab up, moves it to a free subnet"
     if wanted and wanted.subnet == network.subnet:
         mend = "it is pinned to that subnet: end what takes it, or leave `subnet:` out of the lab file"
     return f"network {name} ({network.subnet}) overlaps {holding}, so that one of the two is not reached from here; {mend}"
+
+
+def _bridge(
+    instance: Name,
+    network: Name,
+    wanted: LabNetwork,
+    known: NetworkRecord | None,
+    ground: Ground,
+    draft: Draft,
+    *,
+    reconfigure: bool,
+) -> str:
+    """The host's bridge that a network is to be. It has to be there: nobody knows what a bridge of that name is to lead to."""
+    bridge = wanted.bridge or (known.bridge if known else "")
+    if known and known.bridge and known.bridge != bridge and not reconfigure:
+        draft.notes.append(f"network {network}: bridge {known.bridge} -> {bridge} waits for --reconfigure")
+        bridge = known.bridge
+    if bridge not in ground.bridges:
+        raise Refused(
+            f"lab {instance}: its network {network} is to be the bridge {bridge}, and this host has none of that name"
+            f" (it has: {', '.join(ground.bridges) or 'none'}; libvirt's and those of labs do not count)",
+            hint=f"name one that is there, or make it: `nmcli connection add type bridge ifname {bridge}` and give it a card as"
+            f" port (nmcli connection add type ethernet ifname CARD master {bridge}); without NetworkManager: ip link add"
+            f" {bridge} type bridge",
+        )
+    return bridge
 
 
 def _pinned(instance: Name, network: Name, subnet: IPv4Network, taken: Sequence[Subnet]) -> IPv4Network:
@@ -76,6 +114,8 @@ def addressed(machines: Mapping[Name, MachineRecord], networks: Mapping[Name, Ne
     """Give every machine its address on each of its networks: the one of the file, else the one it has, else the next free."""
     addresses: dict[Name, dict[Name, IPv4Address]] = {name: {} for name in machines}
     for network, known in networks.items():
+        if known.subnet is None:
+            continue
         base = int(known.subnet.network_address)
         there = {name: m.definition.networks[network] for name, m in machines.items() if network in m.definition.networks}
         used: dict[int, Name] = {}
@@ -114,7 +154,7 @@ def draw_networks(
     for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
         there = have.networks.get(name)
         known = record.networks[name]
-        runs = there is not None and there.active and (there.subnet, there.kind) == (str(known.subnet), known.kind)
+        runs = there is not None and there.active and (there.subnet, there.kind) == (known.subnet_text, known.kind)
         if leases or not runs:
             reason = "its leases are those of the record" if runs else "it is not running"
             there_first = [

@@ -79,8 +79,11 @@ def plan_up(
     if not reconfigure:
         check_native(lab, record, ground)
     networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure)
+    rebridged = {name for name, known in record.networks.items() if name in networks and known.bridged != networks[name].bridged}
     fates = [
-        _fate(name, machine, record, have, ground, generation, draft, reconfigure=reconfigure, onto_new=name in onto_new)
+        _fate(
+            name, machine, record, have, ground, generation, draft, rebridged, reconfigure=reconfigure, onto_new=name in onto_new
+        )
         for name, machine in lab.machines.items()
     ]
     leaving = [name for name in record.machines if name not in lab.machines]
@@ -166,7 +169,8 @@ def _is_old(fate: Fate, network: Name, instance: str, wanted: NetworkRecord, hav
     index = list(fate.record.definition.networks).index(network)
     address = there.leases.get(mac_address(instance, fate.name, index))
     moved = address is not None and address != str(fate.record.addresses.get(network))
-    return there.subnet != str(wanted.subnet) or there.kind is not wanted.kind or moved
+    elsewhere = bool(wanted.bridge) and there.bridge != wanted.bridge
+    return elsewhere or there.subnet != wanted.subnet_text or there.kind is not wanted.kind or moved
 
 
 def _changes(old: Machine, new: Machine) -> list[str]:
@@ -185,6 +189,7 @@ def _fate(
     ground: Ground,
     generation: int,
     draft: Draft,
+    rebridged: Collection[Name],
     *,
     reconfigure: bool,
     onto_new: bool,
@@ -194,6 +199,8 @@ def _fate(
         return _from_base(name, wanted, have.bases[wanted.base], record, generation, "the lab file declares it")
     base = have.bases.get(wanted.base)
     changed = _changes(known.definition, wanted)
+    # It gets another MAC address with that, and knows its interfaces by those.
+    changed += [f"kind of network {n}" for n in wanted.networks if n in rebridged and n in known.definition.networks]
     if known.arch is not ground.arch:
         changed.append("arch")
     elif base and base.name == known.definition.base and base.volume != known.base_volume:
@@ -310,7 +317,7 @@ def _draw_up(
     made = _draw_volumes(draft, fates, record.instance)
     for fate in fates:
         if fate.fresh and fate.record.definition.needs_ssh:
-            macs = tuple(mac_address(record.instance, fate.name, i) for i in range(len(fate.record.definition.networks)))
+            macs = tuple(mac for _, mac in record.macs(fate.name, ground.kit_id))
             seed = WriteSeed(id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation)
             made.append(draft.add(seed))
     commit: tuple[str, ...] = ()
@@ -326,7 +333,12 @@ def _draw_up(
     stops = {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates}
     nets = draw_networks(draft, record, have, commit, leases=True, stops=stops)
     if ground.cache and nets:
-        serve = ServeCache(id="cache", reason="nothing but the cache is used", after=tuple(nets.values()), networks=tuple(nets))
+        serve = ServeCache(
+            id="cache",
+            reason="nothing but the cache is used",
+            after=tuple(nets.values()),
+            networks=tuple(n for n in nets if record.networks[Name(n)].subnet),
+        )
         nets = dict.fromkeys(nets, draft.add(serve))
     ready = {fate.name: _draw_machine(draft, fate, have, stops[fate.name] or commit, nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}

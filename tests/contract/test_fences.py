@@ -197,10 +197,10 @@ def network(hypervisor: Hypervisor) -> Iterator[Callable[..., NetworkSpec]]:
 
 def plug(guest: Place, spec: NetworkSpec, host: int = 9) -> str:
     """Put the guest on a network as a machine is, and return its address."""
-    address = str(spec.subnet[host])
+    address = str(spec.range[host])
     ip("link", "set", guest.outside, "master", spec.bridge)
-    guest.ip("address", "add", f"{address}/{spec.subnet.prefixlen}", "dev", "eth0")
-    guest.ip("route", "add", "default", "via", str(spec.subnet[1]))
+    guest.ip("address", "add", f"{address}/{spec.range.prefixlen}", "dev", "eth0")
+    guest.ip("route", "add", "default", "via", str(spec.range[1]))
     return address
 
 
@@ -214,7 +214,7 @@ def test_a_lab_reaches_the_world_and_not_the_lan(
     assert guest.reached(*ESCAPES) == {"tcp": [], "udp": []}
     # By another source address, and by a route of its own that says the LAN is next door.
     guest.ip("address", "add", f"{LAN[5]}/{LAN.prefixlen}", "dev", "eth0")
-    guest.ip("route", "replace", "172.16.0.0/12", "via", str(spec.subnet[1]), "src", str(LAN[5]))
+    guest.ip("route", "replace", "172.16.0.0/12", "via", str(spec.range[1]), "src", str(LAN[5]))
     assert guest.reached("172.16.9.9", str(LAN[2])) == {"tcp": [], "udp": []}
     guest.ip("address", "delete", f"{LAN[5]}/{LAN.prefixlen}", "dev", "eth0")
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
+import subprocess
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.labkit import LabKit, lab_kit
+from pocketcloud.model.names import mac_address
+from tests.labkit import LabKit, lab_kit, raw_libvirt
 
 LAB = """lab: demo
 machines:
@@ -28,6 +33,23 @@ def kit() -> Iterator[LabKit]:
         yield made
 
 
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    """A bridge of this host's, which has nothing to do with libvirt."""
+    name = f"pctbr{secrets.token_hex(4)}"
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def ports(bridge: str) -> list[str]:
+    """What is plugged into a bridge."""
+    return sorted(path.name for path in Path("/sys/class/net", bridge, "brif").iterdir())
+
+
 def status(kit: LabKit) -> dict[str, object]:
     """What `lab status demo` says."""
     found: dict[str, object] = json.loads(kit.cli("lab", "status", "demo", "-o", "json").expect(0).out)
@@ -38,7 +60,6 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     path = kit.lab(LAB.replace("{KIND}", "{kind: routed}"))
     said = kit.cli("lab", "up", path).expect(0).err
     found = status(kit)
-    assert str(found["machines"][0]["screen"]).startswith("vnc://127.0.0.1:59")  # type: ignore[index] # JSON
     assert "vnc://127.0.0.1:59" in kit.cli("lab", "status", "demo").expect(0).out
     subnet = found["networks"]["front"]  # type: ignore[index] # JSON
     note = re.compile(rf"network front is routed: .*\(ip route add {re.escape(str(subnet))} via [^ )]+\)")
@@ -47,7 +68,31 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     shown = kit.cli("lab", "plan", path).expect(0).out
     assert "<forward mode='route'/>" in shown
     assert "admin-prohibited" in shown
-    kit.cli("lab", "down", "demo").expect(0)
+    kit.cli("lab", "down", "demo", "--within", "0").expect(0)
     found = status(kit)
     assert found["notes"] == []
     assert found["machines"][0]["screen"] == ""  # type: ignore[index] # JSON
+
+
+def test_a_machine_sits_on_a_bridge_of_the_host_and_the_bridge_stays(kit: LabKit, bridge: str) -> None:
+    path = kit.lab(LAB.replace("{KIND}", f"{{kind: bridge, bridge: {bridge}}}"))
+    kit.cli("lab", "up", path).expect(0)
+    (port,) = ports(bridge)
+    machine = raw_libvirt().lookupByName(f"{kit.kit.name}.demo.web")
+    interface = ET.fromstring(machine.XMLDesc(0)).find("devices/interface")  # noqa: S314 - libvirt's own
+    assert interface is not None
+    mac, target = interface.find("mac"), interface.find("target")
+    assert mac is not None
+    assert target is not None
+    assert (mac.get("address"), target.get("dev")) == (mac_address("demo", "web", 0, kit.kit.id), port)
+    found = status(kit)
+    assert found["networks"] == {"front": f"bridge {bridge}"}
+    assert found["machines"][0]["address"] == ""  # type: ignore[index] # JSON
+    kit.cli("lab", "ssh", "demo", "web").expect(7, "no network of this kit's own")
+    # One that is another's, or nobody's, is refused before anything is made.
+    absent = kit.lab(LAB.replace("{KIND}", "{kind: bridge, bridge: pctnone}").replace("lab: demo", "lab: other"))
+    kit.cli("lab", "up", absent).expect(5, "to be the bridge pctnone", "none of that name", bridge, "ip link add pctnone")
+    assert not kit.files("other").record.exists()
+    kit.cli("lab", "destroy", "demo", "-y").expect(0)
+    assert ports(bridge) == []
+    assert f"{kit.kit.name}.demo.front" not in [network.name() for network in raw_libvirt().listAllNetworks()]

@@ -225,14 +225,14 @@ def test_a_subnet_that_is_taken_meanwhile_is_left(kit: LabKit) -> None:
     interface = f"pct{secrets.token_hex(4)}"
     subprocess.run(["ip", "link", "add", interface, "type", "bridge"], check=True)
     try:
-        subprocess.run(["ip", "address", "add", f"{network.subnet[77]}/28", "dev", interface], check=True)
+        subprocess.run(["ip", "address", "add", f"{network.range[77]}/28", "dev", interface], check=True)
         subprocess.run(["ip", "link", "set", interface, "up"], check=True)
         kit.cli("lab", "up", file).expect(0, "moves from", str(network.subnet), "taken")
         (moved,) = record_of(kit).networks.values()
-        assert not moved.subnet.overlaps(network.subnet)
-        assert record_of(kit).machines["a"].addresses["n"] in moved.subnet  # type: ignore[index]  # a Name is a str
+        assert not moved.range.overlaps(network.range)
+        assert record_of(kit).machines["a"].addresses["n"] in moved.range  # type: ignore[index]  # a Name is a str
         shown = raw_libvirt().networkLookupByName(f"{kit.kit.name}.tiny.n").XMLDesc(0)
-        assert str(moved.subnet[1]) in shown
+        assert str(moved.range[1]) in shown
         kit.cli("lab", "reset", "tiny", "-y").expect(0)
     finally:
         subprocess.run(["ip", "link", "delete", interface], check=True)
@@ -245,7 +245,7 @@ def test_a_subnet_that_is_taken_meanwhile_is_left(kit: LabKit) -> None:
 def test_a_port_that_never_opens(kit: LabKit) -> None:
     file = kit.lab(ONE.replace(READY, "ready: {console: hello, tcp: 81, within: 8s}"))
     ran = kit.cli("lab", "up", file).expect(7, "port 81", "the console ends with", GREETING, "lab console tiny a")
-    assert IPv4Network("10.0.0.0/8").supernet_of(next(iter(record_of(kit).networks.values())).subnet)
+    assert IPv4Network("10.0.0.0/8").supernet_of(next(iter(record_of(kit).networks.values())).range)
     assert "lab up tiny" in ran.err
 
 

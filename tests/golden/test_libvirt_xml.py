@@ -113,7 +113,8 @@ MACHINES = {
     ),
 }
 ROUTED = replace(FRONT, name="travel.demo.dmz", kind=NetworkKind.ROUTED)
-NETWORKS = {"network-nat": FRONT, "network-isolated": BACK, "network-routed": ROUTED}
+BRIDGE = replace(FRONT, name="travel.demo.out", kind=NetworkKind.BRIDGE, bridge="br0", subnet=None, leases=())
+NETWORKS = {"network-nat": FRONT, "network-isolated": BACK, "network-routed": ROUTED, "network-bridge": BRIDGE}
 TEXTS = {name: machine_xml(spec) for name, spec in MACHINES.items()} | {n: network_xml(s) for n, s in NETWORKS.items()}
 
 
@@ -172,7 +173,8 @@ def test_libvirt_takes_a_network_and_gives_it_back(name: str, private_node: libv
     reading = read_network(private_node.networkDefineXML(TEXTS[name]).XMLDesc(0))
     assert reading == wanted
     assert reading.mark == NETWORKS[name].mark
-    assert reading.subnets == (NETWORKS[name].subnet,)
+    assert reading.subnets == tuple(filter(None, [NETWORKS[name].subnet]))
+    assert (reading.network(MARK, active=True).kind, reading.bridge) == (NETWORKS[name].kind, NETWORKS[name].bridge)
 
 
 def test_a_title_is_one_line_of_what_xml_can_hold() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pocketcloud.check import State
 from pocketcloud.errors import HostLacks
+from pocketcloud.host.bridges import read_active, read_free
 from pocketcloud.model.facts import Subnet
 from tests.computers import Computer, Libvirt
 from tests.host_trees import plant, x86_laptop
@@ -81,6 +82,16 @@ def bridge(name: str, *ports: str) -> dict[str, str]:
         f"sys/class/net/{name}/brif/": "",
         **{f"sys/class/net/{name}/brif/{port}/state": "3" for port in ports},
     }
+
+
+def test_a_bridge_of_the_host_stays_the_hosts_when_a_network_is_that_bridge(laptop: Computer) -> None:
+    out = "<network><name>kit.demo.out</name><forward mode='bridge'/><bridge name='br0'/></network>"
+    plant(laptop.root, {"run/libvirt/network/kit.demo.out.xml": f"<networkstatus>{out}</networkstatus>"})
+    plant(laptop.root, status("kit.demo.front", "lab7"))
+    for name in ("br0", "br-lan", "virbr0", "pc-0123456789", "lab7"):
+        planted(laptop.root, bridge(name))
+    assert [network.bridge for network in read_active(laptop.root) or ()] == ["lab7"]
+    assert read_free(laptop.root) == ("br-lan", "br0")
 
 
 def planted(root: Path, files: dict[str, str]) -> None:

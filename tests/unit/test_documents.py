@@ -11,7 +11,7 @@ import pytest
 
 from pocketcloud.documents import dump_json, load_lab, parse_json, parse_lab, parse_yaml
 from pocketcloud.errors import BadDocument, Fault, NotFound
-from pocketcloud.model.lab import Attachment, Lab, LabNetwork
+from pocketcloud.model.lab import Attachment, Lab, LabNetwork, NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Profile
 from tests.simulation import lab, machine
@@ -120,7 +120,7 @@ def test_editors_of_all_systems_write_it(turn: object) -> None:
         (GOOD.replace("[front]", "[1]"), 5, "machines.web.networks[0]", "expected a network's name, got 1"),
         (GOOD.replace("[front]", "front"), 5, "machines.web.networks", "expected a mapping (key: value), got 'front'"),
         (GOOD.replace("[front]", "{front: {address: 255}}"), 5, "machines.web.networks.front", "2 to 254, got 255"),
-        (GOOD.replace("nat", "bridge"), 7, "networks.front.kind", "'nat', 'isolated' or 'routed', got 'bridge'"),
+        (GOOD.replace("nat", "bright"), 7, "networks.front.kind", "'nat', 'isolated', 'routed' or 'bridge', got 'bright'"),
         (
             GOOD.replace("nat", "nat, subnet: 8.8.8.0/24"),
             7,
@@ -301,7 +301,7 @@ machines:
   web: {base: x}
   "db 1": {networks: {back: {address: 1}}}
 networks:
-  back: {kind: bridge}
+  back: {kind: bright}
 """
     found = faults(text)
     assert [fault.line for fault in found] == sorted(fault.line for fault in found)
@@ -325,6 +325,44 @@ def test_faults_without_end_are_cut_off_with_their_number() -> None:
     found = faults("lab: x\nmachines:\n" + "".join(f"  m{i}: {{base: B, ready: {{console: x}}}}\n" for i in range(200)))
     assert len(found) == 31
     assert found[-1].message == "and 170 more"
+
+
+BRIDGED = """lab: demo
+machines:
+  web:
+    base: tiny
+    ready: {console: hello}
+    networks: {out: {}}
+networks:
+  out: {kind: bridge, bridge: br0}
+"""
+
+
+def test_a_bridge_of_the_host_is_named_and_has_nothing_of_ours() -> None:
+    assert parse_lab(BRIDGED, "f").networks["out"] == LabNetwork(NetworkKind.BRIDGE, bridge="br0")  # type: ignore[index] # a Name is a str
+    for change, path, words in (
+        ("{kind: bridge}", "networks.out.bridge", "names a bridge of the host"),
+        ("{bridge: br0}", "networks.out.bridge", "for networks of kind bridge and for no others"),
+        ("{kind: bridge, bridge: br0, subnet: 10.99.1.0/24}", "networks.out.subnet", "who serves on the bridge gives addresses"),
+        ("{kind: bridge, bridge: br0, lan: true}", "networks.out.lan", "nothing is to be allowed"),
+        ("{kind: bridge, bridge: ../x}", "networks.out.bridge", "is no name of an interface"),
+        ("{kind: bridge, bridge: averyverylongname}", "networks.out.bridge", "is no name of an interface"),
+    ):
+        fault = the_fault(BRIDGED.replace("{kind: bridge, bridge: br0}", change))
+        assert fault.path == path
+        assert words in fault.message
+    addressed = the_fault(BRIDGED.replace("out: {}", "out: {address: 20}"))
+    assert (addressed.path, addressed.line) == ("machines.web.networks.out.address", 6)
+
+
+@pytest.mark.parametrize("change", ["", "ready: {ssh: true}", "ready: {tcp: 22}", "ready: {console: x, command: y}", "PROVISION"])
+def test_a_machine_that_is_reached_needs_a_network_of_ours(change: str) -> None:
+    ready = "ready: {console: x}\n    provision: [{run: a}]" if change == "PROVISION" else change
+    text = BRIDGED.replace("ready: {console: hello}", ready)
+    fault = the_fault(text)
+    assert fault.path == "machines.web.networks"
+    assert "on bridges alone nobody here knows its address" in fault.message
+    assert parse_lab(text.replace("{out: {}}", "{out: {}, front: {}}") + "  front: {}\n", "f").networks["front"] == LabNetwork()  # type: ignore[index] # a Name is a str
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------

@@ -361,7 +361,7 @@ def test_subnets_are_kept_where_they_are_free_and_moved_where_they_are_not() -> 
     raise_lab(lab(("front", "back"), web=machine("front", address=20), db=machine("front", "back")), elsewhere)
     record = elsewhere.record
     assert record is not None
-    front, back = (record.networks[Name(name)].subnet for name in ("front", "back"))
+    front, back = (record.networks[Name(name)].range for name in ("front", "back"))
     away = Inventory(record, {}, {}, {}, {})
     stays = plan_arrival(INSTANCE, record, away, ground())
     assert stays.record == record
@@ -369,7 +369,7 @@ def test_subnets_are_kept_where_they_are_free_and_moved_where_they_are_not() -> 
     assert ids(stays) == ["network.back", "network.front", "define.web", "define.db"]
     moves = plan_arrival(INSTANCE, record, away, ground(str(front)))
     assert moves.record is not None
-    new = moves.record.networks[Name("front")].subnet
+    new = moves.record.networks[Name("front")].range
     assert not new.overlaps(front)
     assert moves.record.networks[Name("back")].subnet == back
     assert moves.notes == (f"network front moves from {front} to {new}: the old one is taken here by a route of the host",)

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from pocketcloud.errors import Refused
 from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.lab import Attachment, LabNetwork, NetworkKind
-from pocketcloud.model.names import Name
-from pocketcloud.model.record import Stage
+from pocketcloud.model.names import Name, mac_address
+from pocketcloud.model.record import NetworkRecord, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.steps import (
     CloneVolumes,
@@ -28,12 +29,13 @@ from tests.plans import (
     check_up,
     cloned,
     edited,
+    fresh_host,
     ids,
     planned,
     raise_lab,
     up_host,
 )
-from tests.simulation import base, lab, machine
+from tests.simulation import INSTANCE, KIT_ID, base, lab, machine
 
 
 def test_additions_are_made_at_once_and_join_clean() -> None:
@@ -167,3 +169,52 @@ def test_a_machine_made_anew_stays_on_its_base_and_an_added_one_takes_the_newer(
     made = planned(host, replace(LAB, machines={**LAB.machines, Name("c"): machine("front")}))
     sources = {clone.marks["machine"]: clone.source for clone in cloned(made)}
     assert sources == {"a": "base.tiny.d1", "c": "base.tiny.d2"}
+
+
+BRIDGED = LabNetwork(NetworkKind.BRIDGE, bridge="br0")
+
+
+def test_a_network_that_is_a_bridge_of_the_host_has_no_addresses_of_ours() -> None:
+    two = lab(("front", "out"), a=machine("front", "out"), b=machine("out"))
+    two = replace(two, networks={**two.networks, Name("out"): BRIDGED})
+    host = up_host(two)
+    record = host.record
+    assert record is not None
+    assert record.networks[Name("out")] == NetworkRecord(NetworkKind.BRIDGE, bridge="br0")
+    assert set(record.machines[Name("a")].addresses) == {"front"}
+    assert host.networks["out"].bridge == "br0"
+    # Where kits meet, a copy of this one must not have its MAC addresses; on the lab's own network it may.
+    assert [mac for _, mac in record.macs(Name("a"), KIT_ID)] == [
+        mac_address(INSTANCE, "a", 0),
+        mac_address(INSTANCE, "a", 1, KIT_ID),
+    ]
+    assert mac_address(INSTANCE, "a", 1, KIT_ID) != mac_address(INSTANCE, "a", 1)
+
+    other = replace(two, networks={**two.networks, Name("out"): replace(BRIDGED, bridge="br1")})
+    waits = planned(host, other)
+    assert "network out: bridge br0 -> br1 waits for --reconfigure" in waits.notes
+    assert ids(waits, StopMachine) == []
+    made = planned(host, other, reconfigure=True)
+    assert ids(made, StopMachine) == ["stop.a", "stop.b"]
+    assert made.loses == ()
+    host.apply(made)
+    check_up(host, other)
+
+    gone = replace(two, networks={**two.networks, Name("out"): replace(BRIDGED, bridge="br7")})
+    with pytest.raises(Refused, match=r"to be the bridge br7, and this host has none of that name \(it has: br0, br1;"):
+        planned(fresh_host(), gone)
+
+
+def test_a_network_that_becomes_a_bridge_makes_its_machines_anew_as_their_interfaces_are_others() -> None:
+    host = up_host()
+    bridged = replace(LAB, networks={Name("front"): BRIDGED})
+    waits = planned(host, bridged)
+    assert "nat -> bridge waits for --reconfigure" in waits.notes[0]
+    assert waits.loses == ()
+    made = planned(host, bridged, reconfigure=True)
+    assert set(made.loses) == {"a", "b"}
+    host.apply(made)
+    check_up(host, bridged)
+    assert "bridge -> nat waits" in planned(host, LAB).notes[0]
+    host.apply(planned(host, LAB, reconfigure=True))
+    check_up(host, LAB)

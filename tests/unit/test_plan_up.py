@@ -220,7 +220,7 @@ def test_a_subnet_taken_meanwhile_is_left_and_addresses_keep_their_host_part() -
     for name, known in host.record.machines.items():
         address, once = known.addresses[Name("front")], before_move.machines[name].addresses[Name("front")]
         assert int(address) & 0xFF == int(once) & 0xFF
-        assert address in host.record.networks[Name("front")].subnet
+        assert address in host.record.networks[Name("front")].range
 
 
 def test_a_running_network_stays_whatever_is_taken() -> None:
@@ -281,7 +281,7 @@ def test_a_machine_whose_address_the_file_gives_away_moves_and_is_started_again(
     check_up(host, more)
     assert host.record is not None
     assert host.record.machines[Name("m")].addresses[Name("front")] == IPv4Address(
-        int(host.record.networks[Name("front")].subnet.network_address) + 11
+        int(host.record.networks[Name("front")].range.network_address) + 11
     )
 
 

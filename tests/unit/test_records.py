@@ -11,9 +11,10 @@ import pytest
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.kit import Kit, Manifest
+from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
-from pocketcloud.model.record import CLEAN, Memory, Record
+from pocketcloud.model.record import CLEAN, Memory, NetworkRecord, Record
 from pocketcloud.records import (
     InstanceFiles,
     instances,
@@ -55,6 +56,19 @@ def test_a_record_is_read_as_it_was_written(files: InstanceFiles, record: Record
     assert list(again.machines) == list(record.machines)
     write_record(files, replace(record, generation=99))
     assert read_record(files) == replace(record, generation=99)
+
+
+def test_networks_of_records_from_before_there_were_bridges_are_read(files: InstanceFiles, record: Record) -> None:
+    files.make()
+    write_record(files, record)
+    raw = json.loads(files.record.read_text())
+    for network in raw["networks"].values():
+        del network["bridge"]
+    files.record.write_text(json.dumps(raw))
+    assert read_record(files) == record
+    bridge = NetworkRecord(NetworkKind.BRIDGE, bridge="br0")
+    write_record(files, bridged := replace(record, networks={Name("z"): bridge, Name("a"): record.networks[Name("a")]}))
+    assert read_record(files) == bridged
 
 
 def test_a_record_names_the_memory_of_its_states(files: InstanceFiles, record: Record) -> None:

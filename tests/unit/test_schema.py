@@ -52,7 +52,7 @@ def test_the_schema_says_what_the_parser_says() -> None:
         GOOD + "colour: red\n",
         GOOD.replace("lab: demo\n", ""),
         GOOD.replace("web:", "Web:"),
-        GOOD.replace("nat", "bridge"),
+        GOOD.replace("nat", "bright"),
         GOOD.replace("[front]", "5"),
         GOOD.replace("[front]", "[Front]"),
         CONSOLE + "    memory: lots\n",

@@ -84,7 +84,7 @@ def test_a_network_has_the_leases_of_all_on_it(record: Record) -> None:
         ("web", mac_address(INSTANCE, "web", 1)),
         ("db", mac_address(INSTANCE, "db", 0)),
     }
-    assert all(lease.address in spec.subnet for lease in spec.leases)
+    assert all(lease.address in spec.range for lease in spec.leases)
     assert len(spec.bridge) <= 15
     assert network_spec(KIT, record, FRONT).uuid != spec.uuid
 

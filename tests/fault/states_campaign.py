@@ -29,6 +29,8 @@ machines:
 networks:
   n: {{kind: isolated}}
 """
+# User-Mode Linux has no nftables, which libvirt's networks take.
+WITHOUT_NETWORK = LAB.replace(", networks: [n]", "").partition("networks:")[0]
 VERBS = {
     "snapshot": ("snapshot", f"{INSTANCE}@taken"),
     "restore": ("restore", f"{INSTANCE}@one", "-y"),
@@ -49,6 +51,7 @@ class StatesBed:
     kit: LabKit
     hypervisor: LibvirtHypervisor
     patience: float = PATIENCE
+    text: str = LAB
     points: dict[str, list[str]] = field(default_factory=dict)
     cases: int = 0
 
@@ -63,7 +66,7 @@ class StatesBed:
 
     def begin(self) -> None:
         """Raise the lab and bring it to where cases begin."""
-        self.lab("up", str(self.kit.lab(LAB))).expect(0)
+        self.lab("up", str(self.kit.lab(self.text))).expect(0)
         self._stamp("A")
         self.lab("snapshot", f"{INSTANCE}@one").expect(0)
         self._stamp("B")

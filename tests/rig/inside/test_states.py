@@ -22,7 +22,7 @@ from pocketcloud.model.names import Name
 from pocketcloud.storage.devmapper import nodes
 from pocketcloud.system import run
 from tests.bootsector import write_disk
-from tests.fault.states_campaign import INSTANCE, VERBS, StatesBed, block_of_cases
+from tests.fault.states_campaign import INSTANCE, VERBS, WITHOUT_NETWORK, StatesBed, block_of_cases
 from tests.labkit import GREETING, TOP, LabKit
 from tests.rig.inside.test_lab import SOCKET, cli, fill
 
@@ -55,7 +55,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StatesBed]:
         kit.storage.create(volume, image.stat().st_size, lambda target: fill(target, image.read_bytes()))
         records.write(kit.kit, Base(Name("tiny"), Arch.X86_64, "d1", volume, Firmware.BIOS, "2026-11-21T00:00:00+00:00"))
         hypervisor = undo.enter_context(contextlib.closing(LibvirtHypervisor.connect()))
-        made = StatesBed(kit, hypervisor, PATIENCE)
+        made = StatesBed(kit, hypervisor, PATIENCE, WITHOUT_NETWORK)
         made.begin()
         yield made
         made.lab("destroy", str(INSTANCE), "-y").expect(0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pocketcloud.errors import BadDocument, Fault, NotFound
@@ -98,6 +99,24 @@ def render_answer(folders: Sequence[Path], template: str, values: Mapping[str, o
     # A template may do anything with its values that an expression can say, and every error of it is the template's.
     except Exception as error:
         raise _bad(error, str(error) or type(error).__name__) from error
+
+
+def template_files(folders: Sequence[Path], template: str) -> dict[str, bytes]:
+    """A template and all that it includes, by file name, each from the first of `folders` that has it; what is not there, or not
+    a template, is left out: rendering tells that."""
+    environment, found, left = _answers(tuple(folders)), dict[str, bytes](), [template]
+    while left:
+        name = left.pop()
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if name in found or path is None or "/" in name:
+            continue
+        found[name] = path.read_bytes()
+        try:
+            parsed = environment.parse(found[name].decode())
+        except (jinja2.TemplateSyntaxError, UnicodeDecodeError):
+            continue
+        left += [each for each in jinja2.meta.find_referenced_templates(parsed) if each]
+    return found
 
 
 def _bounded(pieces: Iterable[str]) -> Iterator[str]:

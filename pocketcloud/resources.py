@@ -12,6 +12,8 @@ from pocketcloud.errors import NotFound
 _PACKAGE = Path(__file__).resolve().parent
 # Folders of a user's own files, whose names override ours one by one.
 _OWN = {"bases": "POCKETCLOUD_BASES", "kickstarts": "POCKETCLOUD_TEMPLATES"}
+IMPORTED = "POCKETCLOUD_IMPORTED_BASES"
+"""The variable with the folders of definitions that came with imported labs, a line each: for names that nobody else has."""
 
 
 def shipped(*parts: str) -> Path:
@@ -22,11 +24,17 @@ def shipped(*parts: str) -> Path:
 
 def overlaid(kind: str, environment: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """The folders in which files of a kind ("bases", "kickstarts") are looked for: the user's own first, if the environment
-    names one, then ours. Raises NotFound if the user's is no folder."""
+    names one, then ours, then definitions that came with imported labs. Raises NotFound if the user's is no folder."""
     said = environment.get(_OWN[kind], "")
+    last = imported(environment) if kind == "bases" else ()
     if not said:
-        return (shipped(kind),)
+        return shipped(kind), *last
     own = Path(said).absolute()
     if not own.is_dir():
         raise NotFound(f"{_OWN[kind]}: {own} is no folder", hint="give the folder of your own files, or leave it out")
-    return own, shipped(kind)
+    return own, shipped(kind), *last
+
+
+def imported(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+    """The folders of definitions that came with imported labs."""
+    return tuple(Path(line) for line in environment.get(IMPORTED, "").splitlines() if line)

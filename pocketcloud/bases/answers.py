@@ -19,7 +19,7 @@ from pocketcloud.bases.answer_values import Installation, values
 from pocketcloud.errors import BadDocument, Fault, HostLacks, NotFound
 from pocketcloud.model.base import Arch, Builder, InstallDefinition, spelled
 from pocketcloud.quoting import FILTERS, Quoted, unfit
-from pocketcloud.render import render_answer
+from pocketcloud.render import render_answer, template_files
 from pocketcloud.resources import overlaid
 
 PORT = "org.pocketcloud.install.0"
@@ -103,7 +103,7 @@ def _masked(text: str, secrets: tuple[str, ...]) -> str:
 
 def _script(folders: Sequence[Path], definition: InstallDefinition, said: Mapping[str, object]) -> Script:
     """What is run in the new system: NAME.sh.j2 beside NAME.*.j2, if there is one."""
-    name = definition.template.split(".")[0] + ".sh.j2"
+    name = _script_name(definition)
     if not any((folder / name).is_file() for folder in folders):
         return Script("")
     text = Script(render_answer(folders, name, said))
@@ -112,6 +112,15 @@ def _script(folders: Sequence[Path], definition: InstallDefinition, said: Mappin
         if line.lstrip().startswith("%"):
             raise BadDocument(name, [Fault(0, "", f"line {number} of what it comes to begins with `%`, a section for kickstart")])
     return text
+
+
+def _script_name(definition: InstallDefinition) -> str:
+    return definition.template.split(".")[0] + ".sh.j2"
+
+
+def templates(definition: InstallDefinition, folders: Sequence[Path]) -> dict[str, bytes]:
+    """The files that an answer is rendered from, by name, as they are in the first of `folders` that has each."""
+    return {**template_files(folders, definition.template), **template_files(folders, _script_name(definition))}
 
 
 class Script(str):

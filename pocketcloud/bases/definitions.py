@@ -18,7 +18,7 @@ from pocketcloud.model.base import (
     InstallDefinition,
     LayerDefinition,
 )
-from pocketcloud.resources import overlaid, shipped
+from pocketcloud.resources import imported, overlaid, shipped
 
 _KINDS: Mapping[str, type[Definition]] = {
     Builder.BOOTSTRAP: BootstrapDefinition,
@@ -61,6 +61,11 @@ def origin(name: str) -> Path:
 def is_own(name: str) -> bool:
     """Whether that file is the user's own."""
     return origin(name).parent != shipped("bases")
+
+
+def is_imported(path: Path) -> bool:
+    """Whether a file of a definition came with an imported lab."""
+    return path.parent in imported()
 
 
 def refuse_other(definition: Definition, arch: Arch) -> None:

@@ -114,7 +114,11 @@ def add(
     alone = not labs
     new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages), "", owners, alone) for base in _known_bases(bases, wanted)]
     for name, lab in named:
-        new += wishes_of(lab, Name(name), wanted, _checked_packages(packages)) if lab else ()
+        its = wishes_of(lab, Name(name), wanted, _checked_packages(packages)) if lab else ()
+        if lab and not its:
+            imported = ", ".join(dict.fromkeys(machine.base for machine in lab.machines.values()))
+            click.echo(f"Lab {name}: nothing of its bases ({imported}) can be kept; they are imported, and then in the kit.")
+        new += its
     if packages and not new:
         raise UsageError("--package goes with a base", hint="pocketcloud cache add BASE --package NAME")
     if url:

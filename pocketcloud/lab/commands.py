@@ -20,6 +20,7 @@ from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.observe import Sight
 from pocketcloud.plan.drafting import known_record
+from pocketcloud.plan.needs import check_outside
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import CommitRecord, Plan, WaitReady
@@ -71,6 +72,8 @@ def plan_for_up(
     for network in wanted.networks:
         bench.hypervisor.check_network(joined(bench.kit.name, instance, network))
     if bench.offline:
+        # First of all: whoever cannot raise it here need not hear of what else is missing.
+        check_outside(wanted, have, online=False)
         check_offline(bench.kit, wanted, instance, have.bases, have.record.machines if have.record else ())
     ground = bench.ground(have, instance, wanted, sight=sight)
     ground = replace(ground, taken=(*ground.taken, *chosen))

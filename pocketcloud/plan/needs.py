@@ -29,11 +29,11 @@ def lacking(lab: Lab, have: Inventory, ground: Ground) -> list[str]:
     return problems
 
 
-def check_outside(lab: Lab, have: Inventory, ground: Ground) -> None:
+def check_outside(lab: Lab, have: Inventory, *, online: bool) -> None:
     """Raise HostLacks for a lab that fetches, while it is made, what only a network has, where there is none."""
     done = have.record.machines if have.record else {}
     new = [name for name, machine in lab.machines.items() if machine.to_provision and name not in done]
-    if lab.needs.outside is Outside.NETWORK and new and not ground.online:
+    if lab.needs.outside is Outside.NETWORK and new and not online:
         raise HostLacks(
             f"lab {lab.lab} needs a network while it is made ({', '.join(new)}): it fetches what the kit's cache does not keep",
             hint="raise it where there is one; what is raised works without, too (lab up again, reset). There is one: --online",

@@ -99,7 +99,7 @@ def plan_up(
     clean = next_record.clean.machines if next_record.clean else {}
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
-    check_outside(lab, have, ground)
+    check_outside(lab, have, online=ground.online)
     check_room(fates, have, ground, [fate.name for fate in fates if fate.name not in clean], lacking(lab, have, ground))
     _draw_up(draft, fates, next_record, have, ground, generation, leaving if prune else [])
     return draft.plan(next_record)

@@ -321,6 +321,11 @@ def test_profile_show_without_a_name_is_the_one_labs_get(cli: Cli) -> None:
     assert by_hand["here"][0]["from"].startswith(f"named; by itself this computer gets {chosen}")
 
 
+def test_a_lab_of_imported_bases_asks_nothing_of_the_cache(cli: Cli) -> None:
+    done = cli("cache", "add", "--lab", "manageiq")
+    assert done.stdout == "Lab manageiq: nothing of its bases (manageiq) can be kept; they are imported, and then in the kit.\n"
+
+
 def test_check_of_a_board_and_a_lab_from_here(cli: Cli, tmp_path: Path) -> None:
     done = cli("check", "--profile", "pine64", "--lab", "demo", "--no-measure", "-o", "json")
     states = {check["id"]: check["state"] for check in json.loads(done.stdout)}

@@ -19,6 +19,7 @@ from bench.bases import base_rows
 from bench.guests import LAB, Bench, reset_rows, up_rows
 from bench.images import import_rows
 from bench.measure import Row, quick_rows, thin_rows
+from bench.states import count_rows
 from tests.rig.uml import missing, run_job
 
 _TOP = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    kinds = ("quick", "bases", "thin", "images", "guests")
+    kinds = ("quick", "bases", "thin", "images", "states", "guests")
     parser.add_argument("--only", choices=kinds, help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
@@ -48,6 +49,10 @@ def main() -> int:
         rows += _thin_rows(options.thin_rounds)
     if options.only in (None, "images"):
         new = import_rows(pocketcloud, options.rounds)
+        _show(new)
+        rows += new
+    if options.only in (None, "states"):
+        new = count_rows(options.rounds)
         _show(new)
         rows += new
     if options.only in (None, "guests"):

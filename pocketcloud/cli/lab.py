@@ -22,7 +22,7 @@ from pocketcloud.cli.options import (
     require_root,
 )
 from pocketcloud.cli.view import ask, print_json, print_table
-from pocketcloud.errors import HostLacks, NotFound
+from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,9 +101,10 @@ def print_plan(planned: Planned, bench: Workbench, output: str) -> None:
         _print_plan_text(planned, bench)
 
 
-def _print_plans(plans: Sequence[Planned], bench: Workbench, output: str) -> None:
+def print_plans(plans: Sequence[Planned], bench: Workbench, output: str) -> None:
+    """Show plans of several instances that are not applied."""
     if output == "json":
-        print_json({"copies": [_plan_json(planned, bench) for planned in plans]})
+        print_json({"labs": [_plan_json(planned, bench) for planned in plans]})
         return
     for planned in plans:
         click.echo(click.style(f"== {planned.plan.instance}", bold=True))
@@ -170,7 +171,7 @@ def _plan_up(
     with bench(options, raises=True) as here:
         if count:
             plans = plan_for_copies(here, copies_of(lab, here.kit, alias, count), reconfigure=reconfigure, prune=prune)
-            _print_plans(plans, here, options.output)
+            print_plans(plans, here, options.output)
             return
         wanted, instance = lab_under(lab, here.kit, alias)
         print_plan(plan_for_up(here, wanted, instance, reconfigure=reconfigure, prune=prune), here, options.output)
@@ -281,8 +282,11 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
 @click.argument("machines", nargs=-1)
 @click.option("--onto-new-base", is_flag=True, help="Make those anew whose base has a newer version in the kit.")
 @click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
+@click.option("--all", "every", is_flag=True, help="Bring back every lab of the kit that has a clean state, up or down.")
 @lab_options("no_wait", "dry_run", "yes")
-def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool, no_undo: bool) -> None:
+def reset(
+    lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool, no_undo: bool, every: bool
+) -> None:
     """Bring LAB, or only MACHINES of it, back to the state `clean`; what was changed on their disks since is kept for `lab undo`.
 
     With --onto-new-base they are provisioned anew from the base that the kit has now, and `clean` is taken of that; machines
@@ -291,7 +295,12 @@ def reset(lab: str | None, machines: tuple[str, ...], options: LabOptions, *, on
     from pocketcloud.lab.commands import plan_for_reset
     from pocketcloud.lab.commands import reset as bring_back
 
+    if every and (lab or onto_new_base):
+        raise UsageError("--all is for all labs, and takes neither LAB nor --onto-new-base", hint="name one, or leave --all out")
     require_root("exchange disks and restart machines")
+    if every:
+        many.reset_all(options, undo=not no_undo)
+        return
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:

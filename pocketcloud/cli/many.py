@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.options import LabOptions, copies_of, instance_of
-from pocketcloud.cli.view import print_json, print_table
+from pocketcloud.cli.options import LabOptions, bench, copies_of, instance_of
+from pocketcloud.cli.view import ask, print_json, print_table
+from pocketcloud.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,11 +36,40 @@ def up(
     labs = copies_of(lab, here.kit, alias, count)
     subject = f"{count} cop{'y' if count == 1 else 'ies'} of {instance_of(lab)}"
     ended = up_copies(here, labs, subject, reconfigure=reconfigure, prune=prune, confirm=confirm)
-    _show(here, ended, options.output, f"copies of {instance_of(lab)} are up")
+    _show(here, ended, options.output, "copies", f"copies of {instance_of(lab)} are up")
     raise_failures(ended, "copies are not up", here.command)
 
 
-def _show(here: Workbench, ended: Sequence[Ended], output: str, done: str) -> None:
+def reset_all(options: LabOptions, *, undo: bool) -> None:
+    """Bring every lab of the kit that has a clean state back to it; raises PartlyDone where one could not be."""
+    from pocketcloud.cli.lab import print_plans
+    from pocketcloud.lab.many import Chosen, choose_all, raise_failures
+    from pocketcloud.lab.many import reset_all as bring_back
+    from pocketcloud.plan.states import UNDO_DAYS
+
+    def confirm(chosen: Chosen) -> None:
+        names = ", ".join(each.plan.instance for each in chosen.plans)
+        down = f" Of these {', '.join(chosen.starting)} {'is' if len(chosen.starting) == 1 else 'are'} down, and started."
+        kept = f"kept for {UNDO_DAYS} days (pocketcloud lab undo LAB)" if undo else "lost"
+        many = "1 lab" if len(chosen.plans) == 1 else f"{len(chosen.plans)} labs"
+        question = f"Bring {many} back to clean: {names}?{down if chosen.starting else ''}"
+        ask(f"{question} What is on their disks now is {kept}.", yes=options.yes)
+
+    with bench(options) as here:
+        if options.dry_run:
+            chosen = choose_all(here, undo=undo)
+            print_plans(chosen.plans, here, options.output)
+            for text in (*chosen.notes, *(f"{each.instance}: {each.error}" for each in chosen.left)):
+                click.echo(f"note: {text}", err=True)
+            return
+        ended = bring_back(here, confirm=confirm, undo=undo)
+    if not ended:
+        raise NotFound(f"kit {here.kit.name} has no lab that could be reset", hint="pocketcloud lab up raises one")
+    _show(here, ended, options.output, "labs", "labs are back to clean")
+    raise_failures(ended, "labs are not back to clean", "pocketcloud lab reset --all")
+
+
+def _show(here: Workbench, ended: Sequence[Ended], output: str, key: str, done: str) -> None:
     """A line for each machine of each instance."""
     from pocketcloud.errors import PocketcloudError
     from pocketcloud.lab.status import lab_status
@@ -57,9 +87,9 @@ def _show(here: Workbench, ended: Sequence[Ended], output: str, done: str) -> No
             ready = duration_text(each.ready[m.machine]) if m.machine in each.ready else "-"
             rows.append((each.instance, m.machine, m.state, m.address or "-", m.base, ready))
         if status is None:
-            rows.append((each.instance, "-", "not there", "-", "-", "-"))
+            rows.append((each.instance, "-", "unknown", "-", "-", "-"))
     if output == "json":
-        print_json({"copies": answers})
+        print_json({key: answers})
         return
     print_table(("LAB", "MACHINE", "STATE", "ADDRESS", "BASE", "READY AFTER"), rows)
     good = [each for each in ended if each.error is None]

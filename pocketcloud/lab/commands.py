@@ -94,11 +94,18 @@ def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, 
 
 
 def plan_for_reset(
-    bench: Workbench, instance: Name, machines: Sequence[str], *, onto_new_base: bool = False, undo: bool = True
+    bench: Workbench,
+    instance: Name,
+    machines: Sequence[str],
+    *,
+    onto_new_base: bool = False,
+    undo: bool = True,
+    sight: Sight | None = None,
 ) -> Planned:
-    """The plan that `reset` would apply now."""
-    have = bench.observe(instance)
-    ground = bench.ground(have, instance)
+    """The plan that `reset` would apply now, or with what `sight` has seen."""
+    sight = sight or bench.look()
+    have = bench.observe(instance, sight=sight)
+    ground = bench.ground(have, instance, sight=sight)
     if onto_new_base:
         return Planned(plan_onto_new_base(instance, machines, have, ground), have)
     return Planned(plan_reset(instance, machines, have, ground, undo=undo), have)

@@ -13,12 +13,14 @@ from typing import TypeVar
 from pocketcloud.apply.effects import effect_of
 from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.apply.world import World
-from pocketcloud.errors import PartlyDone, PocketcloudError
+from pocketcloud.errors import NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.events import Event, Note, PlanStarted, StepDone, StepFailed, StepProgress, StepStarted
-from pocketcloud.lab.commands import Confirm, Planned, plan_for_up, say_how
+from pocketcloud.lab.commands import Confirm, Planned, plan_for_reset, plan_for_up, reset, say_how
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name
+from pocketcloud.model.profile import Profile
+from pocketcloud.model.sizes import size_text
 from pocketcloud.plan.many import (
     VOLUMES,
     Needs,
@@ -30,11 +32,14 @@ from pocketcloud.plan.many import (
     needs,
 )
 from pocketcloud.plan.steps import CloneVolumes, Plan, Step, WaitReady
+from pocketcloud.profiles import memory_for_labs, memory_needed
+from pocketcloud.records import instances, read_record
 
 T = TypeVar("T")
 
 # Booting machines want a processor each; with more of them at once everybody's deadline comes nearer and nobody is ready earlier.
 _VCPUS_PER_CPU = 2
+_HINTS = 3  # more than that nobody reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,81 @@ class _Turns:
                 self._changed.notify_all()
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The labs of a kit that a reset of all brings back, with what it would do to each; those of `starting` are not up. `left`
+    are the others that it should bring back and cannot, `notes` say who is left alone, and why."""
+
+    plans: tuple[Planned, ...]
+    starting: tuple[Name, ...]
+    left: tuple[Ended, ...]
+    notes: tuple[str, ...]
+
+
+def choose_all(bench: Workbench, *, undo: bool) -> Chosen:
+    """The labs that `reset_all` would bring back now: all that have a clean state, up or down. Those that are up come first;
+    of those that are down as many as the host has memory for."""
+    sight = bench.look()
+    plans, left, notes = list[Planned](), list[Ended](), list[str]()
+    for instance in instances(bench.kit):
+        try:
+            record = read_record(bench.files(instance))
+            if record is None or record.clean is None:
+                half = "is half there" if record is None else "has no clean state yet"
+                notes.append(f"{instance} {half} and is left alone: pocketcloud lab up {instance}")
+            else:
+                plans.append(plan_for_reset(bench, instance, (), undo=undo, sight=sight))
+        except PocketcloudError as error:
+            left.append(Ended(instance, 0.0, {}, error))
+    room = memory_for_labs(
+        bench.facts, bench.profile, memory_needed(bench.profile, (d.memory for d in sight.domains if d.active))
+    )
+    fitting = list[Planned]()
+    for planned in sorted(plans, key=_memory_of(bench.profile)):
+        needed = needs(planned.plan, planned.have, bench.profile).memory
+        if needed > room:
+            text = f"its machines that are off need {size_text(needed)}; this host can give labs {size_text(room)}"
+            hint = "take labs down that are not needed (pocketcloud lab list)"
+            left.append(Ended(Name(planned.plan.instance), 0.0, {}, NoSpace(text, hint=hint)))
+        else:
+            room -= needed
+            fitting.append(planned)
+    starting = tuple(Name(each.plan.instance) for each in fitting if not any(d.active for d in each.have.domains.values()))
+    return Chosen(tuple(fitting), starting, tuple(left), tuple(notes))
+
+
+def _memory_of(profile: Profile) -> Callable[[Planned], int]:
+    return lambda planned: needs(planned.plan, planned.have, profile).memory
+
+
+def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool) -> tuple[Ended, ...]:
+    """Bring all labs of the kit that have one back to their clean state, and up: whoever asks for all wants every lab as on its
+    first day. The answer has those that could not be brought back, too."""
+    chosen = choose_all(bench, undo=undo)
+    for note in chosen.notes:
+        bench.emit(Note(note, warn=True))
+    if not chosen.plans:
+        return chosen.left
+    confirm(chosen)
+    bench.emit(PlanStarted(f"{len(chosen.plans)} labs", sum(len(each.plan.steps) for each in chosen.plans)))
+    turns = _Turns(_VCPUS_PER_CPU * bench.facts.cpus, bench.stop)
+
+    def bring_back(planned: Planned) -> Ended:
+        instance = Name(planned.plan.instance)
+        with turns.of(needs(planned.plan, planned.have, bench.profile).vcpus):
+            started = time.monotonic()
+            mine = replace(bench, emit=_told_as(instance, bench.emit))
+            try:
+                if bench.stop.is_set():
+                    raise PartlyDone("stopped before it was begun")
+                done = reset(mine, instance, (), confirm=lambda _plan: None, undo=undo)
+            except PocketcloudError as error:
+                return Ended(instance, time.monotonic() - started, {}, error)
+            return Ended(instance, done.seconds, done.ready)
+
+    return (*_all(bench, bring_back, chosen.plans), *chosen.left)
+
+
 def _all(bench: Workbench, work: Callable[[T], Ended], many: Sequence[T]) -> tuple[Ended, ...]:
     """Work on all of them in threads; a Ctrl-C stops all, and goes on up when they have noticed. What is a bug is raised."""
     with ThreadPoolExecutor(max(1, len(many)), "instance") as pool:
@@ -213,6 +293,10 @@ def raise_failures(ended: Sequence[Ended], what: str, again: str) -> None:
     if failed:
         names = ", ".join(name for name, _ in failed)
         lines = [f"{name}: {error.message}" for name, error in failed]
+        kept = "what is done is kept"
+        # Each has its own way to go on, which is here the one for all.
+        hints = dict.fromkeys(hint for _, error in failed if (hint := error.hint.partition(kept)[0].rstrip("; ")))
         raise PartlyDone(
-            "\n".join([f"{len(failed)} of {len(ended)} {what}: {names}", *lines]), hint=f"what is done is kept; to go on: {again}"
+            "\n".join([f"{len(failed)} of {len(ended)} {what}: {names}", *lines]),
+            hint="; ".join([*list(hints)[:_HINTS], f"{kept}; to go on: {again}"]),
         )

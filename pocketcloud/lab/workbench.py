@@ -89,7 +89,14 @@ class Workbench:
     @contextmanager
     def lock(self, instance: str) -> Iterator[None]:
         """Hold the instance for this command; another command on it is waited for, or refused with `wait` off."""
-        with held(self.places.locks, f"{self.kit.id}.{instance}", self.command, wait=self.wait, on_wait=self._say_waiting):
+        with held(
+            self.places.locks,
+            f"{self.kit.id}.{instance}",
+            self.command,
+            wait=self.wait,
+            on_wait=self._say_waiting,
+            stop=self.stop,
+        ):
             self._sweep(instance)
             yield
             self._sweep(instance)

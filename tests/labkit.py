@@ -173,6 +173,7 @@ def lab_kit(*bases: str, kit_folder: str = "kit") -> Iterator[LabKit]:
     env |= {
         "POCKETCLOUD_DEFAULT_KIT": str(folder / "default"),
         "POCKETCLOUD_RUN_DIR": str(folder / "run"),
+        "POCKETCLOUD_HOSTS_FILE": str(folder / "hosts"),
         "PYTHONPATH": str(TOP),
         "PYTHONWARNINGS": "error",
     }

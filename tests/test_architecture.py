@@ -31,6 +31,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "guest_cache",
         "guest_files",
         "guest_packages",
+        "hosts_file",
         "keys",
         "locks",
         "readiness",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import access, lab_checks, lab_sharing, many, states
+from pocketcloud.cli import access, lab_checks, lab_hosts, lab_sharing, many, states
 from pocketcloud.cli.options import (
     LabOptions,
     bench,
@@ -42,7 +42,7 @@ def command() -> None:
     """
 
 
-for _command in (*access.COMMANDS, *lab_sharing.COMMANDS, *states.COMMANDS):
+for _command in (*access.COMMANDS, *lab_sharing.COMMANDS, *lab_hosts.COMMANDS, *states.COMMANDS):
     command.add_command(_command)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pocketcloud.errors import NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.files import write_whole
+from pocketcloud.hosts_file import ETC_HOSTS
 from pocketcloud.kit.manifest import kit_at
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -21,17 +22,19 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where this host keeps the default kit and what is true until the next boot."""
+    """Where this host keeps the default kit, what is true until the next boot, and names."""
 
     default: Path = DEFAULT_KIT
     run: Path = RUN_FOLDER
+    hosts: Path = ETC_HOSTS
 
     @classmethod
     def from_environment(cls) -> Places:
-        """The usual places, or those of POCKETCLOUD_DEFAULT_KIT and POCKETCLOUD_RUN_DIR."""
+        """The usual places, or those of POCKETCLOUD_DEFAULT_KIT, POCKETCLOUD_RUN_DIR and POCKETCLOUD_HOSTS_FILE."""
         return cls(
             Path(os.environ.get("POCKETCLOUD_DEFAULT_KIT") or DEFAULT_KIT),
             Path(os.environ.get("POCKETCLOUD_RUN_DIR") or RUN_FOLDER),
+            Path(os.environ.get("POCKETCLOUD_HOSTS_FILE") or ETC_HOSTS),
         )
 
     @property

@@ -12,6 +12,7 @@ from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.errors import Refused
 from pocketcloud.events import Event, Note, StepDone
 from pocketcloud.lab.caching import check_offline
+from pocketcloud.lab.host_names import settle_names
 from pocketcloud.lab.status import routed_notes
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.facts import Subnet
@@ -205,5 +206,6 @@ def apply_planned(bench: Workbench, planned: Planned, again: str, allocation: Ex
 
     world = bench.world(planned.plan.instance, planned.have.record, emit)
     outcome = run_graph(planned.plan, effect_of(world), emit, bench.stop)
+    settle_names(bench, Name(planned.plan.instance))
     outcome.raise_failure(planned.plan, again)
     return Done(planned.plan, outcome, time.monotonic() - started, ready)

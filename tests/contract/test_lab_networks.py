@@ -56,6 +56,24 @@ def status(kit: LabKit) -> dict[str, object]:
     return found
 
 
+def the_host_knows_the_names(kit: LabKit, address: str, lab: Path) -> None:
+    """From asking for it until the lab is down, which this ends with."""
+    hosts = kit.folder / "hosts"
+    theirs = "127.0.0.1 localhost\n192.0.2.9 web.demo.internal"
+    hosts.write_text(theirs)
+    line = f"{address}\tweb.demo.internal web.demo\n"
+    assert kit.cli("lab", "hosts", "demo", "--write").expect(0, "known on this host").out == line
+    written = f"{theirs}\n# BEGIN pocketcloud {kit.kit.name}.demo\n{line}# END pocketcloud {kit.kit.name}.demo\n"
+    assert hosts.read_text() == written
+    # As if it had had another subnet until now.
+    hosts.write_text(written.replace(address, "192.0.2.44"))
+    kit.cli("lab", "up", lab).expect(0, "the names of lab demo are renewed")
+    assert hosts.read_text() == written
+    kit.cli("lab", "down", "demo", "--within", "0").expect(0, "are taken out of")
+    assert hosts.read_text() == theirs + "\n"
+    assert kit.cli("lab", "hosts", "demo").expect(0).out == line
+
+
 def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     path = kit.lab(LAB.replace("{KIND}", "{kind: routed}"))
     said = kit.cli("lab", "up", path).expect(0).err
@@ -68,7 +86,7 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     shown = kit.cli("lab", "plan", path).expect(0).out
     assert "<forward mode='route'/>" in shown
     assert "admin-prohibited" in shown
-    kit.cli("lab", "down", "demo", "--within", "0").expect(0)
+    the_host_knows_the_names(kit, str(found["machines"][0]["address"]), path)  # type: ignore[index] # JSON
     found = status(kit)
     assert found["notes"] == []
     assert found["machines"][0]["screen"] == ""  # type: ignore[index] # JSON

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -177,6 +178,31 @@ def test_a_machine_is_given_the_script_the_names_and_patience() -> None:
     assert written[f"{guest_packages.FOLDER}/packages.sh"] == guest_packages.SCRIPT.read_bytes()
     assert not any(path.endswith("/proxy") for path in written), "its own configuration finds the cache"
     assert f"{guest_packages.FOLDER}/packages.sh" in guest_packages.COMMAND
+
+
+@pytest.mark.parametrize(
+    ("manager", "asked"),
+    [
+        ("apt-get", ["-q update", "-q -y --no-install-recommends install -- git tmux"]),
+        ("dnf", ["-y --setopt=install_weak_deps=False install -- git tmux"]),
+        ("zypper", ["--non-interactive install --no-recommends -- git tmux"]),
+        ("apk", ["add -- git tmux"]),
+    ],
+)
+def test_the_machines_own_package_manager_is_asked_with_its_own_sources(tmp_path: Path, manager: str, asked: list[str]) -> None:
+    """By a stand-in that writes down what it is asked, and what configuration it would read."""
+    for path, content in guest_packages.files(("git", "tmux")):
+        (tmp_path / Path(path).name).write_bytes(content)
+    (tmp_path / "bin").mkdir()
+    for tool in ("cat", "sh"):  # and no other package manager
+        (tmp_path / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    stand_in = tmp_path / "bin" / manager
+    stand_in.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\necho "$APT_CONFIG" >> {tmp_path}/read\n')
+    stand_in.chmod(0o755)
+    env = {"PATH": f"{tmp_path}/bin", "APT_CONFIG": f"{tmp_path}/apt.conf"}
+    subprocess.run(["/bin/sh", tmp_path / "packages.sh", tmp_path], env=env, check=True)
+    assert (tmp_path / "asked").read_text().splitlines() == asked
+    assert set((tmp_path / "read").read_text().splitlines()) == {f"{tmp_path}/apt.conf"}
 
 
 def test_the_shipped_labs_are_listed_with_what_they_teach_and_need() -> None:

@@ -14,7 +14,7 @@ from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import NetworkRecord, Record, Stage
+from pocketcloud.model.record import MachineRecord, NetworkRecord, Record, Stage
 from pocketcloud.observe import Sight, taken_subnets
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.networks import overlapped
@@ -68,7 +68,7 @@ def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) 
         machines.append(
             MachineStatus(
                 str(name),
-                _state(domain, machine.stage),
+                _state(domain, machine),
                 first,
                 str(definition.base),
                 definition.memory,
@@ -107,14 +107,14 @@ def routed_notes(networks: Mapping[Name, NetworkRecord]) -> tuple[str, ...]:
     )
 
 
-def _state(domain: Domain | None, stage: Stage) -> str:
+def _state(domain: Domain | None, machine: MachineRecord) -> str:
     if domain is None or domain.state is DomainState.OFF:
         return "off"
     if domain.state is not DomainState.RUNNING:
         return f"{domain.state} ({domain.reason})" if domain.reason else str(domain.state)
-    return (
-        "running" if stage is Stage.PROVISIONED else f"running, {'being provisioned' if stage is Stage.PROVISIONING else 'new'}"
-    )
+    if machine.stage is not Stage.PROVISIONED:
+        return f"running, {'being provisioned' if machine.stage is Stage.PROVISIONING else 'new'}"
+    return f"running, on its way back to {machine.restoring.state}" if machine.restoring else "running"
 
 
 def _summary(machines: list[MachineStatus]) -> str:

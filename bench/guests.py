@@ -59,10 +59,10 @@ class Bench:
             if first:
                 guest.run(_FIRST_BOOT_DONE, timeout=_WITHIN)
 
-    def wait_all(self, *, first: bool) -> None:
+    def wait_all(self, *, first: bool, machines: Sequence[str] = MACHINES) -> None:
         """Wait for all machines at once."""
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda machine: self.wait(machine, first=first), MACHINES))
+            list(pool.map(lambda machine: self.wait(machine, first=first), machines))
 
 
 def up_rows(bench: Bench, rounds: int) -> list[Row]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Run as a script, the folder above is not on the path by itself.
@@ -20,6 +21,8 @@ from bench.guests import LAB, Bench, reset_rows, up_rows
 from bench.images import import_rows
 from bench.measure import Row, quick_rows, thin_rows
 from bench.states import count_rows
+from bench.wakes import LAB as FOUR
+from bench.wakes import wake_rows
 from tests.rig.uml import missing, run_job
 
 _TOP = Path(__file__).resolve().parent.parent
@@ -30,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    kinds = ("quick", "bases", "thin", "images", "states", "guests")
+    kinds = ("quick", "bases", "thin", "images", "states", "guests", "wakes")
     parser.add_argument("--only", choices=kinds, help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
@@ -56,7 +59,9 @@ def main() -> int:
         _show(new)
         rows += new
     if options.only in (None, "guests"):
-        rows += _guest_rows(pocketcloud, options.rounds)
+        rows += _guest_rows(pocketcloud, options.rounds, LAB, up_rows, reset_rows)
+    if options.only in (None, "wakes"):
+        rows += _guest_rows(pocketcloud, options.rounds, FOUR, wake_rows)
     result = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rows": [row.as_json() for row in rows]}
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"Written to {options.output.name}.")
@@ -88,21 +93,22 @@ def _thin_rows(rounds: int) -> list[Row]:
     return rows
 
 
-def _guest_rows(pocketcloud: str, rounds: int) -> list[Row]:
+def _guest_rows(pocketcloud: str, rounds: int, text: str, *measures: Callable[[Bench, int], list[Row]]) -> list[Row]:
+    """What `measures` find, in a kit of its own with the base and the lab file `text`."""
     # Not in the checkout: QEMU runs as a user of its own, who may not be able to reach it.
     room = Path(tempfile.mkdtemp(prefix="pocketcloud-bench-", dir="/var/tmp"))
     room.chmod(0o755)
     kit, name = room / "kit", room.name.replace("_", "-").lower()[-31:].strip("-")
     os.environ |= {"POCKETCLOUD_DEFAULT_KIT": str(kit), "POCKETCLOUD_RUN_DIR": str(room / "run")}
     lab = room / "bench.yaml"
-    lab.write_text(LAB)
+    lab.write_text(text)
     bench = Bench(kit, name, (pocketcloud,), lab)
     rows: list[Row] = []
     try:
         bench.run("kit", "init", "--dir", str(kit), "--name", name)
         print("building the base ...", flush=True)
         bench.run("base", "build", "debian-12")
-        for measured in (up_rows, reset_rows):
+        for measured in measures:
             new = measured(bench, rounds)
             _show(new)
             rows += new

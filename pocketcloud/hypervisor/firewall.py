@@ -40,7 +40,7 @@ class Fences:
             self.remove(spec.bridge)
             return
         try:
-            self._change(fence_script(spec.bridge, spec.fenced))
+            self._change(fence_script(spec.bridge, spec.range, spec.fenced))
         except (CommandFailed, HostLacks) as failure:
             raise HostLacks(
                 f"network {spec.name} cannot be kept out of this host's networks: {failure.message.splitlines()[-1]}",
@@ -90,21 +90,30 @@ class Fences:
             yield
 
 
-def fence_script(bridge: str, networks: Iterable[IPv4Network]) -> str:
-    """What nft is told: all of it is there afterwards, whatever of it was there before."""
+def fence_script(bridge: str, own: IPv4Network, networks: Iterable[IPv4Network]) -> str:
+    """What nft is told: all of it is there afterwards, whatever of it was there before. `own` is the subnet behind the fence,
+    where machines have the host itself as their gateway and name server; by its other addresses they do not reach it either."""
     closed = ", ".join(str(net) for net in collapse_addresses((*PRIVATE, *networks)))
     return "\n".join(
         (
             f"add table {TABLE}",
             f"add chain {TABLE} forward {{ type filter hook forward priority filter - 10; policy accept; }}",
+            f"add chain {TABLE} input {{ type filter hook input priority filter - 10; policy accept; }}",
             f"add map {TABLE} {_MAP} {{ type ifname : verdict; }}",
-            f"flush chain {TABLE} forward",
-            # Answers to those who may come in: machines of other labs, who then pass their own fence.
-            f"add rule {TABLE} forward ct state established,related accept",
-            f"add rule {TABLE} forward iifname vmap @{_MAP}",
+            # Answers to those who may come in: machines of other labs, who then pass their own fence, and this host.
+            *(
+                line
+                for chain in ("forward", "input")
+                for line in (
+                    f"flush chain {TABLE} {chain}",
+                    f"add rule {TABLE} {chain} ct state established,related accept",
+                    f"add rule {TABLE} {chain} iifname vmap @{_MAP}",
+                )
+            ),
             f"add chain {TABLE} {bridge}",
             f"flush chain {TABLE} {bridge}",
             f'add rule {TABLE} {bridge} oifname "{bridge}" accept',
+            f"add rule {TABLE} {bridge} ip daddr {own} accept",
             f"add rule {TABLE} {bridge} ip daddr {{ {closed} }} reject with icmp type admin-prohibited",
             # Lab networks have no addresses of IPv6; whoever gives himself some gets nowhere.
             f"add rule {TABLE} {bridge} meta nfproto ipv6 drop",

@@ -48,7 +48,7 @@ def _network_lines(network: NetworkSpec, world: World) -> list[str]:
     define = _virsh_xml("net-define", world.hypervisor.network_xml(network), f"virsh net-start {network.name}")
     if network.fenced is None:
         return define
-    return ["nft -f - <<'END'", *fence_script(network.bridge, network.fenced).splitlines(), "END", *define]
+    return ["nft -f - <<'END'", *fence_script(network.bridge, network.range, network.fenced).splitlines(), "END", *define]
 
 
 def _lines(step: Step, world: World) -> list[str]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import pytest
 
@@ -26,9 +29,9 @@ from pocketcloud.model.names import joined, network_uuid
 from pocketcloud.subnets import choose
 from pocketcloud.system import run
 from tests.labkit import raw_libvirt
+from tests.lan import ANSWERER, CARRIER, CLOSED, LAN, LAN6, METADATA, OFFICE, PORT, VPN, Attempt, attempts, escaper_argv
 
 # What a conference's LAN may have: private networks of all kinds, and a public one that the host is on. Ten ways out.
-LAN = IPv4Network("203.0.113.0/28")
 PRIVATE = (
     "10.251.7.9",
     "10.252.0.1",
@@ -41,7 +44,6 @@ PRIVATE = (
 )
 ESCAPES = (*PRIVATE, str(LAN[2]), str(LAN[3]))
 WORLD = "198.51.100.77"
-PORT = 7777
 
 # Answers on the addresses that are its arguments, to TCP and to UDP: by UDP an answer has to come from where it was asked.
 SERVER = """
@@ -223,6 +225,73 @@ def test_a_lab_reaches_the_world_and_not_the_lan(
     assert guest.reached(*ESCAPES, seconds=10) == {"tcp": list(ESCAPES), "udp": list(ESCAPES)}
     hypervisor.ensure_network(spec)
     assert guest.reached(WORLD, *ESCAPES) == {"tcp": [WORLD], "udp": [WORLD]}
+
+
+@contextmanager
+def heard(place: str, folder: Path, *addresses: str) -> Iterator[Path]:
+    """Answer on addresses in a namespace (empty: on this host itself); a file with what is heard there by UDP."""
+    log = folder / f"heard-{place or 'host'}"
+    where = ["ip", "netns", "exec", place] if place else []
+    with (
+        log.open("wb") as out,
+        subprocess.Popen([*where, sys.executable, "-I", "-c", ANSWERER, *addresses], stdout=out) as server,
+    ):
+        try:
+            deadline = time.monotonic() + 30
+            while not log.read_text().startswith("listening"):
+                assert time.monotonic() < deadline
+                assert server.poll() is None
+                time.sleep(0.05)
+            yield log
+        finally:
+            server.kill()
+
+
+def test_no_way_out_of_a_nat_lab_that_is_not_meant_and_all_of_them_where_it_is(
+    place: Callable[[], Place], network: Callable[..., NetworkSpec], hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    """The attempts of tests/lan.py: twelve that `lan: true` opens, three that nothing does."""
+    guest, there, far, spec = place(), place(), place(), network()
+    plug(guest, spec)
+    other = network(NetworkKind.ROUTED)
+    machine = plug(far, other)
+    ip("address", "add", f"{LAN[1]}/{LAN.prefixlen}", "dev", there.outside)
+    ip("-6", "address", "add", "fd00:7777:1::1/64", "dev", there.outside, "nodad")
+    there.ip("-6", "address", "add", f"{LAN6}/64", "dev", "eth0", "nodad")
+    there.ip("address", "add", f"{LAN[2]}/{LAN.prefixlen}", "broadcast", str(LAN.broadcast_address), "dev", "eth0")
+    for address in (VPN, OFFICE, CARRIER, METADATA):
+        there.ip("address", "add", f"{address}/32", "dev", "lo")
+        ip("route", "add", f"{address}/32", "via", str(LAN[2]))
+    tried = attempts(machine, str(other.range[1]))
+    with ExitStack() as stack:
+        outside = (str(LAN[2]), VPN, CARRIER, METADATA, LAN6, str(LAN.broadcast_address))
+        log = stack.enter_context(heard(there.name, tmp_path, *outside))
+        stack.enter_context(heard(far.name, tmp_path, machine))
+        here = stack.enter_context(heard("", tmp_path, str(LAN[1]), str(other.range[1])))
+
+        def passed(*tried: Attempt, seconds: float) -> set[str]:
+            argv = ["ip", "netns", "exec", guest.name, *escaper_argv(sys.executable, tried, seconds)]
+            answered: list[str] = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout)
+            known = {attempt.name for attempt in tried}
+            return {*answered, *(known & {*log.read_text().splitlines(), *here.read_text().splitlines()})}
+
+        # The gateway is this host, by the one address that is the lab's own; the guest learns of it there.
+        assert passed(Attempt("the gateway", "icmp", str(spec.range[1])), seconds=10) == {"the gateway"}
+        assert passed(*tried, *CLOSED, seconds=1.0) == set()
+        hypervisor.ensure_network(replace(spec, fenced=None))
+        assert passed(*tried, *CLOSED, seconds=10) == {attempt.name for attempt in tried}
+        hypervisor.ensure_network(spec)
+        again = tuple(replace(attempt, name=f"again: {attempt.name}") for attempt in (*tried, *CLOSED))
+        assert passed(*again, seconds=1.0) == set()
+        # Whoever may, is heard: silence above was not deafness.
+        for family, target in ((socket.AF_INET, str(LAN.broadcast_address)), (socket.AF_INET6, LAN6)):
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+                sock.sendto(f"this host to {target}".encode(), (target, PORT))
+        deadline = time.monotonic() + 10
+        while log.read_text().count("this host to") < 2:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
 
 
 def test_a_routed_lab_is_met_by_its_own_addresses(

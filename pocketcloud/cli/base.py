@@ -24,6 +24,7 @@ from pocketcloud.cli.options import (
     require_root,
     templates_option,
     wanted_arch,
+    with_imported_base,
     yes_option,
 )
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
@@ -144,6 +145,7 @@ def build(
     from pocketcloud.storage import open_storage
 
     require_root("keep a base where QEMU can read it")
+    with_imported_base(kit_name, name)
     definition = definitions.find(name)
     wanted = wanted_arch(arch)
     if offline and mirror:

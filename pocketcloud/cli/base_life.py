@@ -23,6 +23,7 @@ from pocketcloud.cli.options import (
     require_root,
     templates_option,
     wanted_arch,
+    with_imported_base,
     yes_option,
 )
 from pocketcloud.cli.view import ask, open_view
@@ -107,6 +108,8 @@ def refresh(
     if (name is None) is not all_bases:
         raise UsageError("which base?", hint="name one, or say --all; pocketcloud base list shows them")
     require_root("keep a base where QEMU can read it")
+    if name is not None:
+        with_imported_base(kit_name, name)
     if offline and mirror:
         raise UsageError("--offline uses the kit's cache, and --mirror something else", hint="leave one of them out")
     apart = is_offline(False if mirror and offline is None else offline)

@@ -61,6 +61,7 @@ def list_labs(kit_name: str | None, output: str, *, available: bool) -> None:
     from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.lab.status import lab_lines
     from pocketcloud.resources import shipped
+    from pocketcloud.sharing.kept import imported_labs
 
     try:
         kit = open_kit(kit_name)
@@ -75,13 +76,16 @@ def list_labs(kit_name: str | None, output: str, *, available: bool) -> None:
         hypervisor = None
     lines = lab_lines(kit, hypervisor) if kit else ()
     ours = [load_lab(path) for path in sorted(shipped("labs").glob("*.yaml"))]
+    theirs = imported_labs(kit.path) if kit else ()
     if output == "json":
-        print_json({"labs": lines, "shipped": [{"lab": lab.lab, "title": lab.title} for lab in ours]})
+        print_json({"labs": lines, "shipped": [{"lab": lab.lab, "title": lab.title} for lab in ours], "imported": theirs})
         return
     states = [
         (x.instance, x.lab, f"{'?' if x.running is None else x.running}/{x.machines} running", x.note or x.title) for x in lines
     ]
-    states += [(lab.lab, lab.lab, "not raised", lab.title) for lab in ours if lab.lab not in {x.instance for x in lines}]
+    raised = {x.instance for x in lines}
+    states += [(name, "-", "not raised", "imported") for name in theirs if name not in raised]
+    states += [(lab.lab, lab.lab, "not raised", lab.title) for lab in ours if lab.lab not in {*raised, *theirs}]
     print_table(("LAB", "DEFINITION", "MACHINES", "TITLE"), states, empty="No labs yet.")
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pocketcloud.cli import lab_import
 from pocketcloud.cli.access import instance_files
-from pocketcloud.cli.options import bases_option, kit_option, open_kit, output_option, templates_option, wanted_lab
+from pocketcloud.cli.options import bases_option, kit_option, open_kit, output_option, templates_option, wanted_lab, with_imported
 from pocketcloud.cli.view import print_json
 from pocketcloud.errors import NotFound, Refused, UsageError
 
@@ -96,6 +97,8 @@ def _definition(kit_name: str | None, text: str | None) -> tuple[Lab, str]:
         if kit_name:
             raise
         kit = None
+    if kit is not None:
+        with_imported(kit)
     found, name = wanted_lab(text, kit.path if kit else Places.from_environment().default)
     if found is None and kit is not None and (record := read_record(InstanceFiles(kit, name))) is not None:
         found = record.lab
@@ -104,4 +107,4 @@ def _definition(kit_name: str | None, text: str | None) -> tuple[Lab, str]:
     return found, name
 
 
-COMMANDS = (inventory, export)
+COMMANDS = (inventory, export, lab_import.import_lab)

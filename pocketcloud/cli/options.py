@@ -186,6 +186,30 @@ def open_kit(kit_name: str | None, *, make: bool = False) -> Kit:
     return kit
 
 
+def with_imported(kit: Kit) -> None:
+    """Let definitions be found that came with the kit's imported labs; said in the environment, as by `own_files_option`."""
+    from pocketcloud.resources import IMPORTED
+    from pocketcloud.sharing.kept import base_folders
+
+    os.environ[IMPORTED] = "\n".join(str(folder) for folder in base_folders(kit.path))
+
+
+def with_imported_base(kit_name: str | None, name: str) -> None:
+    """As `with_imported`, for a command that makes the base of that name: its templates are those that it came with, unless the
+    user names others. Without a kit nothing was imported."""
+    from pocketcloud.bases import definitions
+
+    try:
+        with_imported(open_kit(kit_name))
+    except NotFound:
+        return
+    found = definitions.find_or_none(name)
+    place = definitions.origin(definitions.lineage(found)[0].base) if found else Path()
+    templates = place.parent.parent / "kickstarts"
+    if found and definitions.is_imported(place) and templates.is_dir():
+        os.environ.setdefault("POCKETCLOUD_TEMPLATES", str(templates))
+
+
 def instance_name(text: str) -> Name:
     """A name from the command line; raises UsageError with the rule."""
     from pocketcloud.model.names import Name
@@ -252,9 +276,11 @@ def here_lab() -> Path:
 
 
 def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
-    """What LAB means: the lab of a file, or None and the name of an instance in the kit, or a shipped lab."""
+    """What LAB means: the lab of a file, or None and the name of an instance in the kit, or a lab imported into it, or a shipped
+    one."""
     from pocketcloud.documents import load_lab
     from pocketcloud.resources import shipped
+    from pocketcloud.sharing.kept import lab_file
 
     if text is None or is_path(text):
         lab = load_lab(here_lab() if text is None else Path(text))
@@ -262,9 +288,9 @@ def wanted_lab(text: str | None, kit_path: Path) -> tuple[Lab | None, Name]:
     name = instance_name(text)
     if (kit_path / "labs" / name / "lab.json").exists():
         return None, name
-    ours = shipped("labs", f"{name}.yaml")
-    if ours.exists():
-        return load_lab(ours), name
+    for place in (lab_file(kit_path, name), shipped("labs", f"{name}.yaml")):
+        if place.exists():
+            return load_lab(place), name
     known = ", ".join(sorted(path.stem for path in shipped("labs").glob("*.yaml")))
     raise NotFound(
         f"no lab {name} in the kit, and none that we ship ({known})",

@@ -1,0 +1,170 @@
+"""From a folder, an archive or a git repository to a bundle that may be kept: everything in it is read strictly and judged before
+anything is written. Nothing of it is run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pocketcloud.bases import definitions
+from pocketcloud.documents import parse_json, parse_lab
+from pocketcloud.errors import BadDocument, Refused
+from pocketcloud.model.base import Definition, LayerDefinition
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import Name
+from pocketcloud.records import InstanceFiles, read_record
+from pocketcloud.resources import shipped
+from pocketcloud.sharing.bundle import BUNDLE_SCHEMA, LAB_FILE, MANIFEST, SUMS, Bundle, BundleManifest
+from pocketcloud.sharing.git import git_tree, is_address, parse_address
+from pocketcloud.sharing.making import templates_of
+from pocketcloud.sharing.reading import Tree, archive_tree, check_sums, folder_tree, refusal
+
+
+class Standing(StrEnum):
+    """What an imported definition of a base is to this kit."""
+
+    NEW = "new"
+    KNOWN = "known"
+    OTHER = "other"
+    """There is another one of its name here, which is used."""
+    NONE = "none"
+    """It came without one, and there is none here."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBase:
+    """A base that an imported lab names."""
+
+    name: Name
+    standing: Standing
+    definition: Definition | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A lab that may be imported: what it is, where it is from (`commit`: of a git repository, in hex), and what its bases are to
+    this kit."""
+
+    source: str
+    commit: str
+    bundle: Bundle
+    bases: tuple[SharedBase, ...]
+
+
+def read_source(source: str) -> Candidate:
+    """What a source holds, judged against the definitions that there are here. Raises NotFound, UsageError for what is no source,
+    Refused for what is damaged or hostile, BadDocument for a lab or a definition that is wrong."""
+    commit = ""
+    if is_address(source):
+        tree, commit = git_tree(parse_address(source))
+    elif Path(source).is_dir():
+        tree = folder_tree(Path(source), source)
+    else:
+        tree = archive_tree(Path(source), source)
+        if SUMS not in tree.entries:
+            raise refusal(
+                source, SUMS, "missing; an archive is taken only with the sums of what is in it (pocketcloud lab export)"
+            )
+    if SUMS in tree.entries:
+        check_sums(tree)
+    bundle, found = _bundle_in(tree)
+    _check_manifest(tree, bundle)
+    return Candidate(tree.source, commit, bundle, _standings(bundle.lab, found))
+
+
+def _bundle_in(tree: Tree) -> tuple[Bundle, Mapping[Name, Definition]]:
+    if LAB_FILE not in tree.entries:
+        there = ", ".join(sorted(name for name in tree.entries if name.endswith((".yaml", ".yml")))[:5])
+        raise refusal(tree.source, LAB_FILE, f"missing (there are: {there})" if there else "missing")
+    lab = parse_lab(_text(tree, LAB_FILE), f"{tree.source}: {LAB_FILE}", tree.read)
+    with tempfile.TemporaryDirectory(prefix="pocketcloud-import-") as place:
+        bases, kickstarts = Path(place, "bases"), Path(place, "kickstarts")
+        for folder, end in ((bases, ".yaml"), (kickstarts, ".j2")):
+            folder.mkdir()
+            for name in tree.entries:
+                top, _, rest = name.partition("/")
+                if top == folder.name and rest.endswith(end) and "/" not in rest:
+                    (folder / rest).write_bytes(tree.take(name))
+        found = _used(lab, bases)
+        texts = {name: (bases / f"{name}.yaml").read_bytes() for name in found}
+        templates: dict[str, bytes] = {}
+        for definition in found.values():
+            templates |= templates_of(definition, (kickstarts,))
+    return Bundle(lab, dict(sorted(texts.items())), dict(sorted(templates.items()))), found
+
+
+def _text(tree: Tree, name: str) -> str:
+    try:
+        return tree.take(name).decode()
+    except UnicodeDecodeError as error:
+        raise refusal(tree.source, name, f"not UTF-8 text (byte {error.start})") from None
+
+
+def _used(lab: Lab, folder: Path) -> dict[Name, Definition]:
+    """The definitions in `folder` of the lab's bases, and of what these stand on."""
+    found: dict[Name, Definition] = {}
+    left = [machine.base for machine in lab.machines.values()]
+    while left:
+        name = left.pop()
+        if name not in found and (definition := definitions.find_or_none(name, folder)) is not None:
+            found[name] = definition
+            left += [definition.from_] if isinstance(definition, LayerDefinition) else []
+    return found
+
+
+def _check_manifest(tree: Tree, bundle: Bundle) -> None:
+    if MANIFEST not in tree.entries:
+        if SUMS in tree.entries:
+            raise refusal(tree.source, MANIFEST, "missing")
+        return  # a folder that somebody wrote by hand
+    try:
+        manifest = parse_json(_text(tree, MANIFEST), BundleManifest, MANIFEST)
+    except BadDocument as bad:
+        raise refusal(tree.source, MANIFEST, bad.message.splitlines()[0]) from None
+    if manifest.schema != BUNDLE_SCHEMA:
+        raise Refused(
+            f"{tree.source}: of schema {manifest.schema}; this pocketcloud knows {BUNDLE_SCHEMA}", hint="renew pocketcloud"
+        )
+    if manifest.lab != bundle.lab.lab:
+        raise refusal(tree.source, MANIFEST, f"speaks of lab {manifest.lab}, and {LAB_FILE} of {bundle.lab.lab}")
+    if lacking := [name for name, digest in manifest.bases.items() if digest and name not in bundle.bases]:
+        raise refusal(tree.source, f"bases/{lacking[0]}.yaml", f"missing, though {MANIFEST} names it")
+
+
+def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, ...]:
+    """Raises Refused where another imported lab has brought another definition of the same name."""
+    bases = []
+    for name in sorted({*found, *(machine.base for machine in lab.machines.values())}):
+        own, definition = definitions.find_or_none(name), found.get(name)
+        if definition is None:
+            bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NONE, own))
+        elif own is None or own == definition:
+            bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NEW, definition))
+        elif definitions.is_imported(place := definitions.origin(name)):
+            raise Refused(
+                f"base {name}: lab {place.parent.parent.name}, imported before, has another definition of it",
+                hint=f"two bases of one name cannot be; name one of them anew, in its lab and in bases/{name}.yaml",
+            )
+        else:
+            bases.append(SharedBase(name, Standing.OTHER, definition))
+    return tuple(bases)
+
+
+def check_name(kit: Kit, name: Name, lab: Lab) -> None:
+    """Refuse a name that already means something else here: a lab that we ship, or an instance of another one in the kit."""
+    record = read_record(InstanceFiles(kit, name))
+    if record is not None and record.lab != lab:
+        raise Refused(
+            f"kit {kit.name} has a lab {name}, raised from something else", hint="--as OTHER imports it under that name"
+        )
+    if shipped("labs", f"{name}.yaml").exists():
+        from pocketcloud.documents import load_lab
+
+        if load_lab(shipped("labs", f"{name}.yaml")) != lab:
+            raise Refused(
+                f"{name} is a lab that pocketcloud ships, and this is another", hint="--as OTHER imports it under that name"
+            )

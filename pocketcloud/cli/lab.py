@@ -21,11 +21,11 @@ from pocketcloud.cli.options import (
     output_option,
     require_root,
 )
-from pocketcloud.cli.view import ask, print_json, print_table
+from pocketcloud.cli.view import allowed, ask, print_json, print_table
 from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from pocketcloud.lab.commands import Confirm, Done, Planned
     from pocketcloud.lab.workbench import Workbench
@@ -183,7 +183,7 @@ def _plan_up(
 
 @command.command()
 @_up_options
-@lab_options("no_wait", "dry_run", "yes", "offline")
+@lab_options("no_wait", "dry_run", "yes", "protected", "offline")
 def up(lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
@@ -203,7 +203,8 @@ def up(lab: str | None, alias: Name | None, count: int | None, options: LabOptio
             return
         wanted, instance = lab_under(lab, here.kit, alias)
         confirm = _confirm_loss(yes=options.yes)
-        done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm)
+        allow = allowed("made anew or removed", given=options.take_protected)
+        done = bring_up(here, wanted, instance, reconfigure=reconfigure, prune=prune, confirm=confirm, allow=allow)
     summary(here, instance, done, options.output, "is up")
 
 
@@ -287,7 +288,7 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
 @click.option("--onto-new-base", is_flag=True, help="Make those anew whose base has a newer version in the kit.")
 @click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
 @click.option("--all", "every", is_flag=True, help="Bring back every lab of the kit that has a clean state, up or down.")
-@lab_options("no_wait", "dry_run", "yes")
+@lab_options("no_wait", "dry_run", "yes", "protected")
 def reset(
     lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool, no_undo: bool, every: bool
 ) -> None:
@@ -296,7 +297,7 @@ def reset(
     With --onto-new-base they are provisioned anew from the base that the kit has now, and `clean` is taken of that; machines
     whose base has not changed are left as they are.
     """
-    from pocketcloud.lab.commands import plan_for_reset
+    from pocketcloud.lab.commands import plan_for_reset, spared
     from pocketcloud.lab.commands import reset as bring_back
 
     if every and (lab or onto_new_base):
@@ -308,8 +309,11 @@ def reset(
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            planned = plan_for_reset(here, instance, machines, onto_new_base=onto_new_base, undo=not no_undo)
-            print_plan(planned, here, options.output)
+
+            def plan(but: Collection[str]) -> Planned:
+                return plan_for_reset(here, instance, machines, onto_new_base=onto_new_base, undo=not no_undo, but=but)
+
+            print_plan(spared(plan, machines, lambda _names: options.take_protected)[0], here, options.output)
             return
         question = f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?"
 
@@ -319,7 +323,8 @@ def reset(
             else:
                 ask(f"{question} {states.left_text(plan, instance)}", yes=options.yes)
 
-        done = bring_back(here, instance, machines, confirm=confirm, onto_new_base=onto_new_base, undo=not no_undo)
+        allow = allowed("reset", given=options.take_protected)
+        done = bring_back(here, instance, machines, confirm=confirm, onto_new_base=onto_new_base, undo=not no_undo, allow=allow)
     summary(here, instance, done, options.output, "stands on the newest bases" if onto_new_base else "is back to clean")
 
 
@@ -352,7 +357,7 @@ def down(lab: str | None, machines: tuple[str, ...], within: float, options: Lab
 
 @command.command()
 @click.argument("lab", required=False)
-@lab_options("no_wait", "dry_run", "yes")
+@lab_options("no_wait", "dry_run", "yes", "protected")
 def destroy(lab: str | None, options: LabOptions) -> None:
     """Remove all of LAB: machines, disks, networks, record. It can be raised anew from its file, not brought back."""
     from pocketcloud.lab.commands import destroy as remove_all
@@ -365,7 +370,8 @@ def destroy(lab: str | None, options: LabOptions) -> None:
             print_plan(plan_for_destroy(here, instance), here, options.output)
             return
         question = f"Destroy lab {instance} with all its disks?"
-        done = remove_all(here, instance, confirm=lambda _plan: ask(question, yes=options.yes))
+        allow = allowed("removed", given=options.take_protected)
+        done = remove_all(here, instance, confirm=lambda _plan: ask(question, yes=options.yes), allow=allow)
     _ended(instance, done, options.output, f"Lab {instance} is destroyed; nothing of it is left.")
 
 

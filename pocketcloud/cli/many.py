@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pocketcloud.cli.options import LabOptions, bench, copies_of, instance_of
-from pocketcloud.cli.view import ask, print_json, print_table
+from pocketcloud.cli.view import allowed, ask, print_json, print_table
 from pocketcloud.errors import NotFound
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ def up(
     from pocketcloud.lab.many import raise_failures, up_copies
 
     labs = copies_of(lab, here.kit, alias, count)
+    allow = allowed("made anew or removed", given=options.take_protected)
     subject = f"{count} cop{'y' if count == 1 else 'ies'} of {instance_of(lab)}"
-    ended = up_copies(here, labs, subject, reconfigure=reconfigure, prune=prune, confirm=confirm)
+    ended = up_copies(here, labs, subject, reconfigure=reconfigure, prune=prune, confirm=confirm, allow=allow)
     _show(here, ended, options.output, "copies", f"copies of {instance_of(lab)} are up")
     raise_failures(ended, "copies are not up", here.command)
 
@@ -62,7 +63,7 @@ def reset_all(options: LabOptions, *, undo: bool) -> None:
             for text in (*chosen.notes, *(f"{each.instance}: {each.error}" for each in chosen.left)):
                 click.echo(f"note: {text}", err=True)
             return
-        ended = bring_back(here, confirm=confirm, undo=undo)
+        ended = bring_back(here, confirm=confirm, undo=undo, allow=allowed("reset", given=options.take_protected))
     if not ended:
         raise NotFound(f"kit {here.kit.name} has no lab that could be reset", hint="pocketcloud lab up raises one")
     _show(here, ended, options.output, "labs", "labs are back to clean")

@@ -104,6 +104,7 @@ class LabOptions:
     no_wait: bool = False
     dry_run: bool = False
     yes: bool = False
+    take_protected: bool = False
     offline: bool | None = None
 
 
@@ -112,6 +113,9 @@ _FLAGS = {
     "offline": click.option("--offline/--online", "offline", default=None, envvar="POCKETCLOUD_OFFLINE", help=_OFFLINE),
     "no_wait": click.option("--no-wait", is_flag=True, help="Fail at once if another command works on the lab."),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, with the exact commands and XML, and do nothing."),
+    "protected": click.option(
+        "--protected", "take_protected", is_flag=True, help="Do it to protected machines, too; -y does not answer for them."
+    ),
     "yes": click.option("-y", "--yes", is_flag=True, help="Answer the question with yes."),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pocketcloud.cli.options import LabOptions, bench, instance_name, instance_of, lab_options, require_root
-from pocketcloud.cli.view import ask, print_json
+from pocketcloud.cli.view import allowed, ask, print_json
 from pocketcloud.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,13 +72,14 @@ def snapshot(state: str, options: LabOptions, *, protected: bool) -> None:
 @click.command()
 @click.argument("state", metavar="LAB@NAME")
 @click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
-@lab_options("no_wait", "dry_run", "yes")
+@lab_options("no_wait", "dry_run", "yes", "protected")
 def restore(state: str, options: LabOptions, *, no_undo: bool) -> None:
     """Bring LAB back to its state NAME, in any order; states taken since stay, and new ones branch off from it.
 
     What is on the disks now is kept for `lab undo`.
     """
     from pocketcloud.cli.lab import print_plan, summary
+    from pocketcloud.lab.commands import spared
     from pocketcloud.lab.states import plan_for_restore
     from pocketcloud.lab.states import restore as bring_back
 
@@ -86,19 +87,27 @@ def restore(state: str, options: LabOptions, *, no_undo: bool) -> None:
     instance, name = _state_of(state)
     with bench(options) as here:
         if options.dry_run:
-            print_plan(plan_for_restore(here, instance, name, undo=not no_undo), here, options.output)
+            planned, _ = spared(
+                lambda but: plan_for_restore(here, instance, name, undo=not no_undo, but=but),
+                (),
+                lambda _names: options.take_protected,
+            )
+            print_plan(planned, here, options.output)
             return
         confirm = _confirmed(f"Bring lab {instance} back to its state {name}?", instance, yes=options.yes)
-        done = bring_back(here, instance, name, confirm=confirm, undo=not no_undo)
+        done = bring_back(
+            here, instance, name, confirm=confirm, undo=not no_undo, allow=allowed("brought back", given=options.take_protected)
+        )
     summary(here, instance, done, options.output, f"is back to {name}")
 
 
 @click.command()
 @click.argument("lab", required=False)
-@lab_options("no_wait", "dry_run", "yes")
+@lab_options("no_wait", "dry_run", "yes", "protected")
 def undo(lab: str | None, options: LabOptions) -> None:
     """Take LAB's last reset or restore back. A second undo takes the first back."""
     from pocketcloud.cli.lab import print_plan, summary
+    from pocketcloud.lab.commands import spared
     from pocketcloud.lab.states import plan_for_undo
     from pocketcloud.lab.states import undo as take_back
 
@@ -106,10 +115,16 @@ def undo(lab: str | None, options: LabOptions) -> None:
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            print_plan(plan_for_undo(here, instance), here, options.output)
+            planned, _ = spared(lambda but: plan_for_undo(here, instance, but=but), (), lambda _names: options.take_protected)
+            print_plan(planned, here, options.output)
             return
         question = f"Bring lab {instance} back to what its last reset or restore left?"
-        done = take_back(here, instance, confirm=_confirmed(question, instance, yes=options.yes))
+        done = take_back(
+            here,
+            instance,
+            confirm=_confirmed(question, instance, yes=options.yes),
+            allow=allowed("brought back", given=options.take_protected),
+        )
     summary(here, instance, done, options.output, "is back to what was left")
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any, Protocol
 
 import click
@@ -228,6 +228,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
     for line in [list(columns), *cells]:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def allowed(done: str, *, given: bool) -> Callable[[Sequence[str]], bool]:
+    """Who says whether protected machines may be `done` (reset, removed), too: `given` is yes; else people are asked, about them
+    alone; where nobody can be asked it is no."""
+
+    def allow(names: Sequence[str]) -> bool:
+        if given or not sys.stdin.isatty():
+            return given
+        return click.confirm(f"Protected: {', '.join(names)}. To be {done} as well?", err=True)
+
+    return allow
 
 
 def ask(question: str, *, yes: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.observe import Sight
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.needs import check_outside
+from pocketcloud.plan.protection import Allow, guarded, left_alone, never, refused
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import CommitRecord, Plan, WaitReady
@@ -82,11 +83,21 @@ def plan_for_up(
     return Planned(plan, have)
 
 
-def up(bench: Workbench, lab: Lab | None, instance: Name, *, reconfigure: bool, prune: bool, confirm: Confirm) -> Done:
+def up(
+    bench: Workbench,
+    lab: Lab | None,
+    instance: Name,
+    *,
+    reconfigure: bool,
+    prune: bool,
+    confirm: Confirm,
+    allow: Allow = never,
+) -> Done:
     """Bring a lab up; see plan/up.py for what that means to one that is there, half or whole."""
     with bench.lock(instance), ExitStack() as allocation:
         allocation.enter_context(bench.allocation())
         planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
+        check_spared(planned, allow, "made anew or removed")
         confirm(planned.plan)
         say_how(bench, planned)
         if not bench.served:
@@ -102,14 +113,19 @@ def plan_for_reset(
     onto_new_base: bool = False,
     undo: bool = True,
     sight: Sight | None = None,
+    but: Collection[str] = (),
 ) -> Planned:
-    """The plan that `reset` would apply now, or with what `sight` has seen."""
+    """The plan that `reset` would apply now, or with what `sight` has seen; those of `but` are left out."""
     sight = sight or bench.look()
     have = bench.observe(instance, sight=sight)
     ground = bench.ground(have, instance, sight=sight)
     if onto_new_base:
-        return Planned(plan_onto_new_base(instance, machines, have, ground), have)
-    return Planned(plan_reset(instance, machines, have, ground, undo=undo), have)
+        named = [name for name in machines or known_record(instance, have, bench.kit.name).machines if name not in but]
+        if but and not named:
+            raise refused(instance, list(but), "made anew")
+        plan = plan_onto_new_base(instance, named if but else machines, have, ground)
+        return Planned(replace(plan, notes=(*plan.notes, *left_alone(but))), have)
+    return Planned(plan_reset(instance, machines, have, ground, undo=undo, but=but), have)
 
 
 def reset(
@@ -120,20 +136,44 @@ def reset(
     confirm: Confirm,
     onto_new_base: bool = False,
     undo: bool = True,
+    allow: Allow = never,
 ) -> Done:
     """Bring a lab, or machines of it, back to `clean`, or make them anew from newer bases (see plan/up.py). With `undo` what
-    they leave is kept."""
+    they leave is kept. Protected machines are left out unless `allow` says otherwise; Refused if one of them was named."""
     with bench.lock(instance), ExitStack() as allocation:
         # Asked before the host's subnets are held: a question may stay open for long.
-        confirm(plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo).plan)
+        def plan(but: Collection[str]) -> Planned:
+            return plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo, but=but)
+
+        planned, but = spared(plan, machines, allow)
+        confirm(planned.plan)
         allocation.enter_context(bench.allocation())
-        planned = plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo)
+        planned = plan(but)
         # Once they stand on the new base, what is left to do is an `up`.
         again = ["pocketcloud lab up", instance] if onto_new_base else ["pocketcloud lab reset", instance, *machines]
         done = apply_planned(bench, planned, " ".join(again), allocation)
         if onto_new_base:
             bench.sweep_bases()
         return done
+
+
+def spared(plan: Callable[[Collection[str]], Planned], named: Sequence[str], allow: Allow) -> tuple[Planned, tuple[str, ...]]:
+    """The plan without the protected machines that `allow` does not give free, and who those are. Raises Refused where one of
+    them was named."""
+    planned = plan(())
+    names = guarded(planned.plan, planned.have)
+    if not names or allow(names):
+        return planned, ()
+    if asked := [name for name in names if name in named]:
+        raise refused(planned.plan.instance, asked, "reset")
+    return plan(names), names
+
+
+def check_spared(planned: Planned, allow: Allow, done: str) -> None:
+    """Refuse a plan that takes a protected machine's disks, where it cannot be left out, unless `allow` gives it free."""
+    names = guarded(planned.plan, planned.have)
+    if names and not allow(names):
+        raise refused(planned.plan.instance, names, done)
 
 
 def plan_for_down(bench: Workbench, instance: Name, machines: Sequence[str], within: float) -> Planned:
@@ -163,10 +203,11 @@ def plan_for_destroy(bench: Workbench, instance: Name) -> Planned:
     return Planned(plan_destroy(instance, have), have)
 
 
-def destroy(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
+def destroy(bench: Workbench, instance: Name, *, confirm: Confirm, allow: Allow = never) -> Done:
     """Remove all of a lab, and nothing else."""
     with bench.lock(instance):
         planned = plan_for_destroy(bench, instance)
+        check_spared(planned, allow, "removed")
         confirm(planned.plan)
         done = apply_planned(bench, planned, f"pocketcloud lab destroy {instance}")
         bench.servers.end(instance)

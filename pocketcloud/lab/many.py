@@ -31,6 +31,7 @@ from pocketcloud.plan.many import (
     making,
     needs,
 )
+from pocketcloud.plan.protection import Allow, guarded, left_alone, never, refused
 from pocketcloud.plan.steps import CloneVolumes, Plan, Step, WaitReady
 from pocketcloud.profiles import memory_for_labs, memory_needed
 from pocketcloud.records import instances, read_record
@@ -70,7 +71,14 @@ def plan_for_copies(bench: Workbench, labs: Mapping[Name, Lab | None], *, reconf
 
 
 def up_copies(
-    bench: Workbench, labs: Mapping[Name, Lab | None], subject: str, *, reconfigure: bool, prune: bool, confirm: Confirm
+    bench: Workbench,
+    labs: Mapping[Name, Lab | None],
+    subject: str,
+    *,
+    reconfigure: bool,
+    prune: bool,
+    confirm: Confirm,
+    allow: Allow = never,
 ) -> tuple[Ended, ...]:
     """Bring instances up, each from its lab (None: from its own record). What their machines consist of is made for all of them
     first; then they are started, each by itself."""
@@ -79,6 +87,9 @@ def up_copies(
             locks.enter_context(bench.lock(instance))
         allocation.enter_context(bench.allocation())
         plans = plan_for_copies(bench, labs, reconfigure=reconfigure, prune=prune)
+        names = tuple(f"{each.plan.instance}/{name}" for each in plans for name in guarded(each.plan, each.have))
+        if names and not allow(names):
+            raise refused(subject, names, "made anew or removed")
         loses = tuple(f"{each.plan.instance}/{name}" for each in plans for name in each.plan.loses)
         confirm(Plan(subject, (), loses=loses))
         say_how(bench, *plans)
@@ -245,10 +256,31 @@ def _memory_of(profile: Profile) -> Callable[[Planned], int]:
     return lambda planned: needs(planned.plan, planned.have, profile).memory
 
 
-def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool) -> tuple[Ended, ...]:
+def _without_protected(chosen: Chosen) -> Chosen:
+    """Without the labs of which nothing is left to bring back when their protected machines are left as they are."""
+    whole = [
+        each
+        for each in chosen.plans
+        if set(guarded(each.plan, each.have)) >= set(each.plan.record.machines if each.plan.record else ())
+    ]
+    notes = [f"{each.plan.instance}: {note}" for each in whole for note in left_alone(guarded(each.plan, each.have))]
+    names = {each.plan.instance for each in whole}
+    return replace(
+        chosen,
+        plans=tuple(each for each in chosen.plans if each.plan.instance not in names),
+        starting=tuple(name for name in chosen.starting if name not in names),
+        notes=(*chosen.notes, *notes),
+    )
+
+
+def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool, allow: Allow = never) -> tuple[Ended, ...]:
     """Bring all labs of the kit that have one back to their clean state, and up: whoever asks for all wants every lab as on its
-    first day. The answer has those that could not be brought back, too."""
+    first day. The answer has those that could not be brought back, too. Protected machines only if `allow` says so of all."""
     chosen = choose_all(bench, undo=undo)
+    names = tuple(f"{each.plan.instance}/{name}" for each in chosen.plans for name in guarded(each.plan, each.have))
+    free = bool(names) and allow(names)
+    if not free:
+        chosen = _without_protected(chosen)
     for note in chosen.notes:
         bench.emit(Note(note, warn=True))
     if not chosen.plans:
@@ -265,7 +297,7 @@ def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool
             try:
                 if bench.stop.is_set():
                     raise PartlyDone("stopped before it was begun")
-                done = reset(mine, instance, (), confirm=lambda _plan: None, undo=undo)
+                done = reset(mine, instance, (), confirm=lambda _plan: None, undo=undo, allow=lambda _names: free)
             except PocketcloudError as error:
                 return Ended(instance, time.monotonic() - started, {}, error)
             return Ended(instance, done.seconds, done.ready)

@@ -81,7 +81,7 @@ def _remove(bench: Workbench, instance: Name) -> None:
     if bench.observe(instance, trust_record=False).empty and not bench.files(instance).folder.exists():
         return
     # Also after a Ctrl-C, which stops whatever else the bench is at.
-    destroy(replace(bench, stop=threading.Event()), instance, confirm=lambda _plan: None)
+    destroy(replace(bench, stop=threading.Event()), instance, confirm=lambda _plan: None, allow=lambda _names: True)
 
 
 def _lab(instance: Name, base: Base, definition: Definition) -> Lab:

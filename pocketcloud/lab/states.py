@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 
-from pocketcloud.lab.commands import Confirm, Done, Planned, apply_planned
+from pocketcloud.lab.commands import Confirm, Done, Planned, apply_planned, spared
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.plan.drafting import Ground
+from pocketcloud.plan.protection import Allow, never
 from pocketcloud.plan.reset import plan_restore, plan_undo
 from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
 from pocketcloud.plan.steps import Plan
@@ -32,33 +33,37 @@ def snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool) 
         return apply_planned(bench, planned, f"pocketcloud lab up {instance}")
 
 
-def plan_for_restore(bench: Workbench, instance: Name, state: Name, *, undo: bool) -> Planned:
+def plan_for_restore(bench: Workbench, instance: Name, state: Name, *, undo: bool, but: Collection[str] = ()) -> Planned:
     """The plan that `restore` would apply now."""
-    return _planned(bench, instance, lambda have, ground: plan_restore(instance, state, have, ground, undo=undo))
+    return _planned(bench, instance, lambda have, ground: plan_restore(instance, state, have, ground, undo=undo, but=but))
 
 
-def restore(bench: Workbench, instance: Name, state: Name, *, confirm: Confirm, undo: bool) -> Done:
-    """Bring a whole lab back to one of its states; see plan/reset.py."""
+def restore(bench: Workbench, instance: Name, state: Name, *, confirm: Confirm, undo: bool, allow: Allow = never) -> Done:
+    """Bring a whole lab back to one of its states; see plan/reset.py. Protected machines only if `allow` says so."""
     again = f"pocketcloud lab restore {instance}@{state}"
-    return _back(bench, instance, lambda: plan_for_restore(bench, instance, state, undo=undo), confirm, again)
+    return _back(bench, instance, lambda but: plan_for_restore(bench, instance, state, undo=undo, but=but), confirm, allow, again)
 
 
-def plan_for_undo(bench: Workbench, instance: Name) -> Planned:
+def plan_for_undo(bench: Workbench, instance: Name, *, but: Collection[str] = ()) -> Planned:
     """The plan that `undo` would apply now."""
-    return _planned(bench, instance, lambda have, ground: plan_undo(instance, have, ground))
+    return _planned(bench, instance, lambda have, ground: plan_undo(instance, have, ground, but=but))
 
 
-def undo(bench: Workbench, instance: Name, *, confirm: Confirm) -> Done:
-    """Take the last reset or restore back."""
-    return _back(bench, instance, lambda: plan_for_undo(bench, instance), confirm, f"pocketcloud lab undo {instance}")
+def undo(bench: Workbench, instance: Name, *, confirm: Confirm, allow: Allow = never) -> Done:
+    """Take the last reset or restore back, of protected machines only if `allow` says so."""
+    again = f"pocketcloud lab undo {instance}"
+    return _back(bench, instance, lambda but: plan_for_undo(bench, instance, but=but), confirm, allow, again)
 
 
-def _back(bench: Workbench, instance: Name, plan: Callable[[], Planned], confirm: Confirm, again: str) -> Done:
+def _back(
+    bench: Workbench, instance: Name, plan: Callable[[Collection[str]], Planned], confirm: Confirm, allow: Allow, again: str
+) -> Done:
     with bench.lock(instance), ExitStack() as allocation:
         # Asked before the host's subnets are held: a question may stay open for long.
-        confirm(plan().plan)
+        planned, but = spared(plan, (), allow)
+        confirm(planned.plan)
         allocation.enter_context(bench.allocation())
-        return apply_planned(bench, plan(), again, allocation)
+        return apply_planned(bench, plan(but), again, allocation)
 
 
 def plan_for_forget(bench: Workbench, instance: Name, state: Name) -> Planned:

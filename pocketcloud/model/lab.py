@@ -204,7 +204,7 @@ class Machine:
     """One VM of a lab. `disk` is the size of its system disk, left out: the base's. `packages` are installed by its own package
     manager when it is new, before `provision`. `nested`: whether it runs machines of its
     own with the host's help; `emulate`: without that help too, its machines then are emulated. `secure_boot`: its firmware
-    starts only what is signed."""
+    starts only what is signed. One that is `protected` keeps its disks when the others are reset, unless that is said of it."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -219,6 +219,7 @@ class Machine:
     nested: Literal[False, True, "emulate"] = False
     secure_boot: bool = False
     packages: tuple[str, ...] = ()
+    protected: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 512:

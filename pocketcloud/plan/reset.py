@@ -5,7 +5,7 @@ The new disks come first and the old ones go last; what the machines leave is ke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pocketcloud.errors import NotFound, Refused
@@ -30,6 +30,7 @@ from pocketcloud.plan.drafting import (
     volume_name,
 )
 from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
+from pocketcloud.plan.protection import left_alone, refused
 from pocketcloud.plan.states import has_room, known_state, left_part, without_expired, without_states
 from pocketcloud.plan.steps import (
     CloneVolumes,
@@ -58,9 +59,17 @@ class _Way:
     at: str
 
 
-def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground: Ground, *, undo: bool = False) -> Plan:
+def plan_reset(
+    instance: Name,
+    machines: Sequence[str],
+    have: Inventory,
+    ground: Ground,
+    *,
+    undo: bool = False,
+    but: Collection[str] = (),
+) -> Plan:
     """Bring machines (none named: all) back to `clean` with a cold boot: new disks first, then the record, then the start,
-    the old disks last, or kept with `undo`. Raises NotFound and Refused."""
+    the old disks last, or kept with `undo`. Those of `but`, which are protected, are left out. Raises NotFound and Refused."""
     record = known_record(instance, have, ground.kit)
     check_known(machines, record)
     check_native(record.lab, record, ground)
@@ -70,24 +79,29 @@ def plan_reset(instance: Name, machines: Sequence[str], have: Inventory, ground:
     if missing and (machines or not parts):
         raise Refused(f"lab {instance} has no clean state of {', '.join(missing)} yet", hint=f"pocketcloud lab up {instance}")
     draft.notes += [f"{name} has no clean state yet and is left alone: pocketcloud lab up {instance}" for name in missing]
-    chosen = {Name(name): parts[Name(name)] for name in machines or record.machines if name in parts}
+    chosen = {Name(name): parts[Name(name)] for name in machines or record.machines if name in parts and name not in but}
+    draft.notes += left_alone(but)
+    if but and not chosen:
+        raise refused(instance, list(but), "reset")
     at = CLEAN if set(chosen) == set(record.machines) else record.at
     return _draw(draft, record, _Way(CLEAN, chosen, "back to clean", undo, at), have, ground)
 
 
-def plan_restore(instance: Name, state: str, have: Inventory, ground: Ground, *, undo: bool = True) -> Plan:
-    """Bring the lab back to a state of it, its machines and networks as they were declared then. Raises NotFound, Refused and
-    NoSpace."""
+def plan_restore(
+    instance: Name, state: str, have: Inventory, ground: Ground, *, undo: bool = True, but: Collection[str] = ()
+) -> Plan:
+    """Bring the lab back to a state of it, its machines and networks as they were declared then, without machines of `but`, which
+    are protected. Raises NotFound, Refused and NoSpace."""
     if state == UNDO:
-        return plan_undo(instance, have, ground)
+        return plan_undo(instance, have, ground, but=but)
     if state == CLEAN:
-        return plan_reset(instance, [], have, ground, undo=undo)
+        return plan_reset(instance, [], have, ground, undo=undo, but=but)
     record = known_record(instance, have, ground.kit)
     snapshot = known_state(record, state)
-    return _draw_restore(record, _Way(state, snapshot.machines, f"back to {state}", undo, state), snapshot, have, ground)
+    return _draw_restore(record, _Way(state, snapshot.machines, f"back to {state}", undo, state), snapshot, have, ground, but)
 
 
-def plan_undo(instance: Name, have: Inventory, ground: Ground) -> Plan:
+def plan_undo(instance: Name, have: Inventory, ground: Ground, *, but: Collection[str] = ()) -> Plan:
     """Bring back what the last reset or restore left; what that had brought is kept in its place, so that a second one takes the
     first back. One that was interrupted is completed. Raises NotFound, Refused and NoSpace."""
     record = known_record(instance, have, ground.kit)
@@ -101,19 +115,22 @@ def plan_undo(instance: Name, have: Inventory, ground: Ground) -> Plan:
             hint=f"pocketcloud lab tree {instance} shows the states it has",
         )
     way = _Way(UNDO, snapshot.machines, "back to what was left", undo=True, at=snapshot.parent)
-    return _draw_restore(record, way, snapshot, have, ground)
+    return _draw_restore(record, way, snapshot, have, ground, but)
 
 
-def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory, ground: Ground) -> Plan:
+def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory, ground: Ground, but: Collection[str]) -> Plan:
     """The plan for a state that has its own declarations of machines and networks."""
     check_native(record.lab, record, ground)
     draft = Draft(record.instance)
     # A machine that left the lab since is not brought back: its definition is not the lab's any more.
-    parts = {name: part for name, part in way.parts.items() if name in record.machines}
-    gone = [name for name in way.parts if name not in parts]
+    parts = {name: part for name, part in way.parts.items() if name in record.machines and name not in but}
+    gone = [name for name in way.parts if name not in record.machines]
+    draft.notes += left_alone(but)
     draft.notes += [f"{name} is in {record.instance}@{way.state} and not in the lab any more; it is left out" for name in gone]
     others = [name for name in record.machines if name not in parts]
-    draft.notes += [f"{name} is not in {record.instance}@{way.state} and is left as it is" for name in others]
+    draft.notes += [f"{name} is not in {record.instance}@{way.state} and is left as it is" for name in others if name not in but]
+    if not parts and but:
+        raise refused(record.instance, list(but), "brought back")
     if not parts:
         raise Refused(f"{record.instance}@{way.state} has no machine that the lab still has", hint="pocketcloud lab tree")
     definitions = {name: part.definition or record.machines[name].definition for name, part in parts.items()}

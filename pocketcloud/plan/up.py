@@ -53,7 +53,7 @@ from pocketcloud.plan.steps import (
 
 # A change of these is made by a restart; of anything else, by making the machine anew.
 _RESTARTS = frozenset({"memory", "vcpus", "nested"})
-_JUST_NOTED = frozenset({"ready"})
+_JUST_NOTED = frozenset({"ready", "protected"})
 
 
 def plan_up(
@@ -220,7 +220,7 @@ def _fate(
         draft.notes.append(
             f"{name}: {', '.join(changed)} changed in the file; waits for --reconfigure" + (" (makes it anew)" if anew else "")
         )
-        definition, changed, anew = replace(known.definition, ready=wanted.ready), [], []
+        definition, changed, anew = replace(known.definition, **{field: getattr(wanted, field) for field in _JUST_NOTED}), [], []
     if known.stage is Stage.PROVISIONING:
         return _again(name, definition, known, have, record, generation, "its provisioning was interrupted")
     if anew:

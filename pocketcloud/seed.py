@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pocketcloud import guest_cache
 from pocketcloud.files import write_whole
@@ -18,6 +19,8 @@ from pocketcloud.keys import KeyPair
 
 # NoCloud looks for a file system labelled `cidata` or `CIDATA`; ISO 9660 allows capital letters only.
 _LABEL = "CIDATA"
+OUTER_SUBNETS = "/etc/pocketcloud/outer-subnets"
+"""Where a machine that runs machines finds which subnets are in use around it, one a line: what it cannot see, and would use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Seed:
 
     `instance_id` tells cloud-init whether this is a first boot: a new one makes it do everything again. `hostname` is without
     the domain, `domain` may be empty. `host_key` becomes the sshd's only host key. `authorized_keys` are root's.
+    `outer` are subnets, as 10.77.3.0/24, that machines inside of it had better not use.
     `cache_port` is where the kit's cache is served on the host's addresses in the guest's networks (0: it is not).
     Everything must be printable ASCII (keys.py and model/names.py see to that): ValueError otherwise.
     """
@@ -44,9 +48,10 @@ class Seed:
     authorized_keys: tuple[str, ...]
     nics: tuple[SeedNic, ...]
     cache_port: int = 0
+    outer: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        lines = (self.instance_id, self.hostname, self.domain, self.host_key.public, *self.authorized_keys)
+        lines = (self.instance_id, self.hostname, self.domain, self.host_key.public, *self.authorized_keys, *self.outer)
         for line in (*lines, *(nic.mac for nic in self.nics)):
             if not (line.isascii() and (line.isprintable() or not line)):
                 raise ValueError(f"{line!r} is not printable ASCII")
@@ -59,7 +64,7 @@ class Seed:
 
 def user_data(seed: Seed) -> str:
     """The cloud-config document of `seed`."""
-    config = {
+    config: dict[str, Any] = {
         "hostname": seed.hostname,
         "fqdn": seed.fqdn,
         # Adds the name to /etc/hosts and leaves the rest of that file to the lab ("true" would write it anew at every boot).
@@ -82,6 +87,9 @@ def user_data(seed: Seed) -> str:
     }
     if seed.cache_port:
         config |= guest_cache.cloud_config(seed.cache_port)
+    if seed.outer:
+        told = {"path": OUTER_SUBNETS, "content": "".join(f"{subnet}\n" for subnet in seed.outer), "permissions": "0644"}
+        config["write_files"] = [*config.get("write_files", ()), told]
     return "#cloud-config\n" + _document(config)
 
 

@@ -15,9 +15,10 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 from pocketcloud.model.base import Arch, Base, Firmware
+from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory, LibvirtNetwork, Volume
-from pocketcloud.model.lab import Attachment, Disk, Lab, LabNetwork, Machine, ProvisionStep, Ready
+from pocketcloud.model.lab import Attachment, Lab, LabNetwork, Machine, ProvisionStep, Ready
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector

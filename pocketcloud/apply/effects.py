@@ -107,7 +107,7 @@ def _seed(world: World, step: WriteSeed) -> None:
     # The generation in the instance id makes cloud-init see a machine made anew as new.
     identity = f"{world.instance}.{step.machine}.{step.generation}"
     port = world.cache.port if world.cache else 0
-    seed = Seed(identity, step.machine, lab_domain(world.instance), key, authorized, nics, cache_port=port)
+    seed = Seed(identity, step.machine, lab_domain(world.instance), key, authorized, nics, cache_port=port, outer=step.outer)
     write_seed(world.files.seed(step.machine), seed)
 
 

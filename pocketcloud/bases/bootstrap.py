@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pocketcloud import profiles
-from pocketcloud.bases import needs, newest, stages
+from pocketcloud.bases import needs, newest, stages, wheels
 from pocketcloud.bases.mirror import Mirror, apt_options, choose, from_cache
 from pocketcloud.bases.namespace import WORK, confined, give, opened
 from pocketcloud.bases.progress import OnProgress, Progress, cause
 from pocketcloud.bases.recipe import Measured, Order
 from pocketcloud.errors import HostLacks, NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.host import read_facts
-from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware
+from pocketcloud.model.base import Arch, BootstrapDefinition, Firmware, Wheels
 from pocketcloud.model.sizes import MIB
 from pocketcloud.system import CommandFailed, Completed, Runner, unproxied
 
@@ -94,6 +94,8 @@ class Bootstrap:
         """See Recipe.inputs."""
         yield "recipe", str(RECIPE).encode()
         yield from parts()
+        if definition.wheels:
+            yield from wheels.fingerprint(definition.wheels)
 
     def firmware(self, definition: BootstrapDefinition, arch: Arch) -> Firmware:  # noqa: ARG002 - the same for all
         """See Recipe.firmware."""
@@ -102,6 +104,8 @@ class Bootstrap:
     def check(self, order: Order[BootstrapDefinition]) -> None:
         """See Recipe.check."""
         needs.check(order.definition, order.arch, order.work, order.storage, order.here, order.run)
+        if order.definition.wheels:
+            wheels.carried(order.definition.wheels)
         if order.definition.requires.cpu:
             # No guest is started yet, but machines of it will be.
             from pocketcloud.bases.install.preflight import check_guest
@@ -158,6 +162,8 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
     order.measured(Measured(_taken(work), newest.read(_releases(work), order.arch)))
     share = _SEALED - _INSTALLED
     within = _patience(order) if definition.post else None
+    if definition.wheels:
+        _carry(definition, definition.wheels, work, run)
     take_steps(definition, work, run, lambda text, part: tell(text, (_INSTALLED + share * part) * _UNPACKED), within)
     for name in _LAST:
         _put(work / name, _script(name, values))
@@ -166,6 +172,21 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
     _step(definition, work, run, ["sh", "assemble.sh"])
     _step(definition, work, run, ["rm", "-rf", "root", "esp.img"])
     return work / "disk.raw"
+
+
+def _carry(definition: BootstrapDefinition, wanted: Wheels, work: Path, run: Runner) -> None:
+    """Lay the wheels into the new system, for its steps; sealing takes them away."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in wheels.carried(wanted).items():
+            entry = tarfile.TarInfo(f"wheels/{name}")
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    packed = work / "wheels.tar"
+    packed.write_bytes(buffer.getvalue())
+    give(packed)
+    _step(definition, work, run, ["tar", "--extract", "--file=wheels.tar", "--directory=root/var/tmp"], what="carrying wheels in")
+    packed.unlink()
 
 
 def _patience(order: Order[BootstrapDefinition]) -> float:

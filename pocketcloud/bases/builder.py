@@ -237,6 +237,7 @@ def make(site: Site, definition: Definition, arch: Arch, on_progress: OnProgress
         parent=parent.volume if parent else "",
         cpu=definition.requires.cpu or (parent.cpu if parent else None),
         packages=measured[-1].packages,
+        disks=definition.disks or (parent.disks if parent else ()),
     )
 
 

@@ -22,7 +22,7 @@ from pocketcloud.model.kit import Kit
 from pocketcloud.system import CommandFailed, Runner
 
 # What comes after the packages, or changes nothing in them.
-_LATER = frozenset({"title", "size", "patches", "post", "requires"})
+_LATER = frozenset({"title", "size", "patches", "post", "requires", "wheels", "disks"})
 _PACKED = "stage.tar.zst"
 # Modes, owners and capabilities are those of the namespace's view, so they are packed and unpacked in it.
 _TAR = ("tar", "--use-compress-program=zstd -q -1 --check", "--numeric-owner", "--xattrs", "--xattrs-include=*")

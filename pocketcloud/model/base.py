@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
+from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB, MIB, Size
 
@@ -119,7 +120,8 @@ class Definition:
     """What every base's definition has, one YAML file in `bases/`.
 
     `packages` are installed beside the builder's own; `patches` are unified diffs against files of the new system (paths from
-    its root, `-p1`), `post` lines of sh, run as its root in this order; neither ever runs as the host's root.
+    its root, `-p1`), `post` lines of sh, run as its root in this order; neither ever runs as the host's root. `disks` are
+    empty ones that each machine made from it gets, unless its lab names one so.
     """
 
     base: Name
@@ -133,11 +135,24 @@ class Definition:
     patches: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
     requires: Requirements = Requirements()
+    disks: tuple[Disk, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wheels:
+    """Python distributions that run pocketcloud here (`of`) and are carried into a new system with all that they require, but
+    for those of `without`, which that system has of its own."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    of: tuple[str, ...]
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootstrapDefinition(Definition):
-    """A Debian, bootstrapped. `mirror` and `security` are URLs, `keyring` is a file of the host's keyring package."""
+    """A Debian, bootstrapped. `mirror` and `security` are URLs, `keyring` is a file of the host's keyring package. The `wheels`
+    lie in /var/tmp/wheels while the steps of `post` are taken."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -146,6 +161,7 @@ class BootstrapDefinition(Definition):
     mirror: str
     keyring: str
     security: str = ""
+    wheels: Wheels | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +270,9 @@ class Base:
     `volume` is the sealed volume's name in the store; `digest` (hex) is that of the inputs it was built from; `built` is an
     ISO 8601 time in UTC; `made_with` names the tools and their versions. `sealed` says what the check of its seal looked at
     (empty: it was not checked), `proven` when a machine made from it proved itself (empty: none was tried). `parent` is the
-    volume that a layer stands on; `cpu` the level of processors that its system needs (None: any). `earlier` are those it took
-    the name from that are kept for going back, the youngest first, and `failed` one that did not prove itself and is kept to be
-    looked at; neither of them has any itself.
+    volume that a layer stands on; `cpu` the level of processors that its system needs (None: any); `disks` are those that
+    machines get beside its own. `earlier` are those it took the name from that are kept for going back, the youngest first,
+    and `failed` one that did not prove itself and is kept to be looked at; neither of them has any itself.
     """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
@@ -276,6 +292,7 @@ class Base:
     parent: str = ""
     cpu: CpuLevel | None = None
     packages: Newest = UNKNOWN
+    disks: tuple[Disk, ...] = ()
     earlier: tuple[Base, ...] = ()
     failed: Base | None = None
 

@@ -10,8 +10,9 @@ from ipaddress import IPv4Network
 from typing import Any, ClassVar, Literal
 
 from pocketcloud.model.base import Arch
+from pocketcloud.model.data_disk import DISK_BOUNDS, Disk
 from pocketcloud.model.names import Name, is_package
-from pocketcloud.model.sizes import MIB, TIB, Duration, Size, size_text
+from pocketcloud.model.sizes import MIB, TIB, Duration, Size, bounded, size_text
 
 # Keys that a file may not have are refused; pydantic reads this attribute of a plain dataclass (documents.py).
 _STRICT = {"extra": "forbid"}
@@ -22,14 +23,7 @@ CHECK_WITHIN = Duration(30)
 
 # Less than this no guest gets up with; more than this is a slip of the keyboard.
 _MEMORY = (16 * MIB, 4 * TIB)
-_DISK = (1 * MIB, 64 * TIB)
 _MOST_POINTS = 1000
-
-
-def _bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
-    low, high = bounds
-    if not low <= size <= high:
-        raise ValueError(f"{what}: expected {size_text(low)} to {size_text(high)}, got {size_text(size)}")
 
 
 class Outside(StrEnum):
@@ -56,9 +50,9 @@ class Needs:
 
     def __post_init__(self) -> None:
         if self.memory is not None:
-            _bounded("memory", self.memory, _MEMORY)
+            bounded("memory", self.memory, _MEMORY)
         if self.space is not None:
-            _bounded("space", self.space, _DISK)
+            bounded("space", self.space, DISK_BOUNDS)
 
 
 class NetworkKind(StrEnum):
@@ -119,19 +113,6 @@ class Attachment:
     def __post_init__(self) -> None:
         if self.address is not None and not 2 <= self.address <= 254:
             raise ValueError(f"expected the host part of an address, 2 to 254, got {self.address}")
-
-
-@dataclass(frozen=True, slots=True)
-class Disk:
-    """An extra, empty disk."""
-
-    __pydantic_config__: ClassVar[Any] = _STRICT
-
-    name: Name
-    size: Size
-
-    def __post_init__(self) -> None:
-        _bounded("size", self.size, _DISK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +209,9 @@ class Machine:
             raise ValueError("needs a network to be provisioned or proven ready over; without one: `ready: {console: ...}`")
         if odd := [name for name in self.packages if not is_package(name)]:
             raise ValueError(f"packages: no package is called {odd[0][:60]!r}; names alone, without versions or options")
-        _bounded("memory", self.memory, _MEMORY)
+        bounded("memory", self.memory, _MEMORY)
         if self.disk is not None:
-            _bounded("disk", self.disk, _DISK)
+            bounded("disk", self.disk, DISK_BOUNDS)
 
     @property
     def runs_machines(self) -> bool:

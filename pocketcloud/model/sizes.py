@@ -95,3 +95,10 @@ def duration_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
+    """Raise ValueError, naming `what`, unless the size is within these bounds."""
+    low, high = bounds
+    if not low <= size <= high:
+        raise ValueError(f"{what}: expected {size_text(low)} to {size_text(high)}, got {size_text(size)}")

@@ -57,10 +57,12 @@ class PrepareVolumes(Step):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteSeed(Step):
     """Write the machine's cloud-init seed, with its host key, which is made if it has none yet. `macs` are its interfaces in
-    order; `generation` tells cloud-init that a machine made anew is a new one."""
+    order; `generation` tells cloud-init that a machine made anew is a new one; `outer` are the subnets in use around a machine
+    that runs machines of its own."""
 
     macs: tuple[str, ...]
     generation: int
+    outer: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

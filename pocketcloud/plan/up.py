@@ -7,10 +7,12 @@ from dataclasses import replace
 
 from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Base
+from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Stage
+from pocketcloud.model.sizes import Size
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
@@ -245,7 +247,8 @@ def _again(
     """A machine made anew: from the base it stood on while that is there and still the one wanted, else from the kit's."""
     base = have.bases.get(wanted.base)
     if wanted.base == known.definition.base and known.base_volume in have.volumes and not other_arch:
-        base = Base(wanted.base, known.arch, known.base_digest, known.base_volume, known.firmware, built="")
+        given = _given_disks(known, have) or (base.disks if base else ())
+        base = Base(wanted.base, known.arch, known.base_digest, known.base_volume, known.firmware, built="", disks=given)
     if base is None:
         raise NotFound(
             f"{name} has to be made anew ({reason}), but its base {wanted.base} is gone",
@@ -254,10 +257,18 @@ def _again(
     return _from_base(name, wanted, base, record, generation, reason)
 
 
+def _given_disks(known: MachineRecord, have: Inventory) -> tuple[Disk, ...]:
+    """The disks that a machine has from its base and not from its lab file."""
+    named = {ROOT_DISK, *(disk.name for disk in known.definition.disks)}
+    there = ((Name(name), have.volumes.get(volume)) for name, volume in known.disks.items() if name not in named)
+    return tuple(Disk(name, Size(volume.size)) for name, volume in there if volume)
+
+
 def _from_base(name: Name, wanted: Machine, base: Base, record: Record, generation: int, reason: str) -> Fate:
     root = volume_name(record.instance, name, ROOT_DISK, generation)
     volumes: dict[str, tuple[str | None, str, int]] = {ROOT_DISK: (base.volume, root, wanted.disk or 0)}
-    for disk in wanted.disks:
+    named = {disk.name for disk in wanted.disks}
+    for disk in (*wanted.disks, *(disk for disk in base.disks if disk.name not in named)):
         volumes[disk.name] = (None, volume_name(record.instance, name, disk.name, generation), disk.size)
     old = record.machines.get(name)
     made = MachineRecord(
@@ -315,10 +326,15 @@ def _draw_up(
     draft: Draft, fates: Sequence[Fate], record: Record, have: Inventory, ground: Ground, generation: int, pruned: Sequence[str]
 ) -> None:
     made = _draw_volumes(draft, fates, record.instance)
+    own = {network.subnet for network in record.networks.values() if network.subnet}
+    outside = tuple(map(str, sorted({*own, *(taken.network for taken in ground.taken)})))
     for fate in fates:
         if fate.fresh and fate.record.definition.needs_ssh:
             macs = tuple(mac for _, mac in record.macs(fate.name, ground.kit_id))
-            seed = WriteSeed(id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation)
+            outer = outside if fate.record.definition.runs_machines else ()
+            seed = WriteSeed(
+                id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation, outer=outer
+            )
             made.append(draft.add(seed))
     commit: tuple[str, ...] = ()
     after_up = replace(record, generation=generation)

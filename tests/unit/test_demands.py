@@ -12,13 +12,16 @@ from pocketcloud.check import nesting
 from pocketcloud.errors import HostLacks, Refused
 from pocketcloud.host import firmware, read_facts
 from pocketcloud.model.base import Arch, Firmware
+from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.facts import Facts, Kvm, KvmState
 from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.lab import Lab
+from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration
+from pocketcloud.model.sizes import MIB, Size
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.reset import plan_reset
-from pocketcloud.plan.steps import SetNvram, StartMachine, StopMachine, UndefineMachine
+from pocketcloud.plan.steps import SetNvram, StartMachine, StopMachine, UndefineMachine, WriteSeed
 from pocketcloud.plan.up import plan_up
 from pocketcloud.profiles import Shape
 from tests.host_trees import arm_board, plant, x86_laptop
@@ -128,6 +131,39 @@ def test_firmware_is_what_is_described_and_there(tmp_path: Path) -> None:
     assert firmware.described(tmp_path, Arch.X86_64, firmware.SECURE) == ()
     (tmp_path / "usr/share/fw/CODE.fd").unlink()
     assert firmware.described(tmp_path, Arch.X86_64) == ()
+
+
+# -- what a base gives its machines
+
+KIT = Disk(Name("kit"), Size(20 * MIB))
+
+
+def test_a_base_s_disks_are_its_machines_unless_the_lab_names_them() -> None:
+    host = Host.with_bases(replace(base("tiny"), disks=(KIT,)))
+    own = replace(LAB.machines[Name("a")], disks=(Disk(Name("kit"), Size(99 * MIB)), Disk(Name("more"), Size(5 * MIB))))
+    wanted = replace(LAB, machines={**LAB.machines, Name("a"): own})
+    raise_lab(wanted, host)
+    assert host.record is not None
+    assert list(host.record.machines[Name("a")].disks) == ["root", "kit", "more"]
+    assert list(host.record.machines[Name("b")].disks) == ["root", "kit"]
+    assert host.inventory().volumes[host.record.machines[Name("a")].disks["kit"]].size == 99 * MIB
+    assert host.inventory().volumes[host.record.machines[Name("b")].disks["kit"]].size == 20 * MIB
+    # The base's next build gives none; who is made anew on the old one keeps what it was given.
+    host.add_base(base("tiny", "d2"))
+    assert planned(host, wanted).loses == ()
+    del host.volumes[host.record.machines[Name("b")].disks["root"]]
+    del host.volumes[host.record.clean.machines[Name("b")].disks["root"]]  # type: ignore[union-attr] # it is up
+    host.domains["b"].state = DomainState.OFF
+    raise_lab(wanted, host)
+    assert list(host.record.machines[Name("b")].disks) == ["root", "kit"]
+
+
+def test_who_runs_machines_is_told_what_is_taken_around_it() -> None:
+    plan = plan_up(NESTS, INSTANCE, fresh_host().inventory(), ground("192.168.122.0/24", "10.77.5.0/24"))
+    told = {step.machine: step.outer for step in plan.steps if isinstance(step, WriteSeed)}
+    assert plan.record is not None
+    assert set(told["a"]) == {"192.168.122.0/24", "10.77.5.0/24", str(plan.record.networks[Name("front")].subnet)}
+    assert all(outer == () for machine, outer in told.items() if machine != "a")
 
 
 # -- what the host has

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocketcloud.model.lab import Disk, ProvisionStep, Ready
+from pocketcloud.model.data_disk import Disk
+from pocketcloud.model.lab import ProvisionStep, Ready
 from pocketcloud.model.names import NAME_PATTERN, Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
 from pocketcloud.model.sizes import GIB, KIB, MIB, TIB, Duration, Size, duration_text, size_text
 from tests.simulation import KIT_ID, machine

@@ -1,4 +1,4 @@
-"""The Ansible inventory: what is in it, in each form. tests/e2e/test_shared.py gives it to a real Ansible."""
+"""The Ansible inventory: what is in it, in each form. tests/e2e/test_ansible.py gives it to a real Ansible."""
 
 from __future__ import annotations
 

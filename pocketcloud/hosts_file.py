@@ -70,6 +70,16 @@ def has_block(path: Path, name: str) -> bool:
     return any(line.strip() == _BEGIN + name.encode() for line in lines)
 
 
+def blocks_of(path: Path, kit: str) -> tuple[str, ...]:
+    """The names of the file's blocks that are a kit's: `KIT.LAB`, each once."""
+    try:
+        lines = [line.strip() for line in path.read_bytes().splitlines()]
+    except OSError:
+        return ()
+    begin = _BEGIN + kit.encode() + b"."
+    return tuple(dict.fromkeys(line[len(_BEGIN) :].decode(errors="replace") for line in lines if line.startswith(begin)))
+
+
 def change(path: Path, name: str, lines: Sequence[HostLine]) -> bool:
     """Have the file's block `name` say `lines` (none: be gone); whether that changed anything. A reader sees the old file or the
     new one, unless it is a mount of its own. Raises Refused as `with_block` does, HostLacks where it cannot be written."""

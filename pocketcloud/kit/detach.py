@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketcloud.errors import NoSpace, NotFound, Refused, UsageError
+from pocketcloud.errors import NoSpace, NotFound, PocketcloudError, Refused, UsageError
 from pocketcloud.host import kits as host
+from pocketcloud.hosts_file import blocks_of, change
 from pocketcloud.hypervisor import Domain, Hypervisor
 from pocketcloud.kit import loops
 from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, registered_names, registered_path
@@ -21,6 +22,7 @@ from pocketcloud.kit.manifest import read_manifest, write_manifest
 from pocketcloud.kit.mounts import mounted_at, mounts, number_of, unmount, users_of
 from pocketcloud.kit.plugged import Plugged, plugged_kits
 from pocketcloud.kit.remains import carriers, dead_trees, put_to_rest, take_down, tree
+from pocketcloud.locks import held
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.storage.devmapper import METADATA_BLOCK, Node, node_name, pool_status
@@ -178,7 +180,20 @@ def detach(places: Places, kit: Leaving, *, now: str, trim: bool = False, run: R
     if path.parent == places.mounts and path.is_dir() and mounted_at(path) is None:
         path.rmdir()
     forget(places, kit.name, path)
-    return notes
+    return (*notes, *_forget_names(places, kit.name))
+
+
+def _forget_names(places: Places, kit: str) -> tuple[str, ...]:
+    """Take the names of the kit's labs out of this host's /etc/hosts; what kept that from being done, for people."""
+    if not (blocks := blocks_of(places.hosts, kit)):
+        return ()
+    try:
+        with held(places.locks, "hosts", "pocketcloud kit detach", wait=True):
+            for block in blocks:
+                change(places.hosts, block, ())
+    except PocketcloudError as failure:
+        return (f"{failure.message}; the names of its labs are left in there",)
+    return ()
 
 
 def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.events import Event, Note, PlanStarted, StepDone, StepFailed, StepProgress, StepStarted
 from pocketcloud.lab.commands import Confirm, Planned, plan_for_reset, plan_for_up, reset, say_how
+from pocketcloud.lab.host_names import settle_names
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name
@@ -155,6 +156,7 @@ def _raise_up(bench: Workbench, plan: Plan, world: World, made: Outcome, started
         done += outcome.done
     left = tuple(step.id for step in plan.steps if step.id not in failed and step.id not in done)
     whole = Outcome(tuple(done), failed, left, {})
+    settle_names(bench, Name(plan.instance))
     try:
         whole.raise_failure(plan, f"pocketcloud lab up {plan.instance}")
     except PocketcloudError as error:

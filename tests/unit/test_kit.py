@@ -14,6 +14,7 @@ import pytest
 
 from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
+from pocketcloud.hosts_file import HostLine, blocks_of, change
 from pocketcloud.kit.attached import Places, attached_kits, find_kit, forget, register, unreadable_kits
 from pocketcloud.kit.detach import detach, leaving
 from pocketcloud.kit.directory import init_directory, name_for
@@ -378,3 +379,17 @@ def test_subnets_are_kept_where_they_are_free_and_moved_where_they_are_not() -> 
     web = moves.record.machines[Name("web")]
     assert web.addresses[Name("front")] == new.network_address + 20
     assert plan_arrival(INSTANCE, moves.record, away, ground(str(front))).notes == ()
+
+
+def test_the_names_of_a_kit_s_labs_go_with_it_and_no_others(places: Places, folder: Path) -> None:
+    places = replace(places, hosts=folder / "hosts")
+    make(places, folder / "mine")
+    for block in ("mine.demo", "minesweeper.demo", "mine.other"):
+        assert change(places.hosts, block, [HostLine("10.77.3.10", ("web.demo",))])
+    assert detach(places, leaving(places, "mine"), now=NOW) == ()
+    assert blocks_of(places.hosts, "mine") == ()
+    assert blocks_of(places.hosts, "minesweeper") == ("minesweeper.demo",)
+    make(places, folder / "again")
+    places.hosts.write_text("# BEGIN pocketcloud again.demo\n10.77.3.10 web.demo\n")
+    (note,) = detach(places, leaving(places, "again"), now=NOW)
+    assert "have no end, so they are left alone; the names of its labs are left in there" in note

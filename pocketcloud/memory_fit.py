@@ -47,7 +47,8 @@ def bound_to(
     those of its record, `domain` is what libvirt has of it (None: not defined, its machine type is not known yet), `here` says
     what this host is (`COMPUTER`, `PROCESSOR`, `QEMU`, `LIBVIRT`)."""
     nics = [f"{nic.mac} on {nic.network}" for nic in spec.nics]
-    places = [f"{name} {address} in {networks[name].subnet}" for name, address in addresses.items() if name in networks]
+    places = [f"{name} {address} in {networks[name].subnet_text}" for name, address in addresses.items() if name in networks]
+    places += [f"{name} on {network.bridge}" for name, network in networks.items() if network.bridge]
     disks = [f"{disk.target} {disk.serial or '-'} {disk.format}{' ro' * disk.readonly}" for disk in spec.disks]
     found = {
         **here,

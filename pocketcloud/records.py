@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pocketcloud.documents import dump_json, parse_json
-from pocketcloud.errors import BadDocument, Refused
+from pocketcloud.errors import BadDocument, NoSpace, Refused
 from pocketcloud.files import is_unfinished, remove_tree, write_whole
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -46,6 +47,15 @@ class InstanceFiles:
         """The machine's saved memory, while a snapshot is taken."""
         return self._memories / f"{self.instance}.{machine}.save"
 
+    def kept_memory(self, machine: str, state: str, generation: int) -> Path:
+        """Where the machine's memory is kept with a state; the generation makes the name one that was never used before. A file
+        that the record does not name is none, whole or not."""
+        return self._memories / f"{self.instance}.{machine}@{state}-g{generation}.ram"
+
+    def memory_file(self, name: str) -> Path:
+        """The file of a memory that the record names."""
+        return self._memories / name
+
     @property
     def _memories(self) -> Path:
         """Where there is room for them: a kit on a disk has a volume of its own for what is large."""
@@ -79,8 +89,12 @@ class InstanceFiles:
             path.chmod(mode)
 
     def memories(self) -> list[Path]:
-        """All files of saved memory of the instance."""
+        """The files of memory that was saved while a snapshot was taken."""
         return list(self._memories.glob(f"{self.instance}.*.save"))
+
+    def kept_memories(self, machine: str = "*") -> list[Path]:
+        """The files of memory kept with states, of a machine or of the instance, whether the record names them or not."""
+        return list(self._memories.glob(f"{self.instance}.{machine}@*.ram"))
 
 
 def instances(kit: Kit) -> tuple[Name, ...]:
@@ -134,16 +148,17 @@ def sweep_unfinished(files: InstanceFiles) -> None:
 
 
 def sweep_states(files: InstanceFiles, record: Record) -> None:
-    """Remove the UEFI variables of states that the record does not name any more, or not yet. The caller holds the instance."""
-    named = record.named_nvrams()
-    for path in files.nvrams():
-        if "@" in path.name and path.name not in named:
+    """Remove the UEFI variables and the memory of states that the record does not name any more, or not yet. The caller holds the
+    instance."""
+    named = record.named_nvrams() | record.memories()
+    for path in (*(path for path in files.nvrams() if "@" in path.name), *files.kept_memories()):
+        if path.name not in named:
             path.unlink(missing_ok=True)
 
 
 def remove_instance(files: InstanceFiles) -> None:
     """Remove the instance's files, its record last, so that an interrupted removal is seen and goes on."""
-    for path in (*files.nvrams(), *files.memories()):
+    for path in (*files.nvrams(), *files.memories(), *files.kept_memories()):
         path.unlink(missing_ok=True)
     for name in ("seed", "console", "keys"):
         remove_tree(files.folder / name)
@@ -154,5 +169,21 @@ def remove_machine(files: InstanceFiles, machine: str) -> None:
     """Remove the files of one machine; absent is success."""
     key = files.host_key(machine)
     own = (files.seed(machine), key, key.with_name(f"{key.name}.pub"), files.console(machine), files.memory(machine))
-    for path in (*own, *files.nvrams(machine)):
+    for path in (*own, *files.nvrams(machine), *files.kept_memories(machine)):
         path.unlink(missing_ok=True)
+
+
+def drop_memories(kit: Kit) -> int:
+    """Remove all memory that is kept with states of the kit's labs; the bytes of what was removed. Nothing else of a state goes:
+    it is brought back cold. The caller holds all labs."""
+    freed = 0
+    for instance in instances(kit):
+        files = InstanceFiles(kit, instance)
+        with suppress(Refused, NoSpace):  # a record that names what is not there does no harm
+            record = read_record(files)
+            if record is not None and record.memories():
+                write_record(files, record.without_memories())
+        for path in files.kept_memories():
+            freed += path.stat().st_size
+            path.unlink()
+    return freed

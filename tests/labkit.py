@@ -98,9 +98,9 @@ class LabKit:
         """Where an instance's files lie."""
         return InstanceFiles(self.kit, instance)
 
-    def add_base(self, name: str = "tiny", text: str = GREETING) -> Base:
-        """Put a base into the kit whose machines print `text`."""
-        image = write_disk(self.folder / f"{name}.img", text)
+    def add_base(self, name: str = "tiny", text: str = GREETING, *, counts: bool = False) -> Base:
+        """Put a base into the kit whose machines print `text`, and with `counts` then count (see tests/bootsector.py)."""
+        image = write_disk(self.folder / f"{name}.img", text, counts=counts)
         volume = f"base.{name}.{Arch.X86_64}.{secrets.token_hex(4)}"
         self.storage.create(volume, image.stat().st_size, lambda target: _fill(target, image.read_bytes()))
         image.unlink()

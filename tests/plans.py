@@ -26,6 +26,7 @@ from pocketcloud.plan.steps import (
     StopMachine,
     TakeSnapshot,
     WaitReady,
+    WakeMachine,
     WriteSeed,
 )
 from pocketcloud.plan.up import plan_up
@@ -76,11 +77,13 @@ def check_plan(plan: Plan, have: Inventory) -> None:
             if isinstance(step, KillMachine) and step.id in set().union(*(earlier[made_first] for made_first in made)):
                 # What a state is made from may be open, as after an interrupted reset: then it is closed first.
                 assert have.domains[step.machine].active
-            elif isinstance(step, (EnsureNetwork, DefineMachine, StartMachine, StopMachine, KillMachine, Provision, WaitReady)):
+            elif isinstance(
+                step, (EnsureNetwork, DefineMachine, StartMachine, WakeMachine, StopMachine, KillMachine, Provision, WaitReady)
+            ):
                 assert commit in earlier[step.id], f"{step.id} may come before the commit"
     if plan.record:
         for step in plan.steps:
-            if isinstance(step, (StartMachine, WaitReady)):
+            if isinstance(step, (StartMachine, WakeMachine, WaitReady)):
                 networks = {f"network.{name}" for name in plan.record.machines[Name(step.machine)].definition.networks}
                 assert networks & set(ids(plan, EnsureNetwork)) <= earlier[step.id], f"{step.id} may come before its networks"
     up = set(ids(plan, WaitReady, TakeSnapshot))

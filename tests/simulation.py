@@ -22,7 +22,7 @@ from pocketcloud.model.lab import Attachment, Lab, LabNetwork, Machine, Provisio
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector
-from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.record import Memory, Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.drafting import Ground, volume_name
 from pocketcloud.plan.steps import (
@@ -48,6 +48,7 @@ from pocketcloud.plan.steps import (
     TakeSnapshot,
     UndefineMachine,
     WaitReady,
+    WakeMachine,
     WriteSeed,
 )
 
@@ -156,6 +157,8 @@ class Host:
     seeds: dict[str, int] = field(default_factory=dict)
     nvrams: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """UEFI variables by the name of their file: the live ones under the name of their machine, with what was written to them."""
+    memories: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Saved memory by the name of its file: whose it is, and what was on its machine's system disk when it was saved."""
     trace: list[str] = field(default_factory=list)
 
     @classmethod
@@ -239,6 +242,8 @@ class Host:
                 yield from self._snapshot(step)
             case StartMachine():
                 yield lambda: self._start(step.machine)
+            case WakeMachine():
+                yield lambda: self._wake(step)
             case CloneVolumes():
                 yield from (partial(self._clone, clone) for clone in step.clones)
             case EndRestoring():
@@ -293,7 +298,9 @@ class Host:
                 self.nvrams.pop(step.machine, None)
 
     def sweep(self) -> None:
-        """Remove what the next command sweeps before it begins: UEFI variables that no record names."""
+        """Remove what the next command sweeps before it begins: UEFI variables and memory that no record names."""
+        kept_memory = self.record.memories() if self.record else frozenset()
+        self.memories = {name: kept for name, kept in self.memories.items() if name in kept_memory}
         named = self.record.named_nvrams() if self.record else frozenset()
         self.nvrams = {name: kept for name, kept in self.nvrams.items() if not name.endswith(".fd") or name in named}
 
@@ -389,6 +396,14 @@ class Host:
             self.nvrams.setdefault(name, ())
         vm.places = {str(n): str(address) for n, address in self._known().machines[Name(name)].addresses.items()}
 
+    def _wake(self, step: WakeMachine) -> None:
+        name = step.machine
+        assert self.domains[name].state is DomainState.OFF, f"{name} is woken and runs"
+        self._start(name)  # what a start needs it needs, too
+        whose, disk = self.memories[step.memory.file]
+        assert whose == name, f"{name} is woken from the memory of {whose}"
+        assert disk == self.content(name), f"{name} is woken onto a disk that is not of the moment of its memory"
+
     def _is_up(self, network: str) -> bool:
         there = self.networks.get(network)
         return there is not None and there.active
@@ -435,7 +450,10 @@ class Host:
             nvram = f"{INSTANCE}.{name}@{step.name}.fd" if known.firmware is Firmware.EFI else ""
             if nvram:
                 yield partial(self.nvrams.__setitem__, nvram, self.nvrams.get(name, ()))
-            parts[name] = SnapshotPart(known.disks, nvram, known.definition)
+            memory = Memory(f"{name}@{step.name}-g{step.generation}.ram", 1, "", {}) if name in step.memory else None
+            if memory and name in running:
+                yield partial(self.memories.__setitem__, memory.file, (str(name), self.content(name)))
+            parts[name] = SnapshotPart(known.disks, nvram, known.definition, memory if name in running else None)
             for disk, volume in known.disks.items():
                 yield partial(self._clone, Clone(volume, disks[name][disk]))
         yield lambda: self._commit_snapshot(step, parts, disks)

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from pocketcloud import guest_packages
+from pocketcloud.apply.memory import renew, wake
 from pocketcloud.apply.readiness import paused, wait_login, wait_ready
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
@@ -44,6 +46,7 @@ from pocketcloud.plan.steps import (
     TakeSnapshot,
     UndefineMachine,
     WaitReady,
+    WakeMachine,
     WriteSeed,
 )
 from pocketcloud.records import remove_instance, remove_machine
@@ -181,6 +184,11 @@ def _start(world: World, step: StartMachine) -> None:
     world.hypervisor.start(world.domain(step.machine))
 
 
+def _wake(world: World, step: WakeMachine) -> None:
+    if not wake(world, step.machine, step.memory, step.id):
+        _start(world, StartMachine(id=step.id, reason=step.reason, machine=step.machine))
+
+
 # A request that failed is made again as soon as the machine goes on.
 _PAUSED_AGAIN_SECONDS = 1.0
 
@@ -251,7 +259,10 @@ def _act(world: World, guest: Guest, machine: str, index: int, action: Provision
 
 
 def _wait_ready(world: World, step: WaitReady) -> None:
-    wait_ready(world, step.machine, step.id, first=step.first)
+    # An interrupted command may have brought it back from memory with its file systems still frozen.
+    world.hypervisor.thaw(world.domain(step.machine))
+    renewed = partial(renew, world, step.machine) if step.machine in world.woken else None
+    wait_ready(world, step.machine, step.id, first=step.first, renew=renewed)
     if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:
         world.change_machine(step.machine, stage=Stage.PROVISIONED)
 
@@ -267,8 +278,8 @@ def _end_restoring(world: World, step: EndRestoring) -> None:
 
 
 def _snapshot(world: World, step: TakeSnapshot) -> None:
-    machines = [Name(machine) for machine in step.machines]
-    take_snapshot(world, Name(step.name), machines, step.generation, step.id, protected=step.protected)
+    machines, memory = ([Name(machine) for machine in names] for names in (step.machines, step.memory))
+    take_snapshot(world, Name(step.name), machines, step.generation, step.id, protected=step.protected, memory=memory)
 
 
 def _remove_files(world: World, step: RemoveFiles) -> None:
@@ -289,6 +300,7 @@ _EFFECTS: dict[type[Step], Callable[[World, Any], None]] = {
     SetNvram: _set_nvram,
     DefineMachine: _define,
     StartMachine: _start,
+    WakeMachine: _wake,
     StopMachine: _stop,
     Provision: _provision,
     WaitReady: _wait_ready,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, NotReady
@@ -131,18 +132,32 @@ def _login(world: World, machine: str, step_id: str, deadline: float, *, first: 
         yield guest
 
 
-def wait_ready(world: World, machine: str, step_id: str, *, first: bool) -> None:
-    """Wait until all that the machine's `ready:` demands holds. Raises NotReady with the end of its console."""
+def wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew: Callable[[Guest], None] | None = None) -> None:
+    """Wait until all that the machine's `ready:` demands holds. Raises NotReady with the end of its console. `renew` is for one
+    that was woken from memory, done over the first login; what its console said while it started is not demanded again."""
     definition = world.machine(machine).definition
     ready = definition.ready
     deadline = time.monotonic() + ready.within
+    login = ready.needs_ssh or ((first or renew is not None) and definition.needs_ssh)
+    if renew is not None:
+        _check_runs(world, machine)
+        ready = replace(ready, console=None)
     if ready.console is not None or ready.tcp is not None:
         with _watched(world, machine) as watch:
             _wait_signs(world, machine, ready, deadline, watch.stop)
-    if ready.needs_ssh or (first and definition.needs_ssh):
+    if login:
         with _login(world, machine, step_id, deadline, first=first) as guest, _watched(world, machine) as watch:
+            if renew is not None:
+                renew(guest)
             if ready.command is not None:
                 _wait_command(guest, machine, ready.command, deadline, watch.stop)
+
+
+def _check_runs(world: World, machine: str) -> None:
+    domain = world.hypervisor.domain(world.domain(machine))
+    if domain is None or domain.state is not DomainState.RUNNING:
+        state = "gone" if domain is None else str(domain.state)
+        raise NotReady(f"{machine} is {state} after it was woken{_console_end(world, machine)}", hint=_look_hint(world, machine))
 
 
 def _wait_signs(world: World, machine: str, ready: Ready, deadline: float, stop: threading.Event) -> None:

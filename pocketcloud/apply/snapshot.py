@@ -7,11 +7,14 @@ machines that are off, and loses none of their disks: before the commit they liv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
+from pocketcloud.apply.memory import kept
 from pocketcloud.apply.world import World
 from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole, write_whole
@@ -21,12 +24,21 @@ from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record, Snapshot, SnapshotPart
 from pocketcloud.plan.drafting import marks, volume_name
 
+_T = TypeVar("_T")
+
 
 def take_snapshot(
-    world: World, name: Name, machines: Sequence[Name], generation: int, step_id: str, *, protected: bool = False
+    world: World,
+    name: Name,
+    machines: Sequence[Name],
+    generation: int,
+    step_id: str,
+    *,
+    protected: bool = False,
+    memory: Collection[Name] = (),
 ) -> None:
     """Take (or complete) the snapshot `name` with `machines`; they live on volumes of `generation` afterwards. Those that run go
-    on, those that are off stay so."""
+    on, and the memory of those of `memory` is kept; those that are off stay so."""
 
     def say(fraction: float, text: str) -> None:
         world.emit(StepProgress(step_id, fraction, text))
@@ -35,33 +47,44 @@ def take_snapshot(
         # What an interrupted snapshot left must never be taken for the memory of this one.
         world.files.memory(machine).unlink(missing_ok=True)
     running = [machine for machine in machines if _runs(world, machine)]
+    kept_at = {machine: world.files.kept_memory(machine, name, generation) for machine in running if machine in memory}
+    saved = {machine: kept_at.get(machine, world.files.memory(machine)) for machine in running}
     with ExitStack() as undo, ThreadPoolExecutor(max(1, len(machines)), "snapshot") as pool:
+        # Entered first and so left last: until then the machines come back from these files.
+        unkept = undo.enter_context(ExitStack())
+        for path in kept_at.values():
+            unkept.callback(path.unlink, missing_ok=True)
         say(0.0, "freezing")
         for machine in running:
             undo.callback(_thaw, world, machine)
         _all(pool, lambda m: _freeze(world, m), running)
         say(0.1, "saving memory")
         for machine in running:
-            undo.callback(_bring_back, world, machine)
-        _all(pool, lambda m: _save(world, m), running)
-        say(0.5, "snapshotting disks")
+            undo.callback(_bring_back, world, machine, saved)
+        _all(pool, lambda m: world.hypervisor.save(world.domain(m), saved[m]), running)
+        say(0.4, "snapshotting disks")
         with ExitStack() as unmade:
             parts, disks = _snapshot_disks(world, name, machines, generation, unmade)
+            if kept_at:
+                say(0.5, "reading the memory that is kept")
+                parts |= _all(pool, lambda m: replace(parts[m], memory=kept(world, m, kept_at[m])), kept_at)
             fresh = Snapshot(world.now(), parts, protected=protected)
             world.commit(lambda record: _with_snapshot(record, name, fresh, disks, generation))
             unmade.pop_all()
+            unkept.pop_all()
         say(0.6, "restoring")
-        _all(pool, lambda m: _bring_back(world, m), running)
+        _all(pool, lambda m: _bring_back(world, m, saved), running)
         say(0.9, "thawing")
         _all(pool, lambda m: _thaw(world, m), running)
 
 
-def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], object], machines: Sequence[Name]) -> None:
-    """Do `verb` for all machines at once; raise the first error after all have ended."""
-    futures = [pool.submit(verb, machine) for machine in machines]
-    for error in [future.exception() for future in futures]:
+def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], _T], machines: Iterable[Name]) -> dict[Name, _T]:
+    """Do `verb` for all machines at once, and say what came of it; raise the first error after all have ended."""
+    futures = {machine: pool.submit(verb, machine) for machine in machines}
+    for error in [future.exception() for future in futures.values()]:
         if error is not None:
             raise error
+    return {machine: future.result() for machine, future in futures.items()}
 
 
 def _runs(world: World, machine: Name) -> bool:
@@ -76,20 +99,18 @@ def _freeze(world: World, machine: Name) -> None:
         world.emit(Note(text, warn=True))
 
 
-def _save(world: World, machine: Name) -> None:
-    world.hypervisor.save(world.domain(machine), world.files.memory(machine))
-
-
-def _bring_back(world: World, machine: Name) -> None:
-    """Restore the machine from its memory file, on the disks the record has by now; without the file nothing is to be done."""
-    path = world.files.memory(machine)
-    if not path.exists():
+def _bring_back(world: World, machine: Name, saved: dict[Name, Path]) -> None:
+    """Restore the machine from its memory file, on the disks the record has by now. One that runs (its memory could not be saved,
+    or it is back already) needs nothing; nor has one without a file anything to come back from."""
+    path = saved[machine]
+    if not path.exists() or _runs(world, machine):
         return
     spec = world.spec(machine)
     world.storage.activate(*world.machine(machine).disks.values())
     world.hypervisor.define(spec)
     world.hypervisor.restore(spec, path)
-    path.unlink(missing_ok=True)
+    if path == world.files.memory(machine):
+        path.unlink(missing_ok=True)
 
 
 def _thaw(world: World, machine: Name) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from typing import Protocol
@@ -46,7 +46,9 @@ class LabCache(Protocol):
 class World:
     """One instance's surroundings while a plan is applied. `now` gives the time as ISO 8601 text in UTC; `authorized` are the
     public keys that may log in beside the kit's; `near` the networks that this host is on or has routes to; `record` is the
-    record as committed (None: none yet); `cache` the kit's cache, where machines are to use that (None: they use the network)."""
+    record as committed (None: none yet); `cache` the kit's cache, where machines are to use that (None: they use the network);
+    `here` tells what memory is bound to of this host (see memory_fit.py); `woken` are the machines that were brought back from
+    memory, and whether their clocks were set then."""
 
     files: InstanceFiles
     storage: Storage
@@ -61,6 +63,8 @@ class World:
     record: Record | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     cache: LabCache | None = None
+    here: Callable[[], Mapping[str, str]] = dict
+    woken: dict[str, bool] = field(default_factory=dict)
     _commit: threading.Lock = field(default_factory=threading.Lock)
 
     @property

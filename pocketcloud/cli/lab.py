@@ -159,7 +159,7 @@ def _up_options(function: click.decorators.FC) -> click.decorators.FC:
 
 @command.command()
 @_up_options
-@lab_options("offline")
+@lab_options("offline", "warm")
 def plan(lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Show what `lab up` would do, with the exact commands and XML."""
     _plan_up(lab, alias, count, options, reconfigure=reconfigure, prune=prune)
@@ -183,7 +183,7 @@ def _plan_up(
 
 @command.command()
 @_up_options
-@lab_options("no_wait", "dry_run", "yes", "protected", "offline")
+@lab_options("no_wait", "dry_run", "yes", "protected", "offline", "warm")
 def up(lab: str | None, alias: Name | None, count: int | None, options: LabOptions, *, reconfigure: bool, prune: bool) -> None:
     """Bring LAB up: make what is missing, start what is off, end when every machine is ready.
 
@@ -288,7 +288,7 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
 @click.option("--onto-new-base", is_flag=True, help="Make those anew whose base has a newer version in the kit.")
 @click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
 @click.option("--all", "every", is_flag=True, help="Bring back every lab of the kit that has a clean state, up or down.")
-@lab_options("no_wait", "dry_run", "yes", "protected")
+@lab_options("no_wait", "dry_run", "yes", "protected", "cold")
 def reset(
     lab: str | None, machines: tuple[str, ...], options: LabOptions, *, onto_new_base: bool, no_undo: bool, every: bool
 ) -> None:

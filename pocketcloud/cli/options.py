@@ -106,11 +106,15 @@ class LabOptions:
     yes: bool = False
     take_protected: bool = False
     offline: bool | None = None
+    warm: bool = False
+    cold: bool = False
 
 
 _OFFLINE = "Use nothing but the kit's cache; left out: where this computer has no default route."
 _FLAGS = {
     "offline": click.option("--offline/--online", "offline", default=None, envvar="POCKETCLOUD_OFFLINE", help=_OFFLINE),
+    "warm": click.option("--warm", is_flag=True, help="Keep the machines' memory with `clean`: resets wake them from it."),
+    "cold": click.option("--cold", is_flag=True, help="Start machines cold, also those whose memory is kept."),
     "no_wait": click.option("--no-wait", is_flag=True, help="Fail at once if another command works on the lab."),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan, with the exact commands and XML, and do nothing."),
     "protected": click.option(
@@ -261,7 +265,9 @@ def bench(options: LabOptions, *, make: bool = False, raises: bool = False) -> I
     try:
         kit = open_kit(options.kit_name, make=make)
         offline = raises and is_offline(options.offline)
-        yield open_bench(kit, view, profile_name=options.profile_name, wait=not options.no_wait, offline=offline)
+        made = open_bench(kit, view, profile_name=options.profile_name, wait=not options.no_wait, offline=offline)
+        made.warm, made.cold = options.warm, options.cold
+        yield made
     finally:
         view.close()
 

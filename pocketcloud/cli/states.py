@@ -43,8 +43,9 @@ def _confirmed(question: str, instance: Name, *, yes: bool) -> Confirm:
 @click.command()
 @click.argument("state", metavar="LAB@NAME")
 @click.option("--protect", "protected", is_flag=True, help="Protect it from being forgotten.")
+@click.option("--ram", is_flag=True, help="Keep the memory of those that run, too: `restore` wakes them from it.")
 @lab_options("no_wait", "dry_run")
-def snapshot(state: str, options: LabOptions, *, protected: bool) -> None:
+def snapshot(state: str, options: LabOptions, *, protected: bool, ram: bool) -> None:
     """Take the state NAME of LAB: all disks and UEFI variables of all machines at one moment.
 
     Running machines stand still for some seconds and go on; those that are off are taken as they lie.
@@ -58,9 +59,9 @@ def snapshot(state: str, options: LabOptions, *, protected: bool) -> None:
     instance, name = _state_of(state)
     with bench(options) as here:
         if options.dry_run:
-            print_plan(plan_for_snapshot(here, instance, name, protected=protected), here, options.output)
+            print_plan(plan_for_snapshot(here, instance, name, protected=protected, ram=ram), here, options.output)
             return
-        done = take(here, instance, name, protected=protected)
+        done = take(here, instance, name, protected=protected, ram=ram)
     if options.output == "json":
         print_json({"instance": instance, "state": name, "seconds": done.seconds})
     else:
@@ -72,7 +73,7 @@ def snapshot(state: str, options: LabOptions, *, protected: bool) -> None:
 @click.command()
 @click.argument("state", metavar="LAB@NAME")
 @click.option("--no-undo", is_flag=True, help="Keep nothing of what is on the disks now.")
-@lab_options("no_wait", "dry_run", "yes", "protected")
+@lab_options("no_wait", "dry_run", "yes", "protected", "cold")
 def restore(state: str, options: LabOptions, *, no_undo: bool) -> None:
     """Bring LAB back to its state NAME, in any order; states taken since stay, and new ones branch off from it.
 

@@ -25,6 +25,7 @@ from pocketcloud.kit.remains import carriers, dead_trees, put_to_rest, take_down
 from pocketcloud.locks import held
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB, size_text
+from pocketcloud.records import drop_memories
 from pocketcloud.storage.devmapper import METADATA_BLOCK, Node, node_name, pool_status
 from pocketcloud.storage.discards import discard_free, forget_killed
 from pocketcloud.storage.lvm import Lvm
@@ -169,6 +170,8 @@ def detach(places: Places, kit: Leaving, *, now: str, trim: bool = False, run: R
     elif kit.kit is not None and kit.kit.vg:
         notes = _close(kit.kit, now, run, trim=trim)
         _let_go(kit.kit.devices, run)
+    elif kit.kit is not None:
+        notes = _without_memories(kit.kit)
     elif kit.plugged is not None:
         # The first run got as far as unmounting; or the kit cannot be read.
         for place in (kit.path / CONTENT_FOLDER, kit.path) if kit.path else ():
@@ -200,10 +203,10 @@ def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
     lvm = Lvm(kit.devices, run)
     _check_unused(kit)
     forget_killed(kit.vg, run)
+    notes = [*_without_memories(kit)]
     status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
     unmount(kit.path / CONTENT_FOLDER, run)
     put_to_rest(lvm, kit.vg, but=(STATE,))
-    notes = []
     if trim:
         told = discard_free(kit.vg, lvm, run, status.data_used) if status else 0
         notes.append(f"the disk was told of {size_text(told)} that the kit does not use" if told else "nothing could be trimmed")
@@ -224,6 +227,12 @@ def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
         raise
     put_to_rest(lvm, kit.vg)
     return tuple(notes)
+
+
+def _without_memories(kit: Kit) -> tuple[str, ...]:
+    """Remove the memory kept with states: it is of use on this computer only, and elsewhere nothing but a burden."""
+    freed = drop_memories(kit)
+    return (f"the memory kept with its labs' states is removed ({size_text(freed)}): those start cold now",) if freed else ()
 
 
 def _check_unused(kit: Kit) -> None:

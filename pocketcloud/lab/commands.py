@@ -17,7 +17,7 @@ from pocketcloud.lab.status import routed_notes
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Inventory
-from pocketcloud.model.lab import Lab
+from pocketcloud.model.lab import Lab, ResetKind
 from pocketcloud.model.names import Name, joined
 from pocketcloud.observe import Sight
 from pocketcloud.plan.drafting import known_record
@@ -65,6 +65,8 @@ def plan_for_up(
     sight = sight or bench.look()
     have = bench.observe(instance, lab, sight=sight)
     wanted = lab or known_record(instance, have, bench.kit.name).lab
+    if bench.warm:
+        wanted = replace(wanted, reset=ResetKind.WARM)
     for name, machine in wanted.machines.items():
         # A domain or a network of this name that is not ours is found out here, before anything is made.
         bench.hypervisor.domain(joined(bench.kit.name, instance, name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 
+from pocketcloud.apply.memory import why_cold
 from pocketcloud.apply.world import World
 from pocketcloud.hypervisor.firewall import fence_script
 from pocketcloud.model.machine import NetworkSpec
@@ -34,6 +35,7 @@ from pocketcloud.plan.steps import (
     TakeSnapshot,
     UndefineMachine,
     WaitReady,
+    WakeMachine,
     WriteSeed,
 )
 
@@ -67,10 +69,10 @@ def _lines(step: Step, world: World) -> list[str]:
             return [f"virsh net-destroy {name}", f"virsh net-undefine {name}"]
         case DefineMachine():
             return _virsh_xml("define", world.hypervisor.machine_xml(world.spec(step.machine)))
-        case StartMachine():
+        case StartMachine() | WakeMachine():
             disks = world.machine(step.machine).disks.values()
             ready = [line for volume in disks for line in world.storage.explain("activate", volume)]
-            return [*ready, f"virsh start --force-boot {domain}"]
+            return [*ready, *_start_lines(step, world, domain)]
         case StopMachine():
             return [f"virsh shutdown {domain}  # and after {step.within:.0f} s: virsh destroy {domain}"]
         case ResumeMachine():
@@ -82,6 +84,21 @@ def _lines(step: Step, world: World) -> list[str]:
             return [f"virsh destroy {domain}", f"virsh undefine --managed-save --keep-nvram {domain}"]
         case _:
             return _file_lines(step, world)
+
+
+def _start_lines(step: StartMachine | WakeMachine, world: World, domain: str) -> list[str]:
+    cold = [f"virsh start --force-boot {domain}"]
+    if isinstance(step, StartMachine):
+        return cold
+    if why := why_cold(world, step.machine, step.memory, whole=False):
+        return [f"# its memory is not used: {why}", *cold]
+    file = shlex.quote(str(world.files.memory_file(step.memory.file)))
+    return [
+        f"# if sha256sum of {file} is {step.memory.sha256}, else a cold start",
+        f"virsh restore {file}  # with the new disks",
+        f"virsh domfsthaw {domain}",
+        f"virsh domtime {domain} --now",
+    ]
 
 
 def _virsh_xml(verb: str, xml: str, *more: str) -> list[str]:
@@ -139,6 +156,8 @@ def _snapshot_lines(step: TakeSnapshot, world: World) -> list[str]:
     lines = []
     for machine in step.machines:
         domain, memory = world.domain(machine), world.files.memory(machine)
+        if machine in step.memory:
+            memory = world.files.kept_memory(machine, step.name, step.generation)
         lines += [f"virsh domfsfreeze {domain}", f"virsh save {domain} {shlex.quote(str(memory))}"]
         for disk, volume in world.machine(machine).disks.items():
             live = volume_name(world.instance, machine, disk, step.generation)

@@ -21,15 +21,17 @@ def _planned(bench: Workbench, instance: Name, plan: Callable[[Inventory, Ground
     return Planned(plan(have, bench.ground(have, instance)), have)
 
 
-def plan_for_snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool) -> Planned:
+def plan_for_snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool, ram: bool) -> Planned:
     """The plan that `snapshot` would apply now."""
-    return _planned(bench, instance, lambda have, ground: plan_snapshot(instance, state, have, ground, protected=protected))
+    return _planned(
+        bench, instance, lambda have, ground: plan_snapshot(instance, state, have, ground, protected=protected, ram=ram)
+    )
 
 
-def snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool) -> Done:
-    """Take the state of a whole lab; see plan/states.py."""
+def snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool, ram: bool) -> Done:
+    """Take the state of a whole lab, with `ram` the memory too; see plan/states.py."""
     with bench.lock(instance):
-        planned = plan_for_snapshot(bench, instance, state, protected=protected)
+        planned = plan_for_snapshot(bench, instance, state, protected=protected, ram=ram)
         return apply_planned(bench, planned, f"pocketcloud lab up {instance}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from pocketcloud.errors import HostLacks, PocketcloudError, Refused
 from pocketcloud.events import Event, Note
 from pocketcloud.host import firmware
 from pocketcloud.host.bridges import read_free
+from pocketcloud.host.computer import read_computer, read_processor
 from pocketcloud.host.hardware import read_cpu_flags
 from pocketcloud.host.packages import install_words
 from pocketcloud.hypervisor import Hypervisor
@@ -30,6 +31,7 @@ from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
 from pocketcloud.lab.caching import ServedLab, has_cache
 from pocketcloud.locks import held
+from pocketcloud.memory_fit import COMPUTER, LIBVIRT, PROCESSOR, QEMU
 from pocketcloud.model.base import Arch, Base, CpuLevel
 from pocketcloud.model.facts import Facts, Subnet
 from pocketcloud.model.inventory import Inventory
@@ -49,7 +51,8 @@ from pocketcloud.subnets import supernet
 @dataclass
 class Workbench:
     """One kit on one host. `now` gives ISO 8601 text in UTC; `command` is what the user typed, for those who wait for us;
-    `offline`: labs use nothing but the kit's cache."""
+    `offline`: labs use nothing but the kit's cache; `warm`: the state `clean` of labs that are brought up is taken with memory;
+    `cold`: machines are not woken from it."""
 
     places: Places
     kit: Kit
@@ -64,6 +67,8 @@ class Workbench:
     wait: bool = True
     stop: threading.Event = field(default_factory=threading.Event)
     offline: bool = False
+    warm: bool = False
+    cold: bool = False
     candidate: Base | None = None
     """A base that no record names yet, which stands for that of its name: for the machine that is to prove it."""
 
@@ -178,6 +183,8 @@ class Workbench:
             kit_id=self.kit.id,
             cpu_lacks=self._cpu_lacks(arch),
             no_nesting=self._no_nesting(arch),
+            cold=self.cold,
+            svm="svm" in read_cpu_flags(Path("/")),
             no_secure_boot=self._no_secure_boot(arch),
         )
 
@@ -235,6 +242,17 @@ class Workbench:
         """How a machine of that architecture runs here."""
         return shape(self.profile, self.facts, arch)
 
+    @cached_property
+    def _here(self) -> Mapping[str, str]:
+        """What saved memory is bound to of this host."""
+        root, libvirt = Path("/"), self.hypervisor.facts()
+        return {
+            COMPUTER: read_computer(root),
+            PROCESSOR: read_processor(root),
+            QEMU: libvirt.qemu,
+            LIBVIRT: libvirt.libvirt,
+        }
+
     def world(self, instance: str, record: Record | None, emit: Callable[[Event], None] | None = None) -> World:
         """The surroundings in which a plan for the instance is applied; `emit` left out: the bench's."""
         return World(
@@ -251,4 +269,5 @@ class Workbench:
             record=record,
             stop=self.stop,
             cache=ServedLab(self.servers, self.kit, instance) if self.served else None,
+            here=lambda: self._here,
         )

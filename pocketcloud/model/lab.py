@@ -70,6 +70,13 @@ class NetworkKind(StrEnum):
         return self in (NetworkKind.NAT, NetworkKind.ROUTED)
 
 
+class ResetKind(StrEnum):
+    """How machines come back to `clean`: `cold` by a start, `warm` from memory that is kept with it, where that fits."""
+
+    COLD = "cold"
+    WARM = "warm"
+
+
 @dataclass(frozen=True, slots=True)
 class LabNetwork:
     """A network of a lab; `subnet`, a private /24, where it has to be this one and no other: left out, one that is free is
@@ -255,7 +262,7 @@ class Lab:
     """Machines, networks and disks declared in one file; the unit of up, reset and down. `arch` is the architecture of its
     machines: the host's own (`native`), or one by name, which is emulated where it is not the host's. `checks` are what
     `lab status --checks` asks its machines. `teaches` are lines for whoever
-    chooses a lab, `needs` what it takes as a whole."""
+    chooses a lab, `needs` what it takes as a whole. `reset`: whether `clean` is taken with the machines' memory."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -267,6 +274,7 @@ class Lab:
     checks: tuple[Check, ...] = ()
     teaches: tuple[str, ...] = ()
     needs: Needs = Needs()
+    reset: ResetKind = ResetKind.COLD
 
     def __post_init__(self) -> None:
         least = sum(machine.memory for machine in self.machines.values())

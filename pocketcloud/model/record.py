@@ -170,6 +170,14 @@ class Record:
         again = [machine.restoring.nvram for machine in self.machines.values() if machine.restoring]
         return frozenset({*parts, *again} - {""})
 
+    def without_memories(self) -> Record:
+        """This record without the memory of any state."""
+        snapshots = {
+            name: replace(state, machines={machine: replace(part, memory=None) for machine, part in state.machines.items()})
+            for name, state in self.snapshots.items()
+        }
+        return replace(self, snapshots=snapshots)
+
     @property
     def clean(self) -> Snapshot | None:
         """The snapshot that reset returns to."""

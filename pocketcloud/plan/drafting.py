@@ -45,7 +45,8 @@ class Ground:
     the network. `arch` is the architecture of the lab's machines, `buildable` names the bases that have a definition (None: not
     known), `other_bases` says which bases the kit has for another one, `cpu_lacks` what machines lack here of
     levels of processors, in words, for each level that they do not come up to; `no_nesting` why machines in machines have no KVM
-    here, `no_secure_boot` why the lab's machines have no firmware with keys."""
+    here, `no_secure_boot` why the lab's machines have no firmware with keys; `cold`: machines are not woken from memory that is
+    kept; `svm`: the host's processor is AMD's, and shows machines in machines what it can do for them."""
 
     kit: str
     arch: Arch
@@ -65,6 +66,8 @@ class Ground:
     kit_id: str = ""
     cpu_lacks: Mapping[CpuLevel, str] = field(default_factory=dict)
     no_nesting: Lack | None = None
+    cold: bool = False
+    svm: bool = False
     no_secure_boot: Lack | None = None
 
 

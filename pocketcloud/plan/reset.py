@@ -40,11 +40,11 @@ from pocketcloud.plan.steps import (
     KillMachine,
     Plan,
     SetNvram,
-    StartMachine,
     Step,
     WaitReady,
 )
 from pocketcloud.plan.up import plan_up
+from pocketcloud.plan.waking import note_cold, start_or_wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,7 @@ def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Grou
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
     check_room(fates, have, ground)
+    note_cold(draft, record.lab, way.parts.items(), way.state, ground)
     record = _with_undo(draft, record, way, have, ground, generation)
     opened = _stop_on_sources(draft, way, have, clones)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
@@ -201,7 +202,7 @@ def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Grou
         if part.nvram:
             chain.append(SetNvram(id=f"nvram.{name}", reason=way.reason, machine=name, source=part.nvram))
         chain.append(DefineMachine(id=f"define.{name}", reason="its disks are new", machine=name))
-        chain.append(StartMachine(id=f"start.{name}", reason=way.reason, machine=name, after=up))
+        chain.append(start_or_wake(name, part, fate.record.definition, way.reason, up, ground))
         chain.append(WaitReady(id=f"ready.{name}", reason=f"{_verb(way)} ends when it is ready", machine=name))
         chain[0] = replace(chain[0], after=(*commit, stops[name], *chain[0].after))
         ready.append(draft.chain(*chain))

@@ -17,6 +17,7 @@ from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record, Snapsho
 from pocketcloud.model.sizes import size_text
 from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, next_generation
 from pocketcloud.plan.steps import CommitRecord, KillMachine, Plan, TakeSnapshot
+from pocketcloud.plan.waking import check_kept
 
 UNDO_DAYS = 7
 """How long what a reset left can be brought back."""
@@ -87,16 +88,22 @@ def leaves_undo(plan: Plan) -> bool:
     return any(isinstance(step, KillMachine) and step.flush for step in plan.steps)
 
 
-def plan_snapshot(instance: Name, state: str, have: Inventory, ground: Ground, *, protected: bool = False) -> Plan:
-    """Take the state of all machines at one moment, those that are off as they lie. Raises NotFound, Refused and NoSpace."""
+def plan_snapshot(
+    instance: Name, state: str, have: Inventory, ground: Ground, *, protected: bool = False, ram: bool = False
+) -> Plan:
+    """Take the state of all machines at one moment, those that are off as they lie; with `ram` the memory of those that run is
+    kept with it. Raises NotFound, Refused and NoSpace."""
     record = known_record(instance, have, ground.kit)
     _check_free(record, state)
     _check_settled(record, have)
     running = [name for name in record.machines if (d := have.domains.get(name)) is not None and d.active]
+    if ram:
+        check_kept(record, running, ground)
     needed = sum(record.machines[name].definition.memory for name in running)
     if needed and needed + ROOM_PER_MACHINE > ground.space:
         raise NoSpace(
-            f"taking a state of lab {instance} saves the memory of {', '.join(running)} for a moment, {size_text(needed)};"
+            f"taking a state of lab {instance} saves the memory of {', '.join(running)}{'' if ram else ' for a moment'},"
+            f" {size_text(needed)};"
             f" kit {ground.kit} has {size_text(max(ground.space, 0))} free",
             hint=f"stop the lab first (pocketcloud lab down {instance}), or make room: pocketcloud kit status",
         )
@@ -114,6 +121,7 @@ def plan_snapshot(instance: Name, state: str, have: Inventory, ground: Ground, *
         machines=tuple(record.machines),
         generation=next_generation(record, have),
         protected=protected,
+        memory=tuple(running) if ram else (),
     )
     draw_sweep(draft, kept, have, ground, (draft.add(step),))
     return draft.plan()

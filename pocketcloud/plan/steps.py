@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pocketcloud.model.inventory import Clone, Marks
-from pocketcloud.model.record import Record
+from pocketcloud.model.record import Memory, Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +118,13 @@ class StartMachine(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WakeMachine(Step):
+    """Bring the machine back from `memory`, on disks of the same moment; where that is not possible, start it cold."""
+
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeMachine(Step):
     """Let the machine, which is paused, go on."""
 
@@ -163,12 +170,14 @@ class EndRestoring(Step):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeSnapshot(Step):
     """Take the snapshot `name` of `machines`, all at one moment; `generation` names the volumes they live on afterwards.
-    Those that are off are taken as they lie. One that is there is completed by machines that it lacks."""
+    Those that are off are taken as they lie. One that is there is completed by machines that it lacks. Of those of `memory`
+    that run the memory is kept with it."""
 
     name: str
     machines: tuple[str, ...]
     generation: int
     protected: bool = False
+    memory: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +211,7 @@ _TITLES: dict[type[Step], str] = {
     KeepNvram: "keep the UEFI variables of {0.machine}",
     DefineMachine: "define {0.machine}",
     StartMachine: "start {0.machine}",
+    WakeMachine: "wake {0.machine} from its memory",
     ResumeMachine: "resume {0.machine}",
     StopMachine: "stop {0.machine}",
     KillMachine: "power off {0.machine}",

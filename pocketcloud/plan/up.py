@@ -52,6 +52,7 @@ from pocketcloud.plan.steps import (
     WaitReady,
     WriteSeed,
 )
+from pocketcloud.plan.waking import kept_with_clean
 
 # A change of these is made by a restart; of anything else, by making the machine anew.
 _RESTARTS = frozenset({"memory", "vcpus", "nested"})
@@ -361,6 +362,7 @@ def _draw_up(
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
     back = [fate.name for fate in fates if fate.record.restoring]
     last = draw_end_restoring(draft, back, tuple(ready.values()))
+    memory = kept_with_clean(draft, record.lab, record, fresh, ground)
     if fresh:
         take = TakeSnapshot(
             id="clean",
@@ -369,6 +371,7 @@ def _draw_up(
             name=CLEAN,
             machines=fresh,
             generation=generation + 1,
+            memory=memory,
         )
         last = (*last, draft.add(take))
     for name in pruned:

@@ -11,7 +11,7 @@ import pytest
 
 from pocketcloud.documents import dump_json, load_lab, parse_json, parse_lab, parse_yaml
 from pocketcloud.errors import BadDocument, Fault, NotFound
-from pocketcloud.model.lab import Attachment, Lab, LabNetwork, NetworkKind
+from pocketcloud.model.lab import Attachment, Lab, LabNetwork, NetworkKind, ResetKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Profile
 from tests.simulation import lab, machine
@@ -445,6 +445,15 @@ def test_nested_is_yes_no_or_emulate(said: str, is_to: object) -> None:
     assert made.machines[Name("web")].nested == is_to
     assert made.machines[Name("web")].runs_machines is (said != "false")
     assert parse_json(dump_json(made), Lab, "f") == made
+
+
+def test_resets_are_cold_or_warm() -> None:
+    assert parse_lab(CONSOLE, "f").reset is ResetKind.COLD
+    made = parse_lab(CONSOLE + "reset: warm\n", "f")
+    assert made.reset is ResetKind.WARM
+    assert parse_json(dump_json(made), Lab, "f") == made
+    with pytest.raises(BadDocument, match="reset: expected 'cold' or 'warm', got 'hot'"):
+        parse_lab(CONSOLE + "reset: hot\n", "f")
 
 
 # -- other documents ----------------------------------------------------------------------------------------------------

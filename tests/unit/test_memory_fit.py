@@ -89,6 +89,7 @@ def test_memory_is_used_where_all_is_as_it_was() -> None:
         ({"spec": replace(SPEC, nics=(NicSpec("52:54:00:01:02:04", "k.demo.front"),))}, "the networks were"),
         ({"spec": replace(SPEC, nics=())}, "the networks were"),
         ({"place": {FRONT: IPv4Address("10.77.3.11")}}, "10.77.3.11"),
+        ({"nets": {**NETS, Name("lan"): NetworkRecord(NetworkKind.BRIDGE, bridge="br1")}}, "lan on br1"),
         ({"nets": {FRONT: replace(NETS[FRONT], subnet=IPv4Network("10.77.0.0/16"))}}, "are 52:54:00:01:02:03 on k.demo.front"),
     ],
 )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import DomainState, Inventory
-from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind
+from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind, ResetKind
 from pocketcloud.model.names import Name
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.plan.removal import plan_destroy, plan_down
@@ -50,7 +50,7 @@ def labs(draw: st.DrawFn) -> Lab:
     chosen: dict[str, Machine] = draw(st.dictionaries(st.sampled_from("abc"), machines, min_size=1, max_size=3))
     used = sorted({str(network) for made in chosen.values() for network in made.networks})
     extra = draw(st.sampled_from([(), ("spare",)]))
-    return lab((*used, *extra), **chosen)
+    return replace(lab((*used, *extra), **chosen), reset=draw(st.sampled_from(ResetKind)))
 
 
 WAYS = ["up", "up", "up", "reset", "reset-one", "down", "destroy", "snapshot", "snapshot", "restore", "undo", "forget"]
@@ -59,7 +59,7 @@ steps = st.lists(st.tuples(commands, st.integers(0, 40), st.integers(0, 8)), max
 
 
 def planned(command: str, host: Host, wanted: Lab, draw: random.Random) -> Plan | None:
-    have, here = host.inventory(), ground(spares=draw.random() < 0.5)
+    have, here = host.inventory(), replace(ground(spares=draw.random() < 0.5), cold=draw.random() < 0.2)
     name = draw.choice(sorted(host.record.machines)) if host.record else "a"
     match command:
         case "up":
@@ -81,7 +81,7 @@ def of_states(command: str, have: Inventory, here: Ground, draw: random.Random) 
     state = draw.choice([*there, "none"])
     match command:
         case "snapshot":
-            return plan_snapshot(INSTANCE, draw.choice(["s1", "s2", "s3"]), have, here)
+            return plan_snapshot(INSTANCE, draw.choice(["s1", "s2", "s3"]), have, here, ram=draw.random() < 0.5)
         case "restore":
             return plan_restore(INSTANCE, state, have, here, undo=draw.random() < 0.5)
         case "undo":

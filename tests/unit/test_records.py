@@ -17,10 +17,12 @@ from pocketcloud.model.profile import Medium
 from pocketcloud.model.record import CLEAN, Memory, NetworkRecord, Record
 from pocketcloud.records import (
     InstanceFiles,
+    drop_memories,
     instances,
     read_record,
     remove_instance,
     remove_machine,
+    sweep_states,
     sweep_unfinished,
     write_record,
 )
@@ -139,7 +141,7 @@ def fill(files: InstanceFiles, machine: str) -> list[Path]:
     files.make()
     key = files.host_key(machine)
     made = [files.seed(machine), key, key.with_name(f"{machine}.pub"), files.console(machine), files.memory(machine)]
-    made += [files.nvram(machine), files.nvram(machine, "clean")]
+    made += [files.nvram(machine), files.nvram(machine, "clean"), files.kept_memory(machine, "clean", 2)]
     for path in made:
         path.write_text("x")
     return made
@@ -165,6 +167,43 @@ def test_an_instance_s_files_go_and_no_other_s(files: InstanceFiles, record: Rec
     assert not files.folder.exists()
     assert not any(path.exists() for path in mine)
     assert all(path.exists() for path in kept)
+
+
+def with_memory(record: Record, machine: str, file: Path) -> Record:
+    """The record with that file as the machine's memory in `clean`."""
+    assert record.clean is not None
+    parts = {n: replace(p, memory=None) if n != machine else p for n, p in record.clean.machines.items()}
+    parts[Name(machine)] = replace(parts[Name(machine)], memory=Memory(file.name, 1, "ab" * 32, {"QEMU": "7.2.0"}))
+    return replace(record, snapshots={Name(CLEAN): replace(record.clean, machines=parts)})
+
+
+def test_memory_that_no_record_names_is_swept_and_that_of_a_state_is_kept(files: InstanceFiles, record: Record) -> None:
+    other = InstanceFiles(files.kit, "demo-2")
+    kept = [path for path in fill(files, "web") if path != files.nvram("web", "clean")] + fill(other, "web")
+    loose = [files.kept_memory("web", "clean", 3), files.kept_memory("web", "gone", 2), files.kept_memory("db", "clean", 2)]
+    for path in loose:
+        path.write_text("unfinished, or forgotten")
+    sweep_states(files, with_memory(record, "web", files.kept_memory("web", "clean", 2)))
+    assert not any(path.exists() for path in loose)
+    assert all(path.exists() for path in kept)
+    sweep_unfinished(files)
+    assert files.kept_memory("web", "clean", 2).exists(), "memory that a state names is no remains of a command"
+    assert not files.memory("web").exists()
+
+
+def test_a_kit_drops_all_memory_and_nothing_else(files: InstanceFiles, record: Record) -> None:
+    other = InstanceFiles(files.kit, "other")
+    for each in (files, other):
+        fill(each, "web")
+    write_record(files, with_memory(record, "web", files.kept_memory("web", "clean", 2)))
+    other.record.write_text("damaged")
+    assert drop_memories(files.kit) == 2
+    assert read_record(files) == record
+    assert not files.kept_memories()
+    assert not other.kept_memories()
+    assert other.record.read_text() == "damaged"
+    assert files.nvram("web", "clean").exists()
+    assert drop_memories(files.kit) == 0
 
 
 def test_what_an_interruption_left_aside_is_swept(files: InstanceFiles) -> None:

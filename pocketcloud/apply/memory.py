@@ -1,0 +1,103 @@
+"""Memory that is kept with a state: described when it is taken, judged when it is to be used, woken from, or said why not.
+
+A woken guest believes that no time has passed, and draws the random numbers that it drew before. So its clock is set, its kernel
+is told by the generation id (libvirt changes it at every restore), and one that does not know that device gets randomness of the
+host's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pocketcloud.apply.world import World
+from pocketcloud.errors import PocketcloudError
+from pocketcloud.events import Note, StepProgress
+from pocketcloud.guest import Guest
+from pocketcloud.memory_fit import bound_to, why_not
+from pocketcloud.model.record import Memory
+from pocketcloud.model.sizes import size_text
+
+_CHUNK = 1 << 20
+_SEED = 512
+
+
+def kept(world: World, machine: str, path: Path) -> Memory:
+    """The description of a machine's memory, which was just saved to `path`. It is not flushed to the disk: after a power cut its
+    sum tells."""
+    return Memory(path.name, path.stat().st_size, _sum(path), _bound(world, machine))
+
+
+def why_cold(world: World, machine: str, memory: Memory, *, whole: bool = True) -> str:
+    """Why the machine cannot be woken from this memory here and now; empty: it can. With `whole` its file is read, too."""
+    if why := why_not(memory, _bound(world, machine)):
+        return why
+    path = world.files.memory_file(memory.file)
+    try:
+        size = path.stat().st_size
+        if size != memory.size:
+            return f"its file is damaged: it has {size_text(size)}, had {size_text(memory.size)}"
+        if whole and _sum(path) != memory.sha256:
+            return "its file is damaged: its content is not what was saved"
+    except FileNotFoundError:
+        return "its file is gone"
+    except OSError as error:
+        return f"its file cannot be read: {error.strerror}"
+    return ""
+
+
+def wake(world: World, machine: str, memory: Memory, step_id: str) -> bool:
+    """Bring the machine, which is off, back from memory on the disks that the record has by now. False if that could not be,
+    which is said: then it is off still."""
+
+    def say(text: str) -> None:
+        world.emit(StepProgress(step_id, -1, text, machine))
+
+    say("reading its memory")
+    why = why_cold(world, machine, memory)
+    domain = world.domain(machine)
+    if not why:
+        say("waking")
+        world.storage.activate(*world.machine(machine).disks.values())
+        try:
+            world.hypervisor.restore(world.spec(machine), world.files.memory_file(memory.file))
+        except PocketcloudError as error:
+            why = error.message.splitlines()[0]
+            world.hypervisor.kill(domain)
+    if why:
+        world.emit(Note(f"{machine} starts cold, its memory is not used: {why}", warn=True))
+        return False
+    world.hypervisor.thaw(domain)
+    set_there = world.hypervisor.set_clock(domain, time.time())
+    world.woken[machine] = set_there
+    if not set_there and not world.machine(machine).definition.needs_ssh:
+        world.emit(Note(f"{machine} has no guest agent to set its clock; it goes on at the time of its memory"))
+    return True
+
+
+def renew(world: World, machine: str, guest: Guest) -> None:
+    """Give a woken machine, by this login, randomness of its own, and the time if it had no agent to set its clock."""
+    guest.run("cat > /dev/urandom", stdin=os.urandom(_SEED))
+    if not world.woken[machine] and guest.run(f"date -u -s @{int(time.time())}").code != 0:
+        world.emit(Note(f"the clock of {machine} could not be set; it goes on at the time of its memory", warn=True))
+
+
+def _bound(world: World, machine: str) -> Mapping[str, str]:
+    made = world.machine(machine)
+    domain = None
+    with suppress(PocketcloudError):  # somebody else's domain of that name is told where it is in the way
+        domain = world.hypervisor.domain(world.domain(machine))
+    return bound_to(world.spec(machine), made.addresses, world.known.networks, domain, world.here())
+
+
+def _sum(path: Path) -> str:
+    # Python's own reading takes pieces of 256 KiB; on a disk over USB larger ones are quicker.
+    digest, buffer = hashlib.sha256(), bytearray(_CHUNK)
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()

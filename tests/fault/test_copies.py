@@ -56,6 +56,7 @@ def in_the_way(kit: LabKit, instance: str, network: str) -> Iterator[None]:
         subprocess.run(["ip", "link", "delete", interface], check=True)
 
 
+@pytest.mark.sampled(5)
 def test_one_copy_fails_and_the_others_come_up(kit: LabKit) -> None:
     file = kit.lab(LAB)
     with in_the_way(kit, "tiny-2", "n"):
@@ -83,7 +84,7 @@ def test_one_copy_fails_and_the_others_come_up(kit: LabKit) -> None:
     kit.cli("lab", "up", "nosuch", "--count", "2").expect(4, "no lab nosuch")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_interrupted_copies_are_completed(kit: LabKit) -> None:
     file = kit.lab(LAB)
     process = kit.start("lab", "up", file, "--count", "3", "--as", "c")
@@ -96,7 +97,7 @@ def test_interrupted_copies_are_completed(kit: LabKit) -> None:
     assert set(running(kit)) == {"c-1.a", "c-2.a", "c-3.a"}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_killed_copies_are_completed(kit: LabKit) -> None:
     file = kit.lab(LAB)
     process = kit.start("lab", "up", file, "--count", "3")
@@ -110,7 +111,7 @@ def test_killed_copies_are_completed(kit: LabKit) -> None:
     assert [volume.name for volume in kit.storage.volumes() if volume.name.startswith("lab.")] == []
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_copies_of_two_commands_never_share_a_subnet(kit: LabKit) -> None:
     file = kit.lab(LAB)
     other = [kit.start("lab", "up", file, "--count", "2", "--as", prefix) for prefix in ("left", "right", "left")]
@@ -119,6 +120,7 @@ def test_copies_of_two_commands_never_share_a_subnet(kit: LabKit) -> None:
     assert len(subnets(kit, "left-1", "left-2", "right-1", "right-2")) == 4
 
 
+@pytest.mark.sampled(5)
 def test_copies_that_cannot_be_are_refused_before_anything_is_made(kit: LabKit) -> None:
     labs = kit.path / "labs"
     # A fortieth of the host's memory: one copy fits, 64 never do.

@@ -56,6 +56,7 @@ def answered(kit: LabKit, answers: str, *arguments: str) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.sampled(3)
 def test_yes_to_everything_is_no_yes_for_a_protected_machine(kit: LabKit) -> None:
     file = kit.lab(LAB)
     kit.cli("lab", "up", file).expect(0)
@@ -86,7 +87,7 @@ def test_yes_to_everything_is_no_yes_for_a_protected_machine(kit: LabKit) -> Non
     assert "protected" not in dry.err + dry.out
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_protected_machines_are_asked_about_by_themselves(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(LAB)).expect(0)
     before = disks(kit)
@@ -107,7 +108,7 @@ def test_protected_machines_are_asked_about_by_themselves(kit: LabKit) -> None:
     kit.cli("lab", "destroy", "class", "-y", "--protected").expect(0)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_lab_of_protected_machines_is_left_alone(kit: LabKit) -> None:
     alone = "\n".join(line for line in LAB.splitlines() if "student" not in line)
     kit.cli("lab", "up", kit.lab(alone)).expect(0)

@@ -28,6 +28,7 @@ def identity(kit: LabKit, instance: str) -> tuple[object, ...]:
     return addresses, record.networks, files.known_hosts.read_text(), files.ssh_config.read_text()
 
 
+@pytest.mark.sampled(3)
 def test_all_labs_are_brought_back_and_those_that_cannot_be_are_told(kit: LabKit) -> None:
     kit.cli("lab", "reset", "--all", "-y").expect(4, "no lab that could be reset")
     file = kit.lab(LAB)
@@ -62,7 +63,7 @@ def test_all_labs_are_brought_back_and_those_that_cannot_be_are_told(kit: LabKit
     assert [identity(kit, f"tiny-{number}") for number in (1, 2, 3)] == who
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_damaged_lab_holds_up_no_other(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(LAB), "--count", "2").expect(0)
     kit.files("tiny-1").record.write_text("{")
@@ -70,7 +71,7 @@ def test_a_damaged_lab_holds_up_no_other(kit: LabKit) -> None:
     assert "1 of 2 labs are back to clean" in ran.out
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(3)
 def test_a_reset_of_all_that_waits_for_another_command_can_be_ended(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(LAB), "--count", "2").expect(0)
     before = running(kit)["tiny-2.a"]

@@ -18,6 +18,7 @@ from pocketcloud.cli.options import (
     yes_option,
 )
 from pocketcloud.cli.view import ask, print_json
+from pocketcloud.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,10 +50,15 @@ def import_lab(
     from pocketcloud.sharing.importing import check_name, read_source
     from pocketcloud.sharing.kept import keep
 
-    if not dry_run:
-        require_root("keep it in the kit")
-    kit = open_kit(kit_name, make=not dry_run)
-    with_imported(kit)
+    kit = None
+    try:
+        if not dry_run:
+            require_root("keep it in the kit")
+        kit = open_kit(kit_name, make=not dry_run)
+        with_imported(kit)
+    except NotFound:
+        if kit_name or not dry_run:  # to look at a lab takes no kit
+            raise
     candidate = read_source(source)
     lab = candidate.bundle.lab
     name = instance_name(alias) if alias else lab.lab
@@ -60,7 +66,7 @@ def import_lab(
         for line in _account(candidate, verbose=bool(verbose)):
             click.echo(_fit(line))
     new = False
-    if not dry_run:
+    if kit is not None and not dry_run:
         check_name(kit, name, lab)
         ask(f"Keep lab {name} in kit {kit.name}? Nothing of it is run by that.", yes=yes)
         with held(Places.from_environment().locks, f"{kit.id}.imports", "pocketcloud lab import", wait=True):
@@ -68,7 +74,7 @@ def import_lab(
     if output == "json":
         print_json(_as_json(candidate) | {"name": name, "kept": not dry_run})
         return
-    if dry_run:
+    if kit is None or dry_run:
         click.echo("Nothing was kept.")
         return
     click.echo(f"Lab {name} is in kit {kit.name}{'' if new else ' already'}.")
@@ -89,7 +95,8 @@ def _account(candidate: Candidate, *, verbose: bool) -> Iterator[str]:
         yield f"machine {name} from base {machine.base}"
         yield from (f"  {line}" for line in _done_in(machine, verbose=verbose))
     for network, kind in lab.networks.items():
-        yield f"network {network}: {kind.kind}{', reaches the networks around this computer' if kind.lan else ''}"
+        where = f" {kind.bridge}" if kind.bridge else ", reaches the networks around this computer" if kind.lan else ""
+        yield f"network {network}: {kind.kind}{where}"
     for check in lab.checks:
         yield f"check {check.name} on {check.machine}, as root: {check.run}"
     for base in candidate.bases:
@@ -98,6 +105,8 @@ def _account(candidate: Candidate, *, verbose: bool) -> Iterator[str]:
 
 def _done_in(machine: Machine, *, verbose: bool) -> Iterator[str]:
     """What is done as root in a machine."""
+    if machine.packages:
+        yield f"installs: {', '.join(machine.packages)}"
     for step in machine.provision:
         if step.run is not None:
             first, *rest = step.run.splitlines() or [""]

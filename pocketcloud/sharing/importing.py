@@ -21,7 +21,7 @@ from pocketcloud.resources import shipped
 from pocketcloud.sharing.bundle import BUNDLE_SCHEMA, LAB_FILE, MANIFEST, SUMS, Bundle, BundleManifest
 from pocketcloud.sharing.git import git_tree, is_address, parse_address
 from pocketcloud.sharing.making import templates_of
-from pocketcloud.sharing.reading import Tree, archive_tree, check_sums, folder_tree, refusal
+from pocketcloud.sharing.reading import Tree, archive_tree, check_sums, folder_tree, refusal, shown
 
 
 class Standing(StrEnum):
@@ -79,7 +79,10 @@ def read_source(source: str) -> Candidate:
 def _bundle_in(tree: Tree) -> tuple[Bundle, Mapping[Name, Definition]]:
     if LAB_FILE not in tree.entries:
         there = ", ".join(sorted(name for name in tree.entries if name.endswith((".yaml", ".yml")))[:5])
-        raise refusal(tree.source, LAB_FILE, f"missing (there are: {there})" if there else "missing")
+        raise Refused(
+            f"{shown(tree.source)}: {LAB_FILE}: missing" + (f" (there are: {shown(there)})" if there else ""),
+            hint=f"give the folder that has a {LAB_FILE}; a file of another name is raised by its path: pocketcloud lab up FILE",
+        )
     lab = parse_lab(_text(tree, LAB_FILE), f"{tree.source}: {LAB_FILE}", tree.read)
     with tempfile.TemporaryDirectory(prefix="pocketcloud-import-") as place:
         bases, kickstarts = Path(place, "bases"), Path(place, "kickstarts")

@@ -70,7 +70,13 @@ def test_what_is_refused_leaves_nothing(kit: LabKit) -> None:
     (source / "lab.yaml").write_text((source / "lab.yaml").read_text().replace("a course", "a curse"))
     kit.cli("lab", "import", source, "-y").expect(5, "lab.yaml: not the file that SHA256SUMS lists")
     kit.cli("lab", "import", kit.folder / "none.tar.gz", "-y").expect(4, "there is no")
+    kit.cli("lab", "import", "labs", "--dry-run").expect(5, "lab.yaml: missing", "demo.yaml", "lab up FILE")
+    nowhere = {"POCKETCLOUD_DEFAULT_KIT": str(kit.folder / "nowhere"), "POCKETCLOUD_RUN_DIR": str(kit.folder / "no run")}
+    kit.cli("lab", "export", "demo", kit.folder / "demo.tar.gz").expect(0)
+    looked = kit.cli("lab", "import", kit.folder / "demo.tar.gz", "--dry-run", env=nowhere)
+    looked.expect(0, "run: systemctl enable --now web", "nothing was kept")
+    assert not (kit.folder / "nowhere").exists(), "to look at a lab takes no kit"
     kit.cli("lab", "import", "ext::sh -c id", "-y").expect(2, "not an address")
-    kit.cli("lab", "export", "course", kit.folder / "x.zip").expect(2, ".tar.gz")
+    kit.cli("lab", "export", "demo", kit.folder / "x.zip").expect(2, ".tar.gz")
     kit.cli("lab", "export", "nosuch", kit.folder / "x.tar.gz").expect(4, "no lab nosuch")
     assert left(kit) == before

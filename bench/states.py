@@ -26,9 +26,10 @@ networks:
 
 
 def count_rows(rounds: int) -> list[Row]:
-    """Disks, records and definitions of eight copies, from the plan's begin until the last is defined, against the goal, and against
-    what qemu-img and virsh take for the same, one after the other. What the command needs to start and to look at all comes
-    once, however many copies there are; it has a row of its own. The guests are boot sectors: how long they boot does not count."""
+    """Disks, records and definitions of eight copies, from the plan's begin until the last is defined, against the goal, and
+    against what qemu-img and virsh take for the same, one after the other. What the command needs to start and to look at all
+    comes once, however many copies there are; it has a row of its own. The guests are boot sectors: how long they boot does not
+    count."""
     with lab_kit() as kit:
         lab = kit.lab(_LAB)
         kit.cli("lab", "up", lab, "--as", "many-0").expect(0)  # libvirtd's first look at QEMU is nobody's

@@ -259,8 +259,10 @@ def _act(world: World, guest: Guest, machine: str, index: int, action: Provision
 
 
 def _wait_ready(world: World, step: WaitReady) -> None:
-    # An interrupted command may have brought it back from memory with its file systems still frozen.
-    world.hypervisor.thaw(world.domain(step.machine))
+    # An interrupted command may have brought it back from memory with its file systems still frozen. An agent that cannot thaw
+    # them shows in what is waited for.
+    with suppress(PocketcloudError):
+        world.hypervisor.thaw(world.domain(step.machine))
     renewed = partial(renew, world, step.machine) if step.machine in world.woken else None
     wait_ready(world, step.machine, step.id, first=step.first, renew=renewed)
     if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:

@@ -46,7 +46,8 @@ _BROUGHT = {"reset": _NOTHING, "restore": "A", "undo": "B", "snapshot": "B", "fo
 
 @dataclass
 class StatesBed:
-    """One lab in a kit; `points` are those of each verb, from a run that was not ended. `patience` in seconds for a command."""
+    """One lab in a kit; `points` are those of each verb, from a run that was not ended. `patience` in seconds for a command;
+    `warm`: its states hold memory."""
 
     kit: LabKit
     hypervisor: LibvirtHypervisor
@@ -54,6 +55,7 @@ class StatesBed:
     text: str = LAB
     points: dict[str, list[str]] = field(default_factory=dict)
     cases: int = 0
+    warm: bool = False
 
     # -- what is done
 
@@ -66,9 +68,10 @@ class StatesBed:
 
     def begin(self) -> None:
         """Raise the lab and bring it to where cases begin."""
-        self.lab("up", str(self.kit.lab(self.text))).expect(0)
+        text = f"{self.text}reset: warm\n" if self.warm else self.text
+        self.lab("up", str(self.kit.lab(text))).expect(0)
         self._stamp("A")
-        self.lab("snapshot", f"{INSTANCE}@one").expect(0)
+        self.lab("snapshot", f"{INSTANCE}@one", *(["--ram"] if self.warm else [])).expect(0)
         self._stamp("B")
         assert self.stamp() == "B"
 
@@ -80,10 +83,14 @@ class StatesBed:
             subprocess.run(["qemu-io", "-f", form, "-c", f"write -q -P {ord(letter)} {_AT} 512", path], check=True)
         self.up()
 
+    def command(self, verb: str) -> tuple[str, ...]:
+        """The arguments of a verb."""
+        return (*VERBS[verb], "--ram") if self.warm and verb == "snapshot" else VERBS[verb]
+
     def ended(self, verb: str, point: int, delay: float) -> Ran:
         """Run the verb and kill it at a point (0: never)."""
         harness = TOP / "tests" / "fault" / "killed.py"
-        argv = [sys.executable, "-P", str(harness), str(point), "KILL", str(delay), "--", "lab", *VERBS[verb]]
+        argv = [sys.executable, "-P", str(harness), str(point), "KILL", str(delay), "--", "lab", *self.command(verb)]
         env = self.kit.env | {"POCKETCLOUD_POINTS": str(self.kit.folder / "points"), "PYTHONPATH": str(TOP)}
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=self.patience, env=env, check=False
@@ -103,7 +110,7 @@ class StatesBed:
         if verb == "undo":
             self.lab(*VERBS["reset"]).expect(0)
         elif verb == "forget":
-            self.lab(*VERBS["snapshot"]).expect(0)
+            self.lab(*self.command("snapshot")).expect(0)
 
     def _back(self, verb: str) -> None:
         """Bring the lab to where the next case begins."""
@@ -121,7 +128,7 @@ class StatesBed:
             assert first.code in (-9, 0), f"exit code {first.code}\n{first.out}{first.err}"
             self._check_record()
             if same and not self._is_over(verb):
-                self.lab(*VERBS[verb]).expect(0)
+                self.lab(*self.command(verb)).expect(0)
                 assert self.stamp() == _BROUGHT[verb]
             else:
                 self.up()
@@ -205,7 +212,9 @@ class StatesBed:
         mine = {n for n, v in volumes.items() if n.startswith(f"lab.{INSTANCE}.") and not v.spare}
         assert mine <= needed, f"volumes that nothing needs: {mine - needed}"
         assert not [str(path) for path in self.kit.path.rglob(".*.aside")]
-        assert not list((self.kit.path / "media" / "ram").glob("*")), "memory that nothing needs"
+        kept = {path.name for path in (self.kit.path / "media" / "ram").glob("*")}
+        assert kept == record.memories(), "memory that nothing needs, or too little"
+        assert bool(kept) == self.warm
 
 
 def block_of_cases(bed: StatesBed, verb: str, count: int, block: int = 0, blocks: int = 1) -> None:

@@ -41,3 +41,20 @@ def test_killed_everywhere_it_is_completed(bed: StatesBed, verb: str, block: int
     before = bed.cases
     block_of_cases(bed, verb, CASES, block, BLOCKS)
     assert bed.cases - before >= CASES // BLOCKS - 1
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[StatesBed]:
+    with lab_kit() as kit, contextlib.closing(LibvirtHypervisor.connect()) as hypervisor:
+        made = StatesBed(kit, hypervisor, warm=True)
+        made.begin()
+        yield made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "undo"])
+def test_killed_while_memory_is_kept_or_woken_from_it_is_completed(warm: StatesBed, verb: str) -> None:
+    before = warm.cases
+    block_of_cases(warm, verb, CASES // 4)
+    assert warm.cases - before >= CASES // 4 - 1

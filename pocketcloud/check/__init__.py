@@ -33,6 +33,7 @@ from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts
 from pocketcloud.model.judgement import State
+from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Acceleration, Profile
 from pocketcloud.model.sizes import GIB, MIB
@@ -81,17 +82,18 @@ def run_checks(
     patience: float = PATIENCE,
     longest: float = _LONGEST,
     deep: bool = False,
+    kit: Kit | None = None,
 ) -> tuple[Check, ...]:
     """All checks of this host, in the order of their groups.
 
-    `kit_path` is the kit's folder, which need not exist yet; `hypervisor` connects to libvirt (called once; its errors become
-    judgements); `profile` is the one named by hand, else it is chosen. Files of the host are read under `root`. `devices` are the
-    disks to be judged (none: all that could carry a kit), `measure` reads one for some seconds (None: none is measured).
-    With a profile that is meant for another kind of computer than this, that one is judged. `lab` is one that is to fit.
-    libvirt may take `patience` seconds to answer, and any check `longest`; what does not come becomes `unknown`.
-    With `deep` guests are started on this computer, which takes seconds, some minutes at most.
+    `kit_path` is the kit's folder, which need not exist yet, `kit` the attached kit there (None: none); `hypervisor` connects to
+    libvirt (called once; its errors become judgements); `profile` is the one named by hand, else it is chosen. Files of the host
+    are read under `root`. `devices` are the disks to be judged (none: all that could carry a kit), `measure` reads one for some
+    seconds (None: none is measured). With a profile that is meant for another kind of computer than this, that one is judged.
+    `lab` is one that is to fit. libvirt may take `patience` seconds to answer, and any check `longest`; what does not come
+    becomes `unknown`. With `deep` guests are started on this computer, which takes seconds, some minutes at most.
     """
-    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab, patience)
+    here = Surroundings(facts, kit_path, run, hypervisor, root, find, profile, devices, measure, lab, patience, kit)
     groups = _GROUPS if profile is None or is_kind(profile.selects, facts) else _ELSEWHERE
     limits = [(judge, longest) for judge in groups] + ([(guests.judge, longest + guests.NESTED_SECONDS)] if deep else [])
     return tuple(check for judge, limit in limits for check in _finished(judge, here, limit))

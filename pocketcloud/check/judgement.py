@@ -17,6 +17,7 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
 from pocketcloud.model.facts import Facts, KvmState, Subnet
 from pocketcloud.model.judgement import State
+from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import Lab
 from pocketcloud.model.profile import Profile
 from pocketcloud.profiles import choose
@@ -77,7 +78,7 @@ class Surroundings:
     """What checks may look at. `root` is where the host's files lie, `find` gives the path of a command or None, `profile`
     was named by hand (None: chosen from the facts). `devices` are the disks asked for (none: all), `measure` reads a
     disk for some seconds (None: nothing is measured; its errors become judgements); `lab` is the one that is to fit. `patience`
-    is how many seconds libvirt may take to answer."""
+    is how many seconds libvirt may take to answer; `kit` is the attached kit at `kit_path` (None: there is none yet)."""
 
     facts: Facts
     kit_path: Path
@@ -90,6 +91,7 @@ class Surroundings:
     measure: Callable[[BlockDevice], Measured | None] | None = None
     lab: Lab | None = None
     patience: float = PATIENCE
+    kit: Kit | None = None
 
     @functools.cached_property
     def disks(self) -> BlockDevices:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from pocketcloud.check import nesting
 from pocketcloud.check.judgement import Check, Surroundings
-from pocketcloud.check.space import nearest
+from pocketcloud.check.space import free_space
+from pocketcloud.errors import PocketcloudError
 from pocketcloud.host.network import has_way_out
 from pocketcloud.model.facts import Facts
 from pocketcloud.model.judgement import State
@@ -53,12 +53,11 @@ def _needs(here: Surroundings, lab: Lab, name: str) -> Iterator[Check]:
 
 def _space(here: Surroundings, lab: Lab, name: str) -> Check:
     why = "Its machines' disks grow to that while it is made and used."
-    place, needed = nearest(here.kit_path), lab.needs.space or 0
+    needed = lab.needs.space or 0
     try:
-        usage = os.statvfs(place)
-    except OSError as error:
-        return Check(name, "lab", State.UNKNOWN, f"{place}: {error.strerror}", why)
-    free = usage.f_bavail * usage.f_frsize
+        free, place = free_space(here)
+    except PocketcloudError as error:
+        return Check(name, "lab", State.UNKNOWN, error.message.splitlines()[0], why)
     evidence = f"it needs {size_text(needed)} when it is raised; {size_text(free)} free in {place}"
     if needed > free:
         return Check(name, "lab", State.FAIL, evidence, why, ("Remove labs or bases that are not needed, or use a larger kit",))

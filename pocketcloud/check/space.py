@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.errors import NotFound, PocketcloudError
 from pocketcloud.host.accounts import qemu_account
 from pocketcloud.model.judgement import State
 from pocketcloud.model.sizes import GIB, size_text
+from pocketcloud.storage import open_storage
 
 _GROUP = "space"
 # A Debian base takes about 1 GiB while it is built and afterwards; a two-machine lab with its memory kept, about as much.
@@ -21,9 +23,8 @@ _TIGHT = 6 * GIB
 
 def judge(here: Surroundings) -> Iterator[Check]:
     """Free space where the kit lies or will lie, and the way there."""
-    place = nearest(here.kit_path)
-    yield _space(here.kit_path, place)
-    yield _reachable(here, place)
+    yield _space(here)
+    yield _reachable(here, nearest(here.kit_path))
 
 
 def nearest(path: Path) -> Path:
@@ -32,14 +33,27 @@ def nearest(path: Path) -> Path:
     return next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("/"))
 
 
-def _space(kit: Path, place: Path) -> Check:
-    why = "Bases, the machines' disks and their kept memory lie in the kit."
+def free_space(here: Surroundings) -> tuple[int, str]:
+    """The bytes that the machines' disks may still take, and where that is, in words. Raises PocketcloudError."""
+    if here.kit is not None and here.kit.vg:
+        # What is mounted there is a small volume with its records; the disks are volumes of its pool.
+        return open_storage(here.kit).usage().free, f"the pool of kit {here.kit.name}"
+    place = nearest(here.kit_path)
     try:
         usage = os.statvfs(place)
     except OSError as error:
-        return Check("space", _GROUP, State.UNKNOWN, f"{place}: {error.strerror}", why)
-    free = usage.f_bavail * usage.f_frsize
-    evidence = f"{size_text(free)} free in {place}" + ("" if place == kit.absolute() else f", where {kit} would be made")
+        raise NotFound(f"{place}: {error.strerror}") from None
+    return usage.f_bavail * usage.f_frsize, str(place)
+
+
+def _space(here: Surroundings) -> Check:
+    why = "Bases, the machines' disks and their kept memory lie in the kit."
+    try:
+        free, place = free_space(here)
+    except PocketcloudError as error:
+        return Check("space", _GROUP, State.UNKNOWN, error.message.splitlines()[0], why)
+    made = here.kit is not None or place == str(here.kit_path.absolute())
+    evidence = f"{size_text(free)} free in {place}" + ("" if made else f", where {here.kit_path} would be made")
     ask = (f"Free some space in {place}, or use a kit elsewhere (pocketcloud kit init --dir PATH)",)
     if free < _TOO_LITTLE:
         return Check("space", _GROUP, State.FAIL, f"{evidence}; a base and a small lab need {size_text(_TOO_LITTLE)}", why, ask)

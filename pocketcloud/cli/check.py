@@ -97,12 +97,15 @@ def command(
             measure=measured if measure and not fix else None,
             lab=lab,
             deep=deep,
+            kit=kit,
         )
     if fix:
 
         def again() -> tuple[Check, ...]:
             facts = read_facts(fresh=True)
-            return run_checks(facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile, devices=devices)
+            return run_checks(
+                facts, kit_path=path, run=run, hypervisor=open_hypervisor, profile=profile, devices=devices, kit=kit
+            )
 
         ctx.exit(mend(checks, again, dry_run=dry_run, yes=yes, output=output))
     code = 3 if failed(checks, strict=strict) else 0

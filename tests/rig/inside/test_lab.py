@@ -15,12 +15,17 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.bases import records
+from pocketcloud.check.judgement import Surroundings
+from pocketcloud.check.space import free_space
+from pocketcloud.host import read_facts
+from pocketcloud.hypervisor import open_hypervisor
 from pocketcloud.kit.attached import Places, find_kit
 from pocketcloud.model.base import Arch, Base, Firmware
 from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import GIB
 from pocketcloud.storage import open_storage
 from pocketcloud.storage.devmapper import nodes
-from pocketcloud.system import run
+from pocketcloud.system import run, which
 from tests.bootsector import write_disk
 from tests.contract.stores import TOP
 
@@ -71,6 +76,11 @@ def test_a_lab_lives_on_thin_volumes(tmp_path: Path) -> None:
     volume = f"base.tiny.{Arch.X86_64}.{secrets.token_hex(4)}"
     storage.create(volume, image.stat().st_size, lambda target: fill(target, image.read_bytes()))
     records.write(kit, Base(Name("tiny"), Arch.X86_64, "d1", volume, Firmware.BIOS, "2026-11-21T00:00:00+00:00"))
+
+    here = Surroundings(read_facts(), kit.path, run, open_hypervisor, Path("/"), which, kit=kit)
+    free, where = free_space(here)
+    assert where == "the pool of kit usb"
+    assert GIB < free < 2 * GIB, "what the disks may take, and not what the small volume with the records has free"
 
     cli(tmp_path, "lab", "up", lab)
     told = json.loads(cli(tmp_path, "lab", "status", "tiny", "-o", "json"))

@@ -1,0 +1,136 @@
+"""States of a lab of two real guests: memory that outlives a warm reset, a tree of states, a second copy beside the first.
+
+One lab for all, as its boots take most of the time. What the guests have on their disks is read in the guests, over ssh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.labkit import LabKit, Ran
+from tests.real_kit import real_kit
+
+LAB = """\
+lab: class
+reset: warm
+machines:
+  web:
+    base: debian-12
+    memory: 384MiB
+    networks: [front]
+    disks: [{name: data, size: 64MiB}]
+  client: {base: debian-12, memory: 384MiB, networks: [front]}
+networks:
+  front: {kind: nat}
+checks:
+- {name: web-answers, machine: client, run: ping -c 1 -W 5 web, points: 2}
+- {name: homework, machine: web, run: test -e /root/homework, hint: touch it}
+"""
+# A boot in emulation takes a minute and more.
+PATIENCE = 1500.0
+BOOT = "cat /proc/sys/kernel/random/boot_id"
+# In memory only, and gone with a boot.
+COUNT = "mkdir -p /run/counted; printf %s {0} > /run/counted/{0}; ls /run/counted"
+DISK = "dd if=/dev/disk/by-id/virtio-data bs=512 count=1 status=none | tr -d '\\0'"
+
+pytestmark = pytest.mark.timeout(3600)
+
+
+class Class:
+    """The lab, and what is done in it."""
+
+    def __init__(self, kit: LabKit) -> None:
+        self.kit = kit
+
+    def lab(self, *arguments: str) -> Ran:
+        return self.kit.cli("lab", *arguments, timeout=PATIENCE)
+
+    def asked(self, machine: str, command: str, lab: str = "class") -> str:
+        return self.lab("exec", lab, machine, "--", "sh", "-c", command).expect(0).out.strip()
+
+    def mark(self, what: str) -> None:
+        """Leave something in the file system of both, and on the second disk."""
+        for machine in ("web", "client"):
+            self.asked(machine, f"echo {what} > /root/mark && sync")
+        self.asked("web", f"printf %-512s {what} | dd of=/dev/disk/by-id/virtio-data bs=512 conv=fsync status=none")
+
+    def marks(self) -> set[str]:
+        """What is there; one word, if the state is that of one moment."""
+        found = {self.asked(machine, "cat /root/mark 2> /dev/null || echo none") for machine in ("web", "client")}
+        return found | {self.asked("web", DISK) or "none"}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Class]:
+    with real_kit() as kit:
+        made = Class(kit)
+        made.lab("up", str(kit.lab(LAB))).expect(0)
+        yield made
+        made.lab("destroy", "class", "-y").expect(0)
+
+
+def test_a_warm_reset_of_two_machines_is_no_boot_and_takes_the_work_back(lab: Class) -> None:
+    boots = [lab.asked(machine, BOOT) for machine in ("web", "client")]
+    keys = (lab.kit.files("class").folder / "known_hosts").read_text()
+    lab.asked("web", COUNT.format("after-clean"))
+    lab.mark("homework")
+    told = lab.lab("reset", "class", "-y", "-o", "json").expect(0).json()
+    assert set(told["ready"]) == {"web", "client"}  # type: ignore[call-overload] # JSON
+    assert [lab.asked(machine, BOOT) for machine in ("web", "client")] == boots, "they were booted"
+    assert "after-clean" not in lab.asked("web", "ls /run/counted 2> /dev/null || true"), "memory is that of clean"
+    assert lab.marks() == {"none"}
+    assert (lab.kit.files("class").folder / "known_hosts").read_text() == keys
+    drift = float(lab.asked("web", "date +%s")) - float(lab.asked("client", "date +%s"))
+    assert abs(drift) < 60, "their clocks are set"
+
+
+def test_what_the_reset_took_away_comes_back(lab: Class) -> None:
+    lab.lab("undo", "class", "-y").expect(0)
+    assert lab.marks() == {"homework"}
+    lab.lab("reset", "class", "-y").expect(0)
+
+
+def test_a_tree_of_states_in_any_order(lab: Class) -> None:
+    """Three deep, with branches: clean, one, two, three, and from one: other. In memory something counts along."""
+    for name, parent in (("one", ""), ("two", ""), ("three", ""), ("other", "one")):
+        if parent:
+            lab.lab("restore", f"class@{parent}", "-y", "--no-undo").expect(0)
+        lab.mark(name)
+        lab.asked("client", COUNT.format(name))
+        lab.lab("snapshot", f"class@{name}", "--ram").expect(0)
+        assert lab.marks() == {name}, "taking a state changes nothing"
+    told = lab.lab("tree", "class", "-o", "json").expect(0).json()
+    tree = {node["name"]: node["parent"] for node in told["states"] if node["name"] != "undo"}  # type: ignore[attr-defined] # JSON
+    assert tree == {"clean": "", "one": "clean", "two": "one", "three": "two", "other": "one"}
+    counted = {"one": "one", "two": "one two", "three": "one three two", "other": "one other"}
+    for name in ("three", "one", "other", "two"):
+        lab.lab("restore", f"class@{name}", "-y", "--no-undo").expect(0)
+        assert lab.marks() == {name}
+        assert lab.asked("client", "ls /run/counted").split() == sorted(counted[name].split()), "memory of another moment"
+    for name in ("two", "one", "three", "other"):
+        lab.lab("forget", f"class@{name}", "-y").expect(0)
+
+
+def test_checks_give_points(lab: Class) -> None:
+    lab.lab("reset", "class", "-y").expect(0)
+    for done, points in (("true", 2), ("touch /root/homework", 3)):
+        lab.asked("web", done)
+        told = lab.lab("status", "class", "--checks", "-o", "json").expect(0).json()
+        assert (told["points"], told["of"]) == (points, 3)
+
+
+def test_a_second_copy_beside_the_first(lab: Class) -> None:
+    lab.lab("up", str(lab.kit.folder / "lab.yaml"), "--as", "class-2").expect(0)
+    lab.asked("web", "echo first > /root/mark")
+    lab.asked("web", "echo second > /root/mark", "class-2")
+    assert lab.asked("web", "cat /root/mark") == "first"
+    assert lab.asked("client", "getent hosts web", "class-2") != lab.asked("client", "getent hosts web")
+    first, second = (lab.asked("web", "cat /etc/machine-id", name) for name in ("class", "class-2"))
+    assert first != second
+    lab.lab("reset", "class-2", "-y").expect(0)
+    assert lab.asked("web", "cat /root/mark") == "first"
+    assert lab.asked("web", "cat /root/mark 2> /dev/null || echo none", "class-2") == "none"
+    lab.lab("destroy", "class-2", "-y").expect(0)
+    assert lab.asked("web", "cat /root/mark") == "first"

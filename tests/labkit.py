@@ -29,8 +29,10 @@ from pocketcloud.kit.directory import init_directory
 from pocketcloud.kit.manifest import kit_at
 from pocketcloud.model.base import Arch, Base, Firmware
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.machine import NetworkSpec
 from pocketcloud.model.names import Name
-from pocketcloud.records import InstanceFiles
+from pocketcloud.records import InstanceFiles, read_record
+from pocketcloud.specs import network_spec
 from pocketcloud.storage import Storage, open_storage
 from tests.bootsector import write_disk
 
@@ -97,6 +99,12 @@ class LabKit:
     def files(self, instance: str) -> InstanceFiles:
         """Where an instance's files lie."""
         return InstanceFiles(self.kit, instance)
+
+    def network(self, instance: str, name: str) -> NetworkSpec:
+        """A raised lab's network, as libvirt was told to make it."""
+        record = read_record(self.files(instance))
+        assert record is not None
+        return network_spec(self.kit, record, Name(name))
 
     def add_base(self, name: str = "tiny", text: str = GREETING, *, counts: bool = False) -> Base:
         """Put a base into the kit whose machines print `text`, and with `counts` then count (see tests/bootsector.py)."""

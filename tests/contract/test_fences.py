@@ -106,6 +106,12 @@ class Place:
     def ip(self, *words: str) -> None:
         ip("-n", self.name, *words)
 
+    def plug(self, bridge: str, address: str, gateway: str) -> None:
+        """Put it on a lab's network as a machine is."""
+        ip("link", "set", self.outside, "master", bridge)
+        self.ip("address", "add", f"{address}/24", "dev", "eth0")
+        self.ip("route", "add", "default", "via", gateway)
+
     def python(self, program: str, seconds: float) -> list[str]:
         text = program.replace("PORT", str(PORT)).replace("SECONDS", str(seconds))
         return ["ip", "netns", "exec", self.name, sys.executable, "-I", "-c", text]
@@ -147,6 +153,8 @@ def place() -> Iterator[Callable[[], Place]]:
             ip("netns", "add", made.name)
             undo.callback(subprocess.run, ["ip", "netns", "delete", made.name], check=True)
             ip("link", "add", made.outside, "type", "veth", "peer", "name", "eth0", "netns", made.name)
+            # By itself: a namespace takes its interfaces, and their routes, with it only some time after it was deleted.
+            undo.callback(ip, "link", "delete", made.outside)
             made.ip("link", "set", "lo", "up")
             made.ip("link", "set", "eth0", "up")
             ip("link", "set", made.outside, "up")
@@ -200,10 +208,19 @@ def network(hypervisor: Hypervisor) -> Iterator[Callable[..., NetworkSpec]]:
 def plug(guest: Place, spec: NetworkSpec, host: int = 9) -> str:
     """Put the guest on a network as a machine is, and return its address."""
     address = str(spec.range[host])
-    ip("link", "set", guest.outside, "master", spec.bridge)
-    guest.ip("address", "add", f"{address}/{spec.range.prefixlen}", "dev", "eth0")
-    guest.ip("route", "add", "default", "via", str(spec.range[1]))
+    guest.plug(spec.bridge, address, str(spec.range[1]))
     return address
+
+
+def connect(there: Place) -> None:
+    """Put this host on that place as on a LAN, beyond which are a VPN, an office and whatever else has private addresses."""
+    ip("address", "add", f"{LAN[1]}/{LAN.prefixlen}", "dev", there.outside)
+    ip("-6", "address", "add", "fd00:7777:1::1/64", "dev", there.outside, "nodad")
+    there.ip("-6", "address", "add", f"{LAN6}/64", "dev", "eth0", "nodad")
+    there.ip("address", "add", f"{LAN[2]}/{LAN.prefixlen}", "broadcast", str(LAN.broadcast_address), "dev", "eth0")
+    for address in (VPN, OFFICE, CARRIER, METADATA):
+        there.ip("address", "add", f"{address}/32", "dev", "lo")
+        ip("route", "add", f"{address}/32", "via", str(LAN[2]))  # goes with the interface
 
 
 @pytest.mark.usefixtures("lan")
@@ -255,13 +272,7 @@ def test_no_way_out_of_a_nat_lab_that_is_not_meant_and_all_of_them_where_it_is(
     plug(guest, spec)
     other = network(NetworkKind.ROUTED)
     machine = plug(far, other)
-    ip("address", "add", f"{LAN[1]}/{LAN.prefixlen}", "dev", there.outside)
-    ip("-6", "address", "add", "fd00:7777:1::1/64", "dev", there.outside, "nodad")
-    there.ip("-6", "address", "add", f"{LAN6}/64", "dev", "eth0", "nodad")
-    there.ip("address", "add", f"{LAN[2]}/{LAN.prefixlen}", "broadcast", str(LAN.broadcast_address), "dev", "eth0")
-    for address in (VPN, OFFICE, CARRIER, METADATA):
-        there.ip("address", "add", f"{address}/32", "dev", "lo")
-        ip("route", "add", f"{address}/32", "via", str(LAN[2]))
+    connect(there)
     tried = attempts(machine, str(other.range[1]))
     with ExitStack() as stack:
         outside = (str(LAN[2]), VPN, CARRIER, METADATA, LAN6, str(LAN.broadcast_address))

@@ -131,9 +131,11 @@ def test_machines_in_machines_without_kvm(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(ONE), "--reconfigure", env=emulated).expect(0, "stop a")
 
 
-def test_the_base_is_missing(kit: LabKit) -> None:
+@pytest.mark.parametrize(("base", "way"), [("debian-12", "base build debian-12"), ("nosuch", "base import nosuch")])
+def test_the_base_is_missing(kit: LabKit, base: str, way: str) -> None:
+    """One that has a definition is built, any other can only be imported."""
     with nothing_changes(kit):
-        kit.cli("lab", "up", kit.lab(ONE.replace("base: tiny", "base: nosuch"))).expect(4, "base nosuch", "base build nosuch")
+        kit.cli("lab", "up", kit.lab(ONE.replace("base: tiny", f"base: {base}"))).expect(4, f"base {base}", way)
 
 
 # -- space

@@ -90,8 +90,8 @@ def mutant(folder: Path, *edits: tuple[str, str, str]) -> Path:
 def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign, tmp_path: Path) -> None:
     code = mutant(
         tmp_path,
-        ("plan/reset.py", 'here on", after=(made,), record', 'here on", record'),
-        ("plan/reset.py", 'id="volumes", reason="back to clean",', 'id="volumes", reason="", after=("commit",),'),
+        ("plan/reset.py", 'here on", after=tuple(made), record', 'here on", record'),
+        ("plan/reset.py", 'id="volumes", reason=way.reason, after=opened,', 'id="volumes", reason="", after=("commit",),'),
     )
     bed.code = code
     try:
@@ -104,7 +104,7 @@ def test_a_record_committed_before_its_volumes_are_made_is_noticed(bed: Campaign
 
 @pytest.mark.sampled(4)
 def test_leftovers_that_are_never_swept_are_noticed(bed: Campaign, tmp_path: Path) -> None:
-    code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, ground, tuple(ready))", ""))
+    code = mutant(tmp_path, ("plan/reset.py", "    draw_sweep(draft, record, have, ground, back)", ""))
     bed.code = code
     try:
         bed.run("up").expect(0)

@@ -334,7 +334,7 @@ def test_memory_that_is_changed_waits_for_reconfigure(kit: LabKit) -> None:
 def test_an_edit_to_a_base_that_is_not_there_changes_nothing(kit: LabKit) -> None:
     kit.cli("lab", "up", kit.lab(two())).expect(0)
     with nothing_changes(kit):
-        kit.cli("lab", "up", kit.lab(two(f"  b: {{base: nosuch, memory: 32MiB, {READY}}}\n"))).expect(4, "nosuch", "base build")
+        kit.cli("lab", "up", kit.lab(two(f"  b: {{base: nosuch, memory: 32MiB, {READY}}}\n"))).expect(4, "nosuch", "base import")
     assert domain(kit, "a").isActive()
 
 

@@ -16,51 +16,74 @@ from pocketcloud.plan.drafting import Draft, Ground
 from pocketcloud.plan.steps import EnsureNetwork
 from pocketcloud.subnets import choose, holders
 
+_LEFT = "which left the file"
+
 
 def settled_networks(
-    lab: Lab, instance: Name, record: Record, have: Inventory, ground: Ground, draft: Draft, *, reconfigure: bool
+    lab: Lab,
+    instance: Name,
+    record: Record,
+    have: Inventory,
+    ground: Ground,
+    draft: Draft,
+    *,
+    reconfigure: bool,
+    prune: bool = False,
 ) -> dict[Name, NetworkRecord]:
-    """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have."""
-    taken = list(ground.taken)
+    """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have. Who is on a subnet,
+    or pinned to it, comes before who had it, and that one before who is new, wherever in the file they stand."""
+    taken = [*ground.taken, *_left_behind(lab, record, have, reconfigure=reconfigure, prune=prune)]
     found: dict[Name, NetworkRecord] = {}
+    turns: list[tuple[int, Name, NetworkKind, IPv4Network | None]] = []
     for name, wanted in lab.networks.items():
         known = record.networks.get(name)
-        kind = wanted.kind
-        if known and known.kind != wanted.kind and not reconfigure:
-            draft.notes.append(f"network {name}: kind {known.kind} -> {wanted.kind} waits for --reconfigure")
+        kind, pinned = wanted.kind, wanted.subnet
+        if known and known.kind != kind and not reconfigure:
+            draft.notes.append(f"network {name}: kind {known.kind} -> {kind} waits for --reconfigure")
             kind = known.kind
         if kind is NetworkKind.BRIDGE:
             found[name] = NetworkRecord(
                 kind, bridge=_bridge(instance, name, wanted, known, ground, draft, reconfigure=reconfigure)
             )
             continue
-        there = have.networks.get(name)
-        pinned = wanted.subnet
         if pinned and known and known.subnet != pinned and not reconfigure:
             draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
             pinned = known.subnet
-        if (
-            known
-            and known.subnet
-            and there
-            and there.active
-            and there.subnet == str(known.subnet)
-            and pinned in (None, known.subnet)
-        ):
-            subnet = known.subnet
+        if known and known.subnet and _runs(name, known, have) and pinned in (None, known.subnet):
+            found[name] = NetworkRecord(kind, known.subnet)
+            taken.append(Subnet(known.subnet, f"network {name} of this lab"))
             if clash := overlapped(instance, name, known, lab, ground.taken):
                 draft.notes.append(clash)
-        elif pinned:
+            continue
+        turns.append((0 if pinned else 1 if known and known.subnet else 2, name, kind, pinned))
+    for _, name, kind, pinned in sorted(turns, key=lambda turn: turn[0]):
+        old = known.subnet if (known := record.networks.get(name)) else None
+        if pinned:
             subnet = _pinned(instance, name, pinned, taken)
         else:
-            subnet = choose(ground.supernet, taken, keep=known.subnet if known else None, seed=f"{ground.kit}.{instance}.{name}")
-            if known and known.subnet and subnet != known.subnet:
-                draft.notes.append(f"network {name} moves from {known.subnet} to {subnet}: the old one is taken here")
+            subnet = choose(ground.supernet, taken, keep=old, seed=f"{ground.kit}.{instance}.{name}")
+            if old and subnet != old:
+                draft.notes.append(f"network {name} moves from {old} to {subnet}: the old one is taken here")
         found[name] = NetworkRecord(kind, subnet)
-        taken.append(Subnet(found[name].range, f"network {name} of this lab"))
-    for name, known in record.networks.items():
-        found.setdefault(name, known)
-    return found
+        taken.append(Subnet(subnet, f"network {name} of this lab"))
+    return {name: found[name] for name in lab.networks} | {n: known for n, known in record.networks.items() if n not in found}
+
+
+def _runs(name: Name, known: NetworkRecord, have: Inventory) -> bool:
+    there = have.networks.get(name)
+    return there is not None and there.active and there.subnet == known.subnet_text
+
+
+def _left_behind(lab: Lab, record: Record, have: Inventory, *, reconfigure: bool, prune: bool) -> list[Subnet]:
+    """The subnets of networks that left the file, and are in use all the same: they run, or machines stay on them."""
+    stay = [m for name, m in record.machines.items() if not (reconfigure if name in lab.machines else prune)]
+    return [
+        Subnet(known.subnet, f"network {name} of this lab, {_LEFT}")
+        for name, known in record.networks.items()
+        if name not in lab.networks
+        and known.subnet
+        and (_runs(name, known, have) or any(name in machine.definition.networks for machine in stay))
+    ]
 
 
 def overlapped(instance: Name, name: Name, network: NetworkRecord, lab: Lab, taken: Sequence[Subnet]) -> str:
@@ -103,9 +126,11 @@ def _bridge(
 
 def _pinned(instance: Name, network: Name, subnet: IPv4Network, taken: Sequence[Subnet]) -> IPv4Network:
     if any(subnet.overlaps(other.network) for other in taken):
+        holding = holders(subnet, taken)
+        free = f"pocketcloud lab down {instance}, then lab up --prune, frees it" if _LEFT in holding else "end what takes it"
         raise Refused(
-            f"lab {instance}: its network {network} is pinned to {subnet}, which is taken here by {holders(subnet, taken)}",
-            hint="end what takes it, or leave `subnet:` out of the lab file, so that a free one is chosen",
+            f"lab {instance}: its network {network} is pinned to {subnet}, which is taken here by {holding}",
+            hint=f"{free}, or leave `subnet:` out of the lab file, so that a free one is chosen",
         )
     return subnet
 

@@ -81,7 +81,7 @@ def plan_up(
     _check_bases(lab, record, have, ground)
     if not reconfigure:
         check_native(lab, record, ground)
-    networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure)
+    networks = settled_networks(lab, instance, record, have, ground, draft, reconfigure=reconfigure, prune=prune)
     rebridged = {name for name, known in record.networks.items() if name in networks and known.bridged != networks[name].bridged}
     fates = [
         _fate(

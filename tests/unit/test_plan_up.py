@@ -247,6 +247,56 @@ def test_networks_of_a_lab_do_not_overlap() -> None:
     assert len({network.subnet for network in made.record.networks.values()}) == 40
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_network_that_is_pinned_comes_before_one_that_is_not(first: str) -> None:
+    both = lab(("a", "b"), m=machine("a"), n=machine("b"))
+    made = planned(fresh_host(), both)
+    assert made.record is not None
+    chosen = {name: network.subnet for name, network in made.record.networks.items()}
+    second = {"a": "b", "b": "a"}[first]
+    # What the one would get the other is pinned to, wherever in the file it stands.
+    pinned = replace(both, networks={**both.networks, Name(second): LabNetwork(subnet=chosen[Name(first)])})
+    host = fresh_host()
+    raise_lab(pinned, host)
+    check_up(host, pinned)
+    assert host.networks[second].subnet == str(chosen[Name(first)]) != host.networks[first].subnet
+
+
+def test_a_network_that_is_new_in_the_file_leaves_the_others_theirs() -> None:
+    fresh = planned(fresh_host(), lab(("a",), m=machine("a")))
+    assert fresh.record is not None
+    wished = fresh.record.networks[Name("a")].subnet
+    one = lab(("b",), n=machine("b"))
+    host = up_host(replace(one, networks={Name("b"): LabNetwork(subnet=wished)}))
+    both = lab(("a", "b"), m=machine("a"), n=machine("b"))
+    down = up_host(replace(one, networks={Name("b"): LabNetwork(subnet=wished)}))
+    down.reboot()
+    for there in (host, down):
+        raise_lab(both, there)
+        check_up(there, both)
+        assert there.networks["b"].subnet == str(wished) != there.networks["a"].subnet
+
+    # One that left the file keeps its own, too, as long as it is used.
+    gone = lab(("a",), m=machine("a"))
+    left = up_host(replace(one, networks={Name("b"): LabNetwork(subnet=wished)}))
+    left.apply(planned(left, gone))
+    assert left.networks["b"].subnet == str(wished) != left.networks["a"].subnet
+
+
+def test_a_network_that_takes_the_subnet_of_one_that_left_the_file_waits_until_that_is_gone() -> None:
+    subnet = IPv4Network("10.99.1.0/24")
+    host = up_host(replace(lab(("b",), n=machine("b")), networks={Name("b"): LabNetwork(subnet=subnet)}))
+    renamed = replace(lab(("a",), m=machine("a")), networks={Name("a"): LabNetwork(subnet=subnet)})
+    with pytest.raises(Refused, match=r"taken here by .* \(network b of this lab, which left the file\)") as refusal:
+        planned(host, renamed, prune=True)
+    assert refusal.value.hint.startswith("pocketcloud lab down demo, then lab up --prune, frees it")
+    host.reboot()
+    with pytest.raises(Refused, match="which left the file"):
+        planned(host, renamed)
+    raise_lab(renamed, host, prune=True)
+    check_up(host, renamed)
+
+
 def test_no_subnet_left_is_refused() -> None:
     with pytest.raises(Refused, match=r"10\.77\.0\.0/16"):
         planned(fresh_host(), LAB, "10.77.0.0/16")

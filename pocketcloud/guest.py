@@ -105,12 +105,12 @@ class Guest:
         self._client = client
 
     @classmethod
-    def connect(cls, login: Login, *, timeout: float) -> Guest:
+    def connect(cls, login: Login, *, timeout: float, stop: threading.Event | None = None) -> Guest:
         """Come in within `timeout` seconds, key exchange and login included (under emulation these alone can take 15 s).
 
-        Raises Unreachable (after 10 s at most if nobody answers at all), HostKeyMismatch, LoginRefused.
+        Raises Unreachable (after 10 s at most if nobody answers at all; soon after `stop` is set), HostKeyMismatch, LoginRefused.
         """
-        return _connect(login, time.monotonic() + timeout, threading.Event())
+        return _connect(login, time.monotonic() + timeout, stop or threading.Event())
 
     def close(self) -> None:
         """End the connection; commands that still run on it in other threads raise Unreachable."""

@@ -11,7 +11,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -86,14 +86,26 @@ def run_checks(bench: Workbench, instance: Name, checks: Sequence[Check] | None 
     def ask(machine: Name) -> list[CheckResult]:
         return _asked(bench, machine, by_machine[machine], have, record)
 
-    try:
-        with ThreadPoolExecutor(max_workers=_AT_ONCE) as threads:
-            for results in threads.map(ask, by_machine):
-                found |= {Name(result.check): result for result in results}
-    except BaseException:
-        bench.stop.set()
-        raise
+    for results in side_by_side(ask, tuple(by_machine), bench.stop):
+        found |= {Name(result.check): result for result in results}
     return report(found[check.name] for check in asked)
+
+
+def side_by_side(
+    ask: Callable[[Name], list[CheckResult]], machines: Sequence[Name], stop: threading.Event
+) -> list[list[CheckResult]]:
+    """What asking each machine comes to, in their order. A Ctrl-C sets `stop`, and goes on up when those who ask have noticed."""
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as threads:
+        futures = [threads.submit(ask, machine) for machine in machines]
+        try:
+            while not all(future.done() for future in futures):
+                # A bounded wait, because only between waits does Python see a Ctrl-C.
+                wait(futures, timeout=0.5)
+        except BaseException:
+            # Here, as leaving the pool waits for all that it works on.
+            stop.set()
+            raise
+    return [future.result() for future in futures]
 
 
 def report(results: Iterable[CheckResult]) -> Report:
@@ -132,9 +144,11 @@ def ask_machine(
     guest: Guest | None = None
     try:
         for check in checks:
+            if stop.is_set():
+                return results + not_run(checks[len(results) :], "interrupted")
             started = time.monotonic()
             try:
-                guest = guest or Guest.connect(login, timeout=connect)
+                guest = guest or Guest.connect(login, timeout=connect, stop=stop)
             except PocketcloudError as error:
                 return results + not_run(checks[len(results) :], error.message)
             try:

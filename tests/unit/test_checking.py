@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.guest import Login
 from pocketcloud.keys import new_key
-from pocketcloud.lab.checking import CheckResult, Verdict, ask_machine, report
+from pocketcloud.lab.checking import CheckResult, Verdict, ask_machine, report, side_by_side
 from pocketcloud.model.lab import Check
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import Duration
@@ -141,3 +143,22 @@ def test_interrupted_the_rest_is_not_asked(sshd: Sshd) -> None:
     results = ask_machine(sshd.login, [check("sleep 20", name="a"), check("true", name="b")], stop)
     assert time.monotonic() - started < 10
     assert [r.reason for r in results] == ["interrupted"] * 2
+
+
+def test_a_ctrl_c_ends_what_is_asked_of_all_machines(sshd: Sshd) -> None:
+    stop, ended = threading.Event(), list[str]()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        logins = {Name("busy"): sshd.login, Name("silent"): replace(sshd.login, port=silent.getsockname()[1])}
+
+        def ask(machine: Name) -> list[CheckResult]:
+            results = ask_machine(logins[machine], [check("sleep 60", name="a"), check("sleep 60", name="b")], stop)
+            ended.append(machine)
+            return results
+
+        started = time.monotonic()
+        threading.Timer(1.0, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(ask, tuple(logins), stop)
+    assert time.monotonic() - started < 20
+    assert sorted(ended) == ["busy", "silent"]

@@ -25,6 +25,10 @@ CHECK_WITHIN = Duration(30)
 _MEMORY = (16 * MIB, 4 * TIB)
 _MOST_POINTS = 1000
 
+# Whatever anybody may number a network of his own with: RFC 1918, and RFC 2544, of benchmarks.
+_PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")))
+_OF = f"of {', '.join(map(str, _PRIVATE[:-1]))} or {_PRIVATE[-1]}"
+
 
 class Outside(StrEnum):
     """What a lab takes from outside while it is raised and used: `nothing`; what the kit's `cache` can keep, so that it works
@@ -94,8 +98,8 @@ class LabNetwork:
     def __post_init__(self) -> None:
         if (self.kind is NetworkKind.BRIDGE) != (self.bridge is not None):
             raise ValueError("bridge: names a bridge of the host, as br0, for networks of kind bridge and for no others")
-        # What the kernel takes for an interface's name (its dev_valid_name).
-        if self.bridge is not None and not re.fullmatch(r"(?!\.\.?$)[^\s/:\0]{1,15}", self.bridge):
+        # Of what the kernel takes for an interface's name (its dev_valid_name), what a terminal and a shell take as it is.
+        if self.bridge is not None and not re.fullmatch(r"(?!\.\.?$)[A-Za-z0-9._][A-Za-z0-9._-]{0,14}", self.bridge):
             raise ValueError(f"bridge: {self.bridge[:40]!r} is no name of an interface")
         if self.bridge is not None and self.subnet is not None:
             raise ValueError(
@@ -105,8 +109,8 @@ class LabNetwork:
             raise ValueError("lan: machines on a bridge are on the host's network itself; nothing is to be allowed")
         if self.lan and not self.kind.forwards:
             raise ValueError(f"lan: is for networks of kind nat or routed; from one that is {self.kind} nothing reaches out")
-        if self.subnet is not None and not (self.subnet.prefixlen == 24 and self.subnet.is_private):
-            raise ValueError(f"subnet: expected a private /24, as 10.99.1.0/24, got {self.subnet}")
+        if self.subnet is not None and not (self.subnet.prefixlen == 24 and any(map(self.subnet.subnet_of, _PRIVATE))):
+            raise ValueError(f"subnet: expected a private /24, as 10.99.1.0/24, got {self.subnet} ({_OF})")
 
 
 @dataclass(frozen=True, slots=True)

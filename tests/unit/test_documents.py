@@ -128,6 +128,11 @@ def test_editors_of_all_systems_write_it(turn: object) -> None:
             "a private /24, as 10.99.1.0/24, got 8.8.8.0/24",
         ),
         (GOOD.replace("nat", "nat, subnet: 10.9.0.0/16"), 7, "networks.front.subnet", "a private /24"),
+        *(
+            (GOOD.replace("nat", f"nat, subnet: {net}"), 7, "networks.front.subnet", f"got {net} (of 10.0.0.0/8, 172.16.0.0/12,")
+            for net in ("127.0.0.0/24", "0.0.0.0/24", "169.254.169.0/24", "240.0.0.0/24", "192.0.2.0/24", "198.20.0.0/24")
+        ),
+        (GOOD.replace("nat", "nat, subnet: 198.19.7.0/24"), 0, "", ""),
         (GOOD.replace("nat", "nat, subnet: some"), 7, "networks.front.subnet", "Expected 4 octets in 'some'"),
         (GOOD.replace("    networks: [front]\n", ""), 3, "machines.web", "needs a network"),
         (CONSOLE.replace("{console: x}", "{console: '('}"), 5, "machines.web.ready.console", "is not a regular expression"),
@@ -347,6 +352,9 @@ def test_a_bridge_of_the_host_is_named_and_has_nothing_of_ours() -> None:
         ("{kind: bridge, bridge: br0, lan: true}", "networks.out.lan", "nothing is to be allowed"),
         ("{kind: bridge, bridge: ../x}", "networks.out.bridge", "is no name of an interface"),
         ("{kind: bridge, bridge: averyverylongname}", "networks.out.bridge", "is no name of an interface"),
+        ("{kind: bridge, bridge: $(id)}", "networks.out.bridge", "is no name of an interface"),
+        ("{kind: bridge, bridge: -f}", "networks.out.bridge", "is no name of an interface"),
+        ('{kind: bridge, bridge: "br\\e[2J"}', "networks.out.bridge", "is no name of an interface"),
     ):
         fault = the_fault(BRIDGED.replace("{kind: bridge, bridge: br0}", change))
         assert fault.path == path

@@ -163,7 +163,7 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
     share = _SEALED - _INSTALLED
     within = _patience(order) if definition.post else None
     if definition.wheels:
-        _carry(definition, definition.wheels, work, run)
+        carry(definition, definition.wheels, work, run)
     take_steps(definition, work, run, lambda text, part: tell(text, (_INSTALLED + share * part) * _UNPACKED), within)
     for name in _LAST:
         _put(work / name, _script(name, values))
@@ -174,7 +174,7 @@ def make_image(order: Order[BootstrapDefinition], mirror: Mirror, apt_options: s
     return work / "disk.raw"
 
 
-def _carry(definition: BootstrapDefinition, wanted: Wheels, work: Path, run: Runner) -> None:
+def carry(definition: BootstrapDefinition, wanted: Wheels, work: Path, run: Runner) -> None:
     """Lay the wheels into the new system, for its steps; sealing takes them away."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -183,8 +183,7 @@ def _carry(definition: BootstrapDefinition, wanted: Wheels, work: Path, run: Run
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
     packed = work / "wheels.tar"
-    packed.write_bytes(buffer.getvalue())
-    give(packed)
+    _put(packed, buffer.getvalue())
     _step(definition, work, run, ["tar", "--extract", "--file=wheels.tar", "--directory=root/var/tmp"], what="carrying wheels in")
     packed.unlink()
 
@@ -287,9 +286,7 @@ def _lay_out(definition: BootstrapDefinition, mirror: Mirror, apt_options: str, 
     files["values"] = "".join(f"{name}={values[name]}\n" for name in _IDS)
     for name, text in files.items():
         _put(work / name, text)
-    overlay = work / "tree.tar"
-    overlay.write_bytes(_overlay())
-    give(overlay)
+    _put(work / "tree.tar", _overlay())
     for folder in ("tmp", "releases"):
         (work / folder).mkdir(mode=0o700, exist_ok=True)
         give(work / folder)
@@ -301,13 +298,13 @@ def _script(name: str, values: Mapping[str, str]) -> str:
     return assignments + (_PARTS / name).read_text(encoding="utf-8")
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, content: str | bytes) -> None:
     """A file that only the namespace's root reads. What lies there already may be a link or a folder that is in our way."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(text)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     give(path)
 
 

@@ -16,7 +16,7 @@ from pocketcloud.bases import bootstrap, stages
 from pocketcloud.bases.bootstrap import take_steps
 from pocketcloud.bases.namespace import confined, first_id, give
 from pocketcloud.errors import PartlyDone, Refused
-from pocketcloud.model.base import Arch
+from pocketcloud.model.base import Arch, Wheels
 from pocketcloud.system import run
 from tests.built_base import kit_in
 from tests.small_base import small_definition
@@ -202,3 +202,14 @@ def test_a_step_without_an_end_is_ended(work: Path) -> None:
     with pytest.raises(PartlyDone, match="not done after 1 s"):
         take_steps(definition, work, run, lambda _text, _part: None, 1.0)
     assert "sleep 1000" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_link_in_the_place_of_the_wheels_leads_nowhere(work: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("of the host")
+    run(confined(work, ["sh", "-c", f"mkdir -p root/var/tmp; ln -s {secret} wheels.tar"]))
+    carried = Wheels(("click",))
+    bootstrap.carry(small_definition(wheels=carried), carried, work, run)
+    assert secret.read_text() == "of the host"
+    assert [path.name.split("-")[0] for path in (work / "root/var/tmp/wheels").iterdir()] == ["click"]
+    assert not (work / "wheels.tar").exists()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from pocketcloud.bases import wheels
 from pocketcloud.bases.definitions import find
@@ -47,3 +50,26 @@ def test_nobody_else_is_installed_under_our_name(tmp_path: Path) -> None:
     assert (ran.returncode, ran.stdout.strip()) == (0, "ours"), ran.stderr
     listed = subprocess.run([tmp_path / "env/bin/pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
     assert {"pocketcloud==0.5", "compiled==1.2.0"} <= set(listed.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "readable", "does"),
+    [(2, True, "init"), (0, True, "attach"), (8, True, "attach"), (4, True, "attach"), (2, False, "attach")],
+)
+def test_a_kit_is_made_only_on_a_disk_with_nothing_on_it(tmp_path: Path, code: int, does: str, *, readable: bool) -> None:
+    """blkid says nothing where two signatures are at odds (8), and may say that it found nothing (2) where reading fails."""
+    match = re.search(r"(?s)<<'END'\n(#!/bin/sh\ndisk=.*?)END\n", find("pocketcloud").post[2])
+    assert match is not None
+    disk = tmp_path / "disk"
+    if readable:
+        disk.write_bytes(bytes(8192))
+    else:
+        disk.mkdir()
+    for name, does_it in (("udevadm", "true"), ("blkid", f"exit {code}"), ("pocketcloud", 'echo "$@"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does_it}\n")
+        (tmp_path / name).chmod(0o755)
+    script = match[1].replace("/dev/disk/by-id/virtio-kit", str(disk))
+    ran = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True
+    )
+    assert ran.stdout.split()[:2] == ["kit", does]

@@ -268,7 +268,7 @@ class _NodeReader:
                     pass
         except ValueError:
             return text
-        self.faults.append(Fault(node.start_mark.line + 1, _dotted(path), f"expected a plain value, got the tag {tag}"))
+        self.faults.append(Fault(node.start_mark.line + 1, _dotted(path), f"expected a plain value, got the tag {_safe(tag)}"))
         return None
 
     def _text(self, node: Any, path: KeyPath) -> str:

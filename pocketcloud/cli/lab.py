@@ -21,7 +21,7 @@ from pocketcloud.cli.options import (
     output_option,
     require_root,
 )
-from pocketcloud.cli.view import allowed, ask, print_json, print_table
+from pocketcloud.cli.view import allowed, ask, fit, print_json, print_table
 from pocketcloud.errors import HostLacks, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -135,11 +135,11 @@ def _print_plan_text(planned: Planned, bench: Workbench) -> None:
     plan = planned.plan
     lines = explain(plan, bench.world(plan.instance, planned.have.record))
     for step in plan.steps:
-        click.echo(click.style(title(step), bold=True) + f"  [{step.reason}]")
+        click.echo(click.style(fit(title(step)), bold=True) + f"  [{step.reason}]")
         for line in lines[step.id]:
-            click.echo(f"    {line}")
+            click.echo(f"    {fit(line)}")
     for note in plan.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {fit(note)}")
     click.echo(f"{len(plan.steps)} steps; nothing was done.")
 
 
@@ -276,7 +276,7 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
     for network, subnet in found.networks.items():
         click.echo(f"network {network}: {subnet}")
     for note in found.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {fit(note)}")
     click.echo(f"Lab {found.instance} is {found.state}.")
     if report is not None:
         lab_checks.show(report)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pocketcloud.cli.options import here_lab, is_path
-from pocketcloud.cli.view import print_table
+from pocketcloud.cli.view import fit, print_table
 
 if TYPE_CHECKING:
     from pocketcloud.lab.checking import Report
@@ -53,5 +53,5 @@ def show(report: Report) -> None:
     for result in report.checks:
         if result.verdict is Verdict.FAILED and (result.hint or result.output):
             said = [f"  {line}" for line in result.output.splitlines()[-_LAST_LINES:]]
-            click.echo("\n".join([f"{result.check}: {result.hint or 'it said'}", *said]))
+            click.echo(fit("\n".join([f"{result.check}: {result.hint or 'it said'}", *said])))
     click.echo(f"{report.points} of {report.of} points.")

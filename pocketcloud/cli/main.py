@@ -129,12 +129,14 @@ def _explain(error: PocketcloudError, arguments: list[str]) -> int:
 
 
 def _say(message: str, hint: str) -> None:
-    first, *rest = message.splitlines()
+    from pocketcloud.cli.view import fit  # not above: `--help` would load it, too
+
+    first, *rest = (fit(line) for line in message.splitlines())
     click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
     for line in rest:
         click.echo(f"  {line}", err=True)
     if hint:
-        click.echo(click.style("next:  ", bold=True) + hint, err=True)
+        click.echo(click.style("next:  ", bold=True) + fit(hint), err=True)
 
 
 def _interrupted(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pocketcloud.cli.options import LabOptions, bench, copies_of, instance_of
-from pocketcloud.cli.view import allowed, ask, print_json, print_table
+from pocketcloud.cli.view import allowed, ask, fit, print_json, print_table
 from pocketcloud.errors import NotFound
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def reset_all(options: LabOptions, *, undo: bool) -> None:
             chosen = choose_all(here, undo=undo)
             print_plans(chosen.plans, here, options.output)
             for text in (*chosen.notes, *(f"{each.instance}: {each.error}" for each in chosen.left)):
-                click.echo(f"note: {text}", err=True)
+                click.echo(f"note: {fit(text)}", err=True)
             return
         ended = bring_back(here, confirm=confirm, undo=undo, allow=allowed("reset", given=options.take_protected))
     if not ended:

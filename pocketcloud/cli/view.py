@@ -49,6 +49,16 @@ class JsonView:
         """Nothing is open."""
 
 
+def fit(text: str) -> str:
+    """What a lab file, a guest or a tool said, for a terminal: lines stay lines, and what a terminal would obey, or show as
+    something else, stands there as its number."""
+    return "".join(c if c.isprintable() or c in "\n\t" else _number(c) for c in text)
+
+
+def _number(char: str) -> str:
+    return f"\\U{ord(char):08x}" if ord(char) > 0xFFFF else f"\\u{ord(char):04x}"
+
+
 class PlainView:
     """A line for what takes a while, when it begins and when it ends; for pipes and logs."""
 
@@ -63,7 +73,7 @@ class PlainView:
         line = self._line(event)
         if line:
             with self._lock:
-                _tell(self._stream, f"[{time.monotonic() - self._started:6.1f}s] {line}")
+                _tell(self._stream, f"[{time.monotonic() - self._started:6.1f}s] {fit(line)}")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -109,7 +119,7 @@ def _is_long(event: StepStarted | StepDone) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """What a guest or a lab file said, fit for a terminal."""
+    """What a guest or a lab file said, for one line of a terminal that is soon another."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
@@ -163,7 +173,7 @@ class BarView:
                 if event.total:
                     self._whole = self._progress.add_task(event.subject, total=event.total, doing="")
             case StepStarted():
-                self._progress.update(self._row(event), doing=event.title)
+                self._progress.update(self._row(event), doing=_one_line(event.title))
             case StepProgress():
                 row = self._row(event)
                 self._progress.update(row, doing=_one_line(event.text))
@@ -173,22 +183,22 @@ class BarView:
                 self._done(event)
             case StepFailed():
                 self._failed.add(event.machine or event.id)
-                self._progress.update(self._row(event), doing=f"FAILED: {event.title}")
+                self._progress.update(self._row(event), doing=f"FAILED: {_one_line(event.title)}")
             case Note():
-                self._console.print(("note: " if event.warn else "") + event.text, markup=False)
+                self._console.print(("note: " if event.warn else "") + fit(event.text), markup=False)
 
     def _done(self, event: StepDone) -> None:
         row = self._row(event)
         if event.id.startswith("ready."):
             self._progress.update(row, total=1, completed=1, doing="ready")
         elif event.machine:
-            self._progress.update(row, doing=f"{event.title}: done")
+            self._progress.update(row, doing=f"{_one_line(event.title)}: done")
         else:
             self._progress.update(row, doing="")
         if self._whole is not None:
             self._progress.advance(self._whole)
         if self._verbose:
-            self._console.print(f"{event.title}: done in {duration_text(event.seconds)}", markup=False)
+            self._console.print(f"{fit(event.title)}: done in {duration_text(event.seconds)}", markup=False)
 
 
 class SilentView:
@@ -216,12 +226,14 @@ def print_json(value: object) -> None:
     """An answer as JSON on stdout."""
     from pocketcloud.documents import plain
 
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False))
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    # JSON itself asks for less to be escaped than terminals obey.
+    click.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
     """An answer as a table on stdout; `empty` goes to stderr if there are no rows."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[fit(str(cell)).replace("\n", " ") for cell in row] for row in rows]
     if not cells:
         click.echo(empty, err=True)
         return

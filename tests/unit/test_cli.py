@@ -394,3 +394,11 @@ def test_what_was_fetched_for_bases_can_be_pruned(cli: Cli) -> None:
     for wrong in (("prune",), ("prune", "debian-12", "--all")):
         assert "which base?" in explained(cli("base", *wrong), 2)
     assert "is for all bases" in explained(cli("base", "prune", "debian-12", "--media"), 2)
+
+
+def test_what_a_file_says_does_not_steer_the_terminal(cli: Cli) -> None:
+    (cli.folder / "bad.yaml").write_text("lab: !%1b%5b2Jx a\nmachines: {a: {base: tiny, ready: {console: x}}}\n")
+    said = explained(cli("lab", "export", "bad.yaml", "out"), 2)
+    assert "got the tag" in said
+    assert "\x1b" not in said
+    assert "\x1b" not in explained(cli("lab", "export", "./\x1b[2Jx.yaml", "out"), 4)

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pocketcloud.cli.view import BarView, JsonView, PlainView, SilentView, View, open_view, print_table
+from pocketcloud.cli import lab_checks
+from pocketcloud.cli.view import BarView, JsonView, PlainView, SilentView, View, open_view, print_json, print_table
 from pocketcloud.events import Event, Note, PlanStarted, StepDone, StepFailed, StepProgress, StepStarted
+from pocketcloud.lab.checking import CheckResult, Report, Verdict
 
 UP: list[Event] = [
     Note("emulated: no KVM here"),
@@ -145,6 +147,16 @@ def test_what_a_lab_file_says_does_not_steer_the_terminal() -> None:
     nasty = StepProgress("provision.a", 0, "run \x1b]0;title\x07\r\nrm", "a")
     assert plain([nasty]) == ["  a: run  ]0;title   rm"]
     assert "\x07" not in bars([PlanStarted("demo", 1), nasty])
+    title = "write /etc/\x1b]52;c;YQ==\x07"
+    told: list[Event] = [
+        Note(f"warned of {title}\nmore", warn=True),
+        StepStarted("provision.a", title, "a"),
+        StepDone("provision.a", title, "a", 5.0),
+        StepFailed("provision.a", title, "a", 5.0, title),
+    ]
+    for line in plain(told, verbose=True):
+        assert line == "more" or "/etc/\\u001b]52;c;YQ==\\u0007" in line
+    assert "\x1b]52" not in bars([PlanStarted("demo", 4), *told], verbose=True)
 
 
 # -- JSON lines ----------------------------------------------------------------------------------------------------------
@@ -272,6 +284,24 @@ def test_tables_are_aligned_and_empty_ones_say_so_on_stderr(capsys: pytest.Captu
     assert capsys.readouterr().out == "LAB   STATE\ndemo  up\na\n"
     print_table(("LAB",), [], empty="No labs yet.")
     assert capsys.readouterr() == ("", "No labs yet.\n")
+
+
+def test_answers_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    title = "a\x1b[2Jb\x9bc\nd \u202e\U000e0041"
+    print_table(("LAB", "TITLE"), [("x", title)])
+    assert capsys.readouterr().out == "LAB  TITLE\nx    a\\u001b[2Jb\\u009bc d \\u202e\\U000e0041\n"
+    print_json({"title": title, "other": "ж é"})
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == {"title": title, "other": "ж é"}
+    assert "ж é" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
+
+
+def test_hints_of_checks_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hint = "\x1b]0;x\x07try again"
+    failed = CheckResult("a", "web", Verdict.FAILED, 1, "exit code 1", hint, "one\ntwo")
+    lab_checks.show(Report((failed,), 0, 1))
+    assert "a: \\u001b]0;x\\u0007try again\n  one\n  two\n" in capsys.readouterr().out
 
 
 def test_plain_lines_say_what_is_waited_for_once_and_what_advances_by_tenths() -> None:

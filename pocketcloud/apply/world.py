@@ -45,10 +45,10 @@ class LabCache(Protocol):
 @dataclass
 class World:
     """One instance's surroundings while a plan is applied. `now` gives the time as ISO 8601 text in UTC; `authorized` are the
-    public keys that may log in beside the kit's; `near` the networks that this host is on or has routes to; `record` is the
-    record as committed (None: none yet); `cache` the kit's cache, where machines are to use that (None: they use the network);
-    `here` tells what memory is bound to of this host (see memory_fit.py); `woken` are the machines that were brought back from
-    memory, and whether their clocks were set then."""
+    public keys that may log in beside the kit's; `near` tells the networks that this host is on or has routes to, libvirt's among
+    them; `record` is the record as committed (None: none yet); `cache` the kit's cache, where machines are to use that (None:
+    they use the network); `here` tells what memory is bound to of this host (see memory_fit.py); `woken` are the machines that
+    were brought back from memory, and whether their clocks were set then."""
 
     files: InstanceFiles
     storage: Storage
@@ -59,7 +59,7 @@ class World:
     authorized: tuple[str, ...]
     now: Callable[[], str]
     emit: Callable[[Event], None]
-    near: tuple[IPv4Network, ...] = ()
+    near: Callable[[], tuple[IPv4Network, ...]] = tuple
     record: Record | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     cache: LabCache | None = None
@@ -117,7 +117,7 @@ class World:
 
     def network(self, name: str) -> NetworkSpec:
         """The network's specification as the record has it now."""
-        return network_spec(self.kit, self.known, Name(name), self.near)
+        return network_spec(self.kit, self.known, Name(name), self.near())
 
     def address(self, machine: str) -> str:
         """Where the host reaches the machine: its address on the first of its networks."""

@@ -104,10 +104,12 @@ def _addressed(interfaces: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, S
     for interface in interfaces:
         device = str(interface.get("ifname", ""))
         for info in interface.get("addr_info", ()):
-            # On a point-to-point link the prefix belongs to the other end's address.
-            local = info.get("address") or info.get("local")
-            if local:
-                network = IPv4Network(f"{local}/{info.get('prefixlen', 32)}", strict=False)
+            # On a point-to-point link the prefix belongs to the other end's address, and ours is one by itself.
+            ours, theirs = info.get("local"), info.get("address")
+            if theirs and ours:
+                yield device, Subnet(IPv4Network(f"{ours}/32"), f"address on {device}")
+            if theirs or ours:
+                network = IPv4Network(f"{theirs or ours}/{info.get('prefixlen', 32)}", strict=False)
                 yield device, Subnet(network, f"address on {device}")
 
 

@@ -1,10 +1,12 @@
-"""The fence around networks of kind `nat` and `routed`: their machines reach the world beyond this host's networks, not those.
+"""The fence around lab networks: their machines reach the world beyond this host's networks (of kind `isolated`, not even that),
+not those.
 
 libvirt lets out whatever comes from such a network, to the conference's LAN as well as to the world. Our rules stand in a table
 of nftables of our own, beside libvirt's and everybody else's: a packet has to pass all of them, so none is opened by ours.
 
 Outside facts: nft(8) (verdict maps, `reject`, priorities; scripts of `nft -f` take effect whole or not at all); private IPv4
-ranges are those of RFC 1918, RFC 6598 (carriers' networks), RFC 3927 (link-local).
+ranges are those of RFC 1918, RFC 6598 (carriers' networks), RFC 3927 (link-local), and RFC 2544 (benchmarks), where labs are
+that find no room elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pocketcloud.system import CommandFailed, Runner, run
 
 TABLE = "inet pocketcloud"
 _MAP = "fences"
-PRIVATE = tuple(IPv4Network(net) for net in ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"))
+PRIVATE = tuple(
+    map(IPv4Network, ("10.0.0.0/8", "100.64.0.0/10", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15"))
+)
 _TIMEOUT = 30.0
 _LOCK = Path("/run/pocketcloud/locks/firewall.lock")
 _INTERFACES = "/sys/class/net"
@@ -114,6 +118,8 @@ def fence_script(bridge: str, own: IPv4Network, networks: Iterable[IPv4Network])
             f"flush chain {TABLE} {bridge}",
             f'add rule {TABLE} {bridge} oifname "{bridge}" accept',
             f"add rule {TABLE} {bridge} ip daddr {own} accept",
+            # All that the host has by now, and will have: addresses of mobile links and VPNs come and go.
+            f"add rule {TABLE} {bridge} fib daddr type local reject with icmp type admin-prohibited",
             f"add rule {TABLE} {bridge} ip daddr {{ {closed} }} reject with icmp type admin-prohibited",
             # Lab networks have no addresses of IPv6; whoever gives himself some gets nowhere.
             f"add rule {TABLE} {bridge} meta nfproto ipv6 drop",

@@ -265,7 +265,7 @@ class Workbench:
             authorized=self.authorized,
             now=self.now,
             emit=emit or self.emit,
-            near=tuple(taken.network for taken in self.facts.subnets),
+            near=lambda: tuple(taken.network for taken in (*self.facts.subnets, *self.hypervisor.subnets())),
             record=record,
             stop=self.stop,
             cache=ServedLab(self.servers, self.kit, instance) if self.served else None,

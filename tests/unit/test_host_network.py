@@ -52,6 +52,7 @@ def test_addresses_and_routes_count_and_each_network_once(tmp_path: Path) -> Non
     )
     assert taken(tmp_path, ip) == {
         "10.8.0.5/32": "address on tun0",
+        "10.8.0.6/32": "address on tun0",
         "10.20.0.0/16": "route via tun0",
         "172.16.0.0/12": "blackhole route",
         "192.0.2.7/32": "route via wlan0",

@@ -70,7 +70,8 @@ def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Networ
     or has routes to, which are kept from machines that may not reach them."""
     network = record.networks[name]
     wanted = record.lab.networks.get(name)
-    fenced = network.kind.forwards and not (wanted and wanted.lan)
+    # An isolated one, too: the host forwards nothing from there, and would answer by all of its addresses.
+    fenced = not network.bridged and not (wanted and wanted.lan)
     leases = []
     for machine_name, machine in record.machines.items():
         for attached, mac in record.macs(machine_name, kit.id):

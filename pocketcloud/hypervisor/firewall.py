@@ -46,10 +46,11 @@ class Fences:
         try:
             self._change(fence_script(spec.bridge, spec.range, spec.fenced))
         except (CommandFailed, HostLacks) as failure:
-            raise HostLacks(
-                f"network {spec.name} cannot be kept out of this host's networks: {failure.message.splitlines()[-1]}",
-                hint="install nftables (pocketcloud check names the package), or say `lan: true` of the network in the lab file",
-            ) from failure
+            hint = "install nftables (pocketcloud check names the package)"
+            if spec.kind.forwards:
+                hint += ", or say `lan: true` of the network in the lab file"
+            text = f"network {spec.name} cannot be kept out of this host's networks: {failure.message.splitlines()[-1]}"
+            raise HostLacks(text, hint=hint) from failure
 
     def remove(self, bridge: str) -> None:
         """Take a bridge's fence down, and the table with the last; none is success, as it is where there are no nftables."""

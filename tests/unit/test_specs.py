@@ -89,7 +89,7 @@ def test_a_network_has_the_leases_of_all_on_it(record: Record) -> None:
     assert network_spec(KIT, record, FRONT).uuid != spec.uuid
 
 
-def test_networks_that_forward_are_fenced_unless_the_lab_says_otherwise(record: Record) -> None:
+def test_networks_are_fenced_unless_the_lab_says_otherwise(record: Record) -> None:
     near = (IPv4Network("203.0.113.0/24"),)
 
     def fenced(kind: NetworkKind, *, lan: bool) -> object:
@@ -99,7 +99,10 @@ def test_networks_that_forward_are_fenced_unless_the_lab_says_otherwise(record: 
 
     assert fenced(NetworkKind.NAT, lan=False) == fenced(NetworkKind.ROUTED, lan=False) == near
     assert fenced(NetworkKind.NAT, lan=True) is fenced(NetworkKind.ROUTED, lan=True) is None
-    assert fenced(NetworkKind.ISOLATED, lan=False) is None
+    assert fenced(NetworkKind.ISOLATED, lan=False) == near
+    bridged = replace(record.networks[FRONT], kind=NetworkKind.BRIDGE, subnet=None, bridge="br0")
+    on_bridge = replace(record, networks={**record.networks, FRONT: bridged})
+    assert network_spec(KIT, on_bridge, FRONT, near).fenced is None
     with pytest.raises(ValueError, match="from one that is isolated nothing reaches out"):
         LabNetwork(NetworkKind.ISOLATED, lan=True)
 

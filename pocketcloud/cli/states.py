@@ -13,6 +13,8 @@ from pocketcloud.cli.view import allowed, ask, print_json
 from pocketcloud.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pocketcloud.lab.commands import Confirm
     from pocketcloud.lab.tree import StateNode, StateTree
     from pocketcloud.model.names import Name
@@ -29,11 +31,25 @@ def _state_of(text: str) -> tuple[Name, Name]:
 
 def left_text(plan: Plan, instance: Name) -> str:
     """What becomes of what is on the disks now, for a question."""
-    from pocketcloud.plan.states import UNDO_DAYS, leaves_undo
+    from pocketcloud.plan.states import UNDO_DAYS
 
-    if leaves_undo(plan):
-        return f"What is on the disks now is kept for {UNDO_DAYS} days: pocketcloud lab undo {instance}."
-    return "What is on the disks now is lost."
+    kept = plan.record.undo.machines if plan.record and plan.record.undo else {}
+    again = [name for name in plan.loses if name in kept]
+    gone = [name for name in plan.loses if name not in kept]
+    alone = sum(map(bool, (plan.keeps, again, gone))) == 1
+    back = f"kept for {UNDO_DAYS} days: pocketcloud lab undo {instance}."
+
+    def now(names: Sequence[str]) -> str:
+        return "What is on the disks now is" if alone else f"What is on the disks of {', '.join(names)} now is"
+
+    said = [f"{now(plan.keeps)} {back}"] if plan.keeps else []
+    if again:
+        said.append(
+            f"{', '.join(again)}: the reset or restore before did not end. What that left stays kept: pocketcloud lab undo"
+            f" {instance}. What was done since is lost."
+        )
+    said += [f"{now(gone)} lost."] if gone else []
+    return " ".join(said) or "Nothing is lost."
 
 
 def _confirmed(question: str, instance: Name, *, yes: bool) -> Confirm:

@@ -182,3 +182,8 @@ class Record:
     def clean(self) -> Snapshot | None:
         """The snapshot that reset returns to."""
         return self.snapshots.get(Name(CLEAN))
+
+    @property
+    def undo(self) -> Snapshot | None:
+        """What the last reset or restore left."""
+        return self.snapshots.get(Name(UNDO))

@@ -96,6 +96,7 @@ class Draft:
         self.steps: list[Step] = []
         self.notes: list[str] = []
         self.loses: list[str] = []
+        self.keeps: list[str] = []
 
     def add(self, step: Step) -> str:
         self.steps.append(step)
@@ -109,7 +110,7 @@ class Draft:
         return last
 
     def plan(self, record: Record | None = None) -> Plan:
-        return Plan(self.instance, tuple(self.steps), tuple(self.notes), tuple(self.loses), record)
+        return Plan(self.instance, tuple(self.steps), tuple(self.notes), tuple(self.loses), tuple(self.keeps), record)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ def plan_undo(instance: Name, have: Inventory, ground: Ground, *, but: Collectio
     if any(machine.restoring and machine.restoring.state == UNDO for machine in record.machines.values()):
         plan = plan_up(record.lab, instance, have, ground)
         return replace(plan, notes=(f"the last `lab undo {instance}` was interrupted; it is completed", *plan.notes))
-    snapshot = record.snapshots.get(Name(UNDO))
+    snapshot = record.undo
     if snapshot is None:
         raise NotFound(
             f"lab {instance} has nothing to undo: no reset or restore has left anything that is still kept",
@@ -190,9 +190,12 @@ def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Grou
     record = replace(record, machines=addressed(record.machines, networks))
     what = "its clean state" if way.state == CLEAN else f"its state {way.state}"
     commit = (draft.add(CommitRecord(id="commit", reason=f"the lab is {what} from here on", after=tuple(made), record=record)),)
-    stops = {f.name: draft.add(_stop(f.name, way, record, commit, opened)) for f in fates if f"stop.{f.name}" not in opened} | {
-        f.name: f"stop.{f.name}" for f in fates if f"stop.{f.name}" in opened
-    }
+    stops = {fate.name: f"stop.{fate.name}" for fate in fates}
+    for name, stop in stops.items():
+        if stop not in opened:
+            # What the guest has not written yet is worth a moment where its disks are kept.
+            last, kept = (*commit, *opened), name in draft.keeps
+            draft.add(KillMachine(id=stop, reason=way.reason, machine=name, after=last, flush=kept))
     nets = draw_networks(draft, record, have, commit, leases=False, stops={name: (stop,) for name, stop in stops.items()})
     ready = []
     for fate in fates:
@@ -225,27 +228,49 @@ def _damaged(record: Record, state: str, machine: str, volume: str) -> Refused:
 
 
 def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Ground, generation: int) -> Record:
-    """The record with what the machines leave as its state `undo`. One that was never ready since it was brought back has done
-    nothing that is worth keeping: what it left then stays."""
-    old = record.snapshots.get(Name(UNDO))
+    """The record with what the machines leave as its state `undo`; the draft says whose disks that keeps, and whose are lost."""
+    old = record.undo
+    earlier = old.machines if old else {}
+    # What was not brought back now can be brought back by the next one.
+    others = {name: part for name, part in earlier.items() if name not in way.parts} if way.state == UNDO or not way.undo else {}
+    again = {name: earlier[name] for name in way.parts if name in earlier and way.undo and _goes_on(record, name, way)}
+    left = {name: part for name in way.parts if name not in again and (part := _left(record, name, have, generation))}
     if not way.undo:
-        left = {name: part for name, part in (old.machines if old else {}).items() if name not in way.parts}
-        return _replaced(record, old and replace(old, machines=left))
-    if not has_room(ground, len(way.parts)):
+        left = {}
+    elif left and not has_room(ground, len(way.parts)):
         draft.notes.append(f"kit {ground.kit} has no space to keep what the machines leave: `lab undo` will not bring it back")
-        return _replaced(record, None)
-    parts = {}
-    for name in way.parts:
-        machine = record.machines[name]
-        if machine.restoring:
-            if old and name in old.machines and way.state != UNDO:
-                parts[name] = old.machines[name]
-        elif machine.stage is Stage.PROVISIONED and all(volume in have.volumes for volume in machine.disks.values()):
-            parts[name] = left_part(record.instance, name, machine, generation)
-    if not any(not record.machines[name].restoring for name in parts):
-        # Nothing new is left: an interrupted reset is run again, or it is taken back before anything was done.
-        return _replaced(record, None) if way.state == UNDO else without_expired(record, ground)
-    return _replaced(record, Snapshot(ground.now, parts, record.at, networks=record.lab.networks))
+        left = {}
+    draft.keeps += left
+    draft.loses += [name for name in way.parts if name not in left]
+    if again and not left:
+        return without_expired(record, ground)
+    if not left:
+        return _replaced(record, old and replace(old, machines=others))
+    return _replaced(record, Snapshot(ground.now, {**others, **again, **left}, record.at, networks=record.lab.networks))
+
+
+def _goes_on(record: Record, name: Name, way: _Way) -> bool:
+    """Whether a machine was never brought back wholly, and is now brought back again: what it left first stays the one to keep.
+    An undo that is taken back is not one of those: its state left the record, and is on the machine's disks alone."""
+    restoring = record.machines[name].restoring
+    return way.state != UNDO and restoring is not None and restoring.state != UNDO and restoring.state in record.snapshots
+
+
+def _left(record: Record, name: Name, have: Inventory, generation: int) -> SnapshotPart | None:
+    """What a machine leaves, if that is worth keeping."""
+    machine, domain = record.machines[name], have.domains.get(name)
+    if machine.stage is not Stage.PROVISIONED or any(volume not in have.volumes for volume in machine.disks.values()):
+        return None
+    part = left_part(record.instance, name, machine, generation)
+    started = (
+        domain is not None
+        and domain.active
+        and {have.volumes[v].path for v in machine.disks.values()} <= set(domain.disks.values())
+    )
+    if machine.restoring and machine.restoring.nvram and not started:
+        # What it has now may still be from before; these are what it would be started with.
+        return replace(part, nvram=machine.restoring.nvram)
+    return part
 
 
 def _replaced(record: Record, undo: Snapshot | None) -> Record:
@@ -265,15 +290,9 @@ def _stop_on_sources(draft: Draft, way: _Way, have: Inventory, clones: Sequence[
     )
 
 
-def _stop(name: Name, way: _Way, record: Record, commit: tuple[str, ...], opened: tuple[str, ...]) -> Step:
-    undo = record.snapshots.get(Name(UNDO))
-    kept = undo is not None and name in undo.machines
-    return KillMachine(id=f"stop.{name}", reason=way.reason, machine=name, after=(*commit, *opened), flush=kept)
-
-
 def _draw_kept_nvrams(draft: Draft, before: Record, record: Record, after: tuple[str, ...]) -> list[str]:
     """Keep the UEFI variables that the new record names and the old one does not."""
-    undo = record.snapshots.get(Name(UNDO))
+    undo = record.undo
     return [
         draft.add(KeepNvram(id=f"keep.{name}", reason="for `lab undo`", after=after, machine=name, target=part.nvram))
         for name, part in (undo.machines.items() if undo else ())

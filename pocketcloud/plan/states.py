@@ -16,7 +16,7 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import size_text
 from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, next_generation
-from pocketcloud.plan.steps import CommitRecord, KillMachine, Plan, TakeSnapshot
+from pocketcloud.plan.steps import CommitRecord, Plan, TakeSnapshot
 from pocketcloud.plan.waking import check_kept
 
 UNDO_DAYS = 7
@@ -58,7 +58,7 @@ def without_machines(record: Record, machines: Collection[str]) -> Record:
 
 def without_expired(record: Record, ground: Ground) -> Record:
     """The record without what was kept for `lab undo`, if that is old or the kit has no space for it any more."""
-    undo = record.snapshots.get(Name(UNDO))
+    undo = record.undo
     if undo is None or (has_room(ground, len(undo.machines)) and not _is_old(undo.taken, ground.now)):
         return record
     return without_states(record, [UNDO])
@@ -81,11 +81,6 @@ def left_part(instance: str, name: Name, machine: MachineRecord, generation: int
     """What a machine leaves when it is brought back: its live volumes as they are, and a copy of its UEFI variables."""
     nvram = f"{joined(instance, name)}@{UNDO}-g{generation}.fd" if machine.firmware is Firmware.EFI else ""
     return SnapshotPart(machine.disks, nvram, machine.definition)
-
-
-def leaves_undo(plan: Plan) -> bool:
-    """Whether a plan that brings machines back keeps what they leave."""
-    return any(isinstance(step, KillMachine) and step.flush for step in plan.steps)
 
 
 def plan_snapshot(

@@ -189,14 +189,15 @@ class RemoveFiles(Step):
 class Plan:
     """What is to be done: `steps` in an order that respects `after`, and `notes` on what is seen and left alone.
 
-    `loses` names the machines whose disks are thrown away, which the CLI asks about; `record` is the record as the plan
-    leaves it (None: none, or unchanged), for those who show it beforehand.
+    `loses` names the machines whose disks are thrown away, which the CLI asks about, `keeps` those that leave theirs for
+    `lab undo`; `record` is the record as the plan leaves it (None: none, or unchanged), for those who show it beforehand.
     """
 
     instance: str
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
     loses: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
     record: Record | None = field(default=None, compare=False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pocketcloud.cli.states import left_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import DomainState, Inventory
@@ -341,6 +342,88 @@ def test_an_undo_right_after_an_interrupted_reset_brings_back_what_was_left() ->
             do(host, undo)
         assert contents(host) == left
         check_up(host, LAB)
+
+
+def test_a_reset_after_an_undo_that_did_not_end_keeps_what_that_brought_back() -> None:
+    def prepare(host: Host) -> None:
+        work(host, "thesis")
+        do(host, reset)
+
+    prepared = up_host()
+    work(prepared, "thesis")
+    left = contents(prepared)
+    do(prepared, reset)
+    tried = 0
+    for at in every_cut(prepared, undo):
+        host = cut_host(prepare, undo, at)
+        if "thesis" not in host.content("a"):
+            continue
+        made = do(host, reset)
+        assert (set(made.keeps), made.loses) == ({"a", "b"}, ()), f"cut at {at}"
+        assert "is kept for 7 days" in left_text(made, INSTANCE)
+        do(host, undo)
+        assert contents(host) == left, f"cut at {at}: the only copy is lost"
+        check_up(host, LAB)
+        tried += 1
+    assert tried > 20
+
+
+def never_ready(host: Host, planner: Planner) -> None:
+    """Carry a plan out up to where it waits for machines of which one does not get ready."""
+    made = planner(host.inventory(), ground())
+    host.apply(made, cut=ids(made).index("back"))
+
+
+def test_what_is_done_after_a_reset_that_did_not_end_is_not_promised_to_be_kept() -> None:
+    host = up_host()
+    homework(host)
+    left = contents(host)
+    never_ready(host, reset)
+    work(host, "three days")
+    worked = contents(host)
+    again = reset(host.inventory(), ground())
+    assert (set(again.loses), again.keeps) == ({"a", "b"}, ())
+    assert "What was done since is lost" in left_text(again, INSTANCE)
+    assert "stays kept: pocketcloud lab undo demo" in left_text(again, INSTANCE)
+    # Taking it back instead keeps both.
+    made = do(host, undo)
+    assert made.loses == ()
+    assert contents(host) == left
+    do(host, undo)
+    assert contents(host) == worked
+    do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=True))
+    mixed = plan_reset(INSTANCE, [], host.inventory(), ground(), undo=False)
+    assert left_text(mixed, INSTANCE) == "What is on the disks now is lost."
+
+
+def test_a_reset_without_undo_that_did_not_end_leaves_what_was_done_since_to_the_next() -> None:
+    host = up_host()
+    never_ready(host, restore("clean", undo=False))
+    work(host, "three days")
+    worked = contents(host)
+    assert set(do(host, reset).keeps) == {"a", "b"}
+    do(host, undo)
+    assert contents(host) == worked
+
+
+def test_an_undo_of_some_leaves_the_others_theirs() -> None:
+    host = up_host()
+    homework(host)
+    left = contents(host)
+    do(host, reset)
+    do(host, lambda have, here: plan_undo(INSTANCE, have, here, but=["a"]))
+    assert "homework" not in host.content("a")
+    assert record(host).undo is not None
+    do(host, lambda have, here: plan_undo(INSTANCE, have, here, but=["b"]))
+    assert contents(host) == left
+
+
+def test_completing_an_undo_loses_nothing() -> None:
+    host = up_host()
+    homework(host)
+    do(host, reset)
+    never_ready(host, undo)
+    assert left_text(undo(host.inventory(), ground()), INSTANCE) == "Nothing is lost."
 
 
 def test_a_restore_that_is_cut_anywhere_is_wholly_the_old_or_the_new_state() -> None:

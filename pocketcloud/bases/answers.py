@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pocketcloud.bases import definitions
 from pocketcloud.bases.answer_values import Installation, values
 from pocketcloud.errors import BadDocument, Fault, HostLacks, NotFound
 from pocketcloud.model.base import Arch, Builder, InstallDefinition, spelled
@@ -75,12 +76,12 @@ def site(definition: InstallDefinition, arch: Arch, build_id: str) -> Site:
 
 def render(definition: InstallDefinition, arch: Arch, site: Site, templates: Path | None = None) -> Answer:
     """The answer for one build. `templates`: a folder whose files stand in place of ours of the same names (left out: the one
-    that POCKETCLOUD_TEMPLATES names, if any).
+    that POCKETCLOUD_TEMPLATES names, if any, then those that an imported definition came with).
 
     Raises BadDocument with file and line of a template that is wrong, or with what the definition cannot say to an installer;
     NotFound if there is no such template; HostLacks without an activation key where one is needed.
     """
-    folders = overlaid("kickstarts") if templates is None else (templates, *overlaid("kickstarts", {}))
+    folders = _folders(definition) if templates is None else (templates, *overlaid("kickstarts", {}))
     if definition.registration and not site.activation_key:
         raise HostLacks(f"base {definition.base}: there is no activation key to register with")
     _refuse_unfit(definition)
@@ -93,6 +94,12 @@ def render(definition: InstallDefinition, arch: Arch, site: Site, templates: Pat
         faults = [replace(fault, message=_masked(fault.message, secrets)) for fault in bad.faults]
         raise BadDocument(bad.source, faults, hint=bad.hint) from None
     return Answer(_NAMES[definition.builder], text, secrets)
+
+
+def _folders(definition: InstallDefinition) -> tuple[Path, ...]:
+    *own, ours = overlaid("kickstarts")
+    came = definitions.came_with(definition.base)
+    return (*own, *([came / "kickstarts"] if came else []), ours)
 
 
 def _masked(text: str, secrets: tuple[str, ...]) -> str:

@@ -63,6 +63,17 @@ def is_own(name: str) -> bool:
     return origin(name).parent != shipped("bases")
 
 
+def names(folder: Path | None = None) -> tuple[str, ...]:
+    """The names of what `available` gives; reads no file."""
+    return tuple(path.stem for path in _files(folder))
+
+
+def came_with(name: str) -> Path | None:
+    """The folder of the imported lab that the definition of that name came with; None for any other, and where there is none."""
+    place = _path(name, None)
+    return place.parent.parent if place and is_imported(place) else None
+
+
 def is_imported(path: Path) -> bool:
     """Whether a file of a definition came with an imported lab."""
     return path.parent in imported()

@@ -23,10 +23,10 @@ def packages_of(lab: Lab, but: Several[Name] = ()) -> dict[Name, tuple[str, ...]
 
 
 def wishes_of(lab: Lab, owner: Name, native: Arch, more: tuple[str, ...] = ()) -> tuple[Wish, ...]:
-    """What is to be kept for a lab that goes by the name `owner`: those of its bases that can be built (others, imported ones,
-    are in the kit or nowhere), each with what its machines install and `more`. `native`: the architecture of a lab that names
-    none."""
-    known = {path.base for path in definitions.available()}
+    """What is to be kept for a lab that goes by the name `owner`: those of its bases that can be built (others, imported
+    images, are in the kit or nowhere), each with what its machines install and `more`. `native`: the architecture of a lab that
+    names none."""
+    known = definitions.names()
     named, arch = packages_of(lab), lab.arch_on(native)
     bases = dict.fromkeys(machine.base for machine in lab.machines.values() if machine.base in known)
     return tuple(

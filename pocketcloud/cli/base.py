@@ -24,7 +24,7 @@ from pocketcloud.cli.options import (
     require_root,
     templates_option,
     wanted_arch,
-    with_imported_base,
+    with_imported,
     yes_option,
 )
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
@@ -59,6 +59,7 @@ for _life in (base_life.refresh, base_life.rollback, base_life.prune):
 def list_bases(*, available: bool, offline: bool, kit_name: str | None, output: str) -> None:
     """List the kit's bases: size, age, updates, and which labs use them."""
     if available:
+        with_imported(kit_name)
         _list_available(output)
         return
     show(open_kit(kit_name), output, offline=offline)
@@ -79,7 +80,7 @@ def _list_available(output: str) -> None:
             ", ".join(d.architectures),
             d.builder,
             d.requires.cpu or "-",
-            "yours" if definitions.is_own(d.base) else "",
+            "imported" if definitions.came_with(d.base) else "yours" if definitions.is_own(d.base) else "",
         )
         for d in found
     ]
@@ -99,11 +100,13 @@ def schema() -> None:
 @arch_option
 @templates_option
 @bases_option
-def render(name: str, arch: str | None) -> None:
+@kit_option
+def render(name: str, arch: str | None, kit_name: str | None) -> None:
     """Print what the installer of the base NAME would be told: the answer file, with secrets masked."""
     from pocketcloud.bases import answers, definitions
     from pocketcloud.model.base import Arch, InstallDefinition
 
+    with_imported(kit_name)
     definition = definitions.find(name)
     wanted = Arch(wanted_arch(arch))
     if not isinstance(definition, InstallDefinition):
@@ -145,7 +148,7 @@ def build(
     from pocketcloud.storage import open_storage
 
     require_root("keep a base where QEMU can read it")
-    with_imported_base(kit_name, name)
+    with_imported(kit_name)
     definition = definitions.find(name)
     wanted = wanted_arch(arch)
     if offline and mirror:

@@ -23,10 +23,10 @@ from pocketcloud.cli.options import (
     require_root,
     templates_option,
     wanted_arch,
-    with_imported_base,
+    with_imported,
     yes_option,
 )
-from pocketcloud.cli.view import ask, open_view
+from pocketcloud.cli.view import ask, fit, open_view
 from pocketcloud.errors import NotFound, PartlyDone, PocketcloudError, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def refresh(
         raise UsageError("which base?", hint="name one, or say --all; pocketcloud base list shows them")
     require_root("keep a base where QEMU can read it")
     if name is not None:
-        with_imported_base(kit_name, name)
+        with_imported(kit_name)
     if offline and mirror:
         raise UsageError("--offline uses the kit's cache, and --mirror something else", hint="leave one of them out")
     apart = is_offline(False if mirror and offline is None else offline)
@@ -128,7 +128,7 @@ def refresh(
                     raise
                 # One that fails keeps nobody from the others.
                 failed.append(error)
-                click.echo(f"{definition.base} ({which}): {error.message}", err=True)
+                click.echo(f"{definition.base} ({which}): {fit(error.message)}", err=True)
     finally:
         view.close()
     if failed:

@@ -17,6 +17,7 @@ from pocketcloud.cli.options import (
     output_option,
     progress_options,
     require_root,
+    with_imported,
     yes_option,
 )
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
@@ -109,15 +110,18 @@ def add(
     if not (bases or labs or url or images):
         raise UsageError("what is to be kept?", hint="name a base, or give --lab, --url or --image")
     wanted = _arch(arch)
-    named = [_lab_of(lab) for lab in labs]
+    with_imported(kit_name)
+    named = [_lab_of(lab, kit_name) for lab in labs]
     owners = tuple(Name(name) for name, _ in named)
     alone = not labs
     new = [Wish(Kind.BASE, base, wanted, _checked_packages(packages), "", owners, alone) for base in _known_bases(bases, wanted)]
     for name, lab in named:
         its = wishes_of(lab, Name(name), wanted, _checked_packages(packages)) if lab else ()
-        if lab and not its:
-            imported = ", ".join(dict.fromkeys(machine.base for machine in lab.machines.values()))
-            click.echo(f"Lab {name}: nothing of its bases ({imported}) can be kept; they are imported, and then in the kit.")
+        kept = {wish.name for wish in its}
+        if lab and (left := ", ".join(dict.fromkeys(m.base for m in lab.machines.values() if m.base not in kept))):
+            click.echo(
+                f"Lab {name}: nothing of {left} can be kept, without a definition; what `base import` brings is in the kit."
+            )
         new += its
     if packages and not new:
         raise UsageError("--package goes with a base", hint="pocketcloud cache add BASE --package NAME")
@@ -168,15 +172,15 @@ def _known_bases(names: tuple[str, ...], arch: Arch) -> tuple[str, ...]:
     return names
 
 
-def _lab_of(text: str) -> tuple[str, Lab | None]:
-    """The name of a lab, and what it declares: by its file, as it was raised, or as we ship it."""
+def _lab_of(text: str, kit_name: str | None) -> tuple[str, Lab | None]:
+    """The name of a lab, and what it declares: by its file, as it was raised or imported, or as we ship it."""
     from pocketcloud.cli.options import wanted_lab
     from pocketcloud.kit.attached import Places
     from pocketcloud.records import InstanceFiles, read_record
 
     found: Kit | None
     try:
-        found = open_kit(None)
+        found = open_kit(kit_name)
     except (NotFound, UsageError):
         found = None
     lab, name = wanted_lab(text, found.path if found else Places.from_environment().default)
@@ -230,11 +234,13 @@ def sync(names: tuple[str, ...], mirror: str | None, kit_name: str | None, progr
 
 
 def _labs_of(kit: Kit, wishes: tuple[Wish, ...]) -> dict[Name, Lab]:
-    """The labs that the wishes are for, as they are now: raised, or else shipped. Others are known by their wishes alone."""
+    """The labs that the wishes are for, as they are now: raised, or else imported or shipped. Others are known by their wishes
+    alone."""
     from pocketcloud.documents import load_lab
     from pocketcloud.errors import Refused
     from pocketcloud.records import InstanceFiles, read_record
     from pocketcloud.resources import shipped
+    from pocketcloud.sharing.kept import lab_file
 
     found = {}
     for name in dict.fromkeys(lab for wish in wishes for lab in wish.labs):
@@ -244,7 +250,7 @@ def _labs_of(kit: Kit, wishes: tuple[Wish, ...]) -> dict[Name, Lab]:
             record = None
         if record is not None:
             found[name] = record.lab
-        elif (path := shipped("labs", f"{name}.yaml")).exists():
+        elif path := next((p for p in (lab_file(kit.path, name), shipped("labs", f"{name}.yaml")) if p.exists()), None):
             found[name] = load_lab(path)
     return found
 
@@ -298,7 +304,7 @@ def list_cache(kit_name: str | None, output: str, *, verify: bool) -> None:
 def prune(names: tuple[str, ...], kit_name: str | None, *, yes: bool) -> None:
     """Remove what nothing needs any more; NAMES are forgotten first, whatever needs them.
 
-    What was kept for labs goes when none of them is in the kit or shipped.
+    What was kept for labs goes when none of them is in the kit, imported ones among them, or shipped.
     """
     from dataclasses import replace
 
@@ -306,6 +312,7 @@ def prune(names: tuple[str, ...], kit_name: str | None, *, yes: bool) -> None:
     from pocketcloud.model.sizes import size_text
     from pocketcloud.records import instances
     from pocketcloud.resources import shipped
+    from pocketcloud.sharing.kept import imported_labs
 
     require_root("change the kit")
     kit = open_kit(kit_name)
@@ -313,7 +320,7 @@ def prune(names: tuple[str, ...], kit_name: str | None, *, yes: bool) -> None:
     with _held(kit, "prune"):
         wishes = store.wishes()
         forgotten = {wish.key for wish in _named(wishes, names)} if names else set()
-        there = {*instances(kit), *(path.stem for path in shipped("labs").glob("*.yaml"))}
+        there = {*instances(kit), *imported_labs(kit.path), *(path.stem for path in shipped("labs").glob("*.yaml"))}
         living = [
             replace(wish, labs=tuple(lab for lab in wish.labs if lab in there)) for wish in wishes if wish.key not in forgotten
         ]

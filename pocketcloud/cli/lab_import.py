@@ -14,10 +14,9 @@ from pocketcloud.cli.options import (
     output_option,
     require_root,
     templates_option,
-    with_imported,
     yes_option,
 )
-from pocketcloud.cli.view import ask, print_json
+from pocketcloud.cli.view import ask, fit, print_json
 from pocketcloud.errors import NotFound
 
 if TYPE_CHECKING:
@@ -55,7 +54,6 @@ def import_lab(
         if not dry_run:
             require_root("keep it in the kit")
         kit = open_kit(kit_name, make=not dry_run)
-        with_imported(kit)
     except NotFound:
         if kit_name or not dry_run:  # to look at a lab takes no kit
             raise
@@ -64,7 +62,7 @@ def import_lab(
     name = instance_name(alias) if alias else lab.lab
     if output == "table":
         for line in _account(candidate, verbose=bool(verbose)):
-            click.echo(_fit(line))
+            click.echo(fit(line).replace("\n", "\\n"))
     new = False
     if kit is not None and not dry_run:
         check_name(kit, name, lab)
@@ -80,11 +78,6 @@ def import_lab(
     click.echo(f"Lab {name} is in kit {kit.name}{'' if new else ' already'}.")
     builds = [f"pocketcloud base build {base.name}" for base in candidate.bases if base.standing == "new"]
     click.echo("next:  " + "; ".join([*builds, f"pocketcloud lab up {name}"]))
-
-
-def _fit(line: str) -> str:
-    """A stranger's line for the terminal: what a terminal would obey, or show as something else, stands there as its number."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
 def _account(candidate: Candidate, *, verbose: bool) -> Iterator[str]:

@@ -9,8 +9,8 @@ import click
 
 from pocketcloud.cli import lab_import
 from pocketcloud.cli.access import instance_files
-from pocketcloud.cli.options import bases_option, kit_option, open_kit, output_option, templates_option, wanted_lab, with_imported
-from pocketcloud.cli.view import print_json
+from pocketcloud.cli.options import bases_option, kit_option, open_kit, output_option, templates_option, wanted_lab
+from pocketcloud.cli.view import fit, print_json
 from pocketcloud.errors import NotFound, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def export(kit_name: str | None, output: str, lab: str | None, target: Path | No
     else:
         write_folder(place, files)
     for where in secrets_in(found):
-        click.echo(f"note: {where} holds a private key, which is given away with the lab", err=True)
+        click.echo(f"note: {fit(where)} holds a private key, which is given away with the lab", err=True)
     lacking = sorted({machine.base for machine in found.machines.values()} - set(bundle.bases))
     for base in lacking:
         click.echo(f"note: there is no definition of base {base}; whoever imports the lab has to have it", err=True)
@@ -97,8 +97,6 @@ def _definition(kit_name: str | None, text: str | None) -> tuple[Lab, str]:
         if kit_name:
             raise
         kit = None
-    if kit is not None:
-        with_imported(kit)
     found, name = wanted_lab(text, kit.path if kit else Places.from_environment().default)
     if found is None and kit is not None and (record := read_record(InstanceFiles(kit, name))) is not None:
         found = record.lab

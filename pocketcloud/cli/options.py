@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -179,13 +179,18 @@ def require_root(reason: str) -> None:
 
 
 def open_kit(kit_name: str | None, *, make: bool = False) -> Kit:
-    """The kit a command means; with `make` the default one is made if there is none at all."""
+    """The kit a command means; with `make` the default one is made if there is none at all. Definitions that came with its
+    imported labs are found from then on; said in the environment, as by `own_files_option`."""
     from pocketcloud.kit.attached import Places, attached_kits, find_kit
     from pocketcloud.kit.directory import init_directory
+    from pocketcloud.resources import IMPORTED
+    from pocketcloud.sharing.kept import base_folders
 
     places = Places.from_environment()
     try:
-        return find_kit(places, kit_name)
+        kit = find_kit(places, kit_name)
+        os.environ[IMPORTED] = "\n".join(str(folder) for folder in base_folders(kit.path))
+        return kit
     except NotFound:
         if not make or attached_kits(places) or kit_name not in (None, "default"):
             raise
@@ -194,28 +199,11 @@ def open_kit(kit_name: str | None, *, make: bool = False) -> Kit:
     return kit
 
 
-def with_imported(kit: Kit) -> None:
-    """Let definitions be found that came with the kit's imported labs; said in the environment, as by `own_files_option`."""
-    from pocketcloud.resources import IMPORTED
-    from pocketcloud.sharing.kept import base_folders
-
-    os.environ[IMPORTED] = "\n".join(str(folder) for folder in base_folders(kit.path))
-
-
-def with_imported_base(kit_name: str | None, name: str) -> None:
-    """As `with_imported`, for a command that makes the base of that name: its templates are those that it came with, unless the
-    user names others. Without a kit nothing was imported."""
-    from pocketcloud.bases import definitions
-
-    try:
-        with_imported(open_kit(kit_name))
-    except NotFound:
-        return
-    found = definitions.find_or_none(name)
-    place = definitions.origin(definitions.lineage(found)[0].base) if found else Path()
-    templates = place.parent.parent / "kickstarts"
-    if found and definitions.is_imported(place) and templates.is_dir():
-        os.environ.setdefault("POCKETCLOUD_TEMPLATES", str(templates))
+def with_imported(kit_name: str | None) -> None:
+    """As `open_kit`, for a command that looks for definitions before it needs a kit, or without one: where there is none, nothing
+    was imported."""
+    with suppress(NotFound, UsageError):
+        open_kit(kit_name)
 
 
 def instance_name(text: str) -> Name:

@@ -177,7 +177,7 @@ class Workbench:
             spares=self.kit.manifest.storage == "lvm",
             cache=self.served,
             online=not self.offline,
-            buildable=frozenset(path.base for path in definitions.available()),
+            buildable=frozenset(definitions.names()),
             other_bases=others,
             bridges=read_free(Path("/")),
             kit_id=self.kit.id,

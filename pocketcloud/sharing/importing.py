@@ -147,9 +147,9 @@ def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, 
             bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NONE, own))
         elif own is None or own == definition:
             bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NEW, definition))
-        elif definitions.is_imported(place := definitions.origin(name)):
+        elif came := definitions.came_with(name):
             raise Refused(
-                f"base {name}: lab {place.parent.parent.name}, imported before, has another definition of it",
+                f"base {name}: lab {came.name}, imported before, has another definition of it",
                 hint=f"two bases of one name cannot be; name one of them anew, in its lab and in bases/{name}.yaml",
             )
         else:

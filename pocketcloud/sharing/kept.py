@@ -25,7 +25,10 @@ def imported_labs(kit_path: Path) -> tuple[Name, ...]:
 
 def base_folders(kit_path: Path) -> tuple[Path, ...]:
     """The folders of definitions that came with imported labs."""
-    return tuple(path for path in sorted((kit_path / _PLACE).glob("[a-z]*/bases")) if path.is_dir())
+    try:
+        return tuple(path for path in sorted((kit_path / _PLACE).glob("[a-z]*/bases")) if path.is_dir())
+    except OSError:  # of a disk that does not answer; what is wanted of it will tell
+        return ()
 
 
 def keep(kit: Kit, name: Name, bundle: Bundle) -> bool:

@@ -27,9 +27,9 @@ def bundle_of(lab: Lab) -> Bundle:
     for base in sorted({machine.base for machine in lab.machines.values()}):
         definition = definitions.find_or_none(base)
         for each in definitions.lineage(definition) if definition else ():
-            place = definitions.origin(each.base)
-            found[each.base] = place.read_bytes()
-            templates |= templates_of(each, (place.parent.parent / "kickstarts",) if definitions.is_imported(place) else ())
+            found[each.base] = definitions.origin(each.base).read_bytes()
+            came = definitions.came_with(each.base)
+            templates |= templates_of(each, (came / "kickstarts",) if came else ())
     return Bundle(lab, dict(sorted(found.items())), dict(sorted(templates.items())))
 
 

@@ -63,6 +63,15 @@ def test_another_lab_of_the_name_needs_another_name(kit: LabKit) -> None:
     assert kit.cli("lab", "status", "again", "-o", "json").expect(0).json()["lab"] == "course"
 
 
+def test_a_base_that_came_along_is_built(kit: LabKit) -> None:
+    source = kit.folder / "brought"
+    (source / "bases").mkdir(parents=True)
+    (source / "lab.yaml").write_text(LAB.replace("course", "brought").replace("base: tiny", "base: mine"))
+    (source / "bases/mine.yaml").write_text("base: mine\ntitle: t\nbuilder: layer\nfrom: debian-12\n")
+    kit.cli("lab", "import", source, "-y").expect(0, "base build mine; pocketcloud lab up brought")
+    kit.cli("lab", "up", "brought").expect(4, "has no base mine", "next:  pocketcloud base build mine")
+
+
 def test_what_is_refused_leaves_nothing(kit: LabKit) -> None:
     before = left(kit)
     source = kit.folder / "forged"

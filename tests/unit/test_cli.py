@@ -323,7 +323,34 @@ def test_profile_show_without_a_name_is_the_one_labs_get(cli: Cli) -> None:
 
 def test_a_lab_of_imported_bases_asks_nothing_of_the_cache(cli: Cli) -> None:
     done = cli("cache", "add", "--lab", "manageiq")
-    assert done.stdout == "Lab manageiq: nothing of its bases (manageiq) can be kept; they are imported, and then in the kit.\n"
+    assert done.stdout == (
+        "Lab manageiq: nothing of manageiq can be kept, without a definition; what `base import` brings is in the kit.\n"
+    )
+
+
+def test_definitions_of_imported_labs_are_found_wherever_bases_are_named(cli: Cli) -> None:
+    source = cli.folder / "src"
+    for name, text in {
+        "lab.yaml": "lab: course\nmachines:\n  a: {base: mine, networks: [n]}\nnetworks: {n: }\n",
+        "bases/mine.yaml": (TOP / "bases/debian-12-installer.yaml")
+        .read_text()
+        .replace("base: debian-12-installer", "base: mine"),
+        "kickstarts/debian.preseed.j2": "# the lab's own: {{ base | ks }}\n",
+    }.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    cli("kit", "init")
+    assert cli("lab", "import", str(source), "-y").returncode == 0
+    assert ("mine", "imported") in [
+        (line.split()[0], line.split()[-1]) for line in cli("base", "list", "--available").stdout.splitlines()
+    ]
+    assert cli("base", "render", "mine").stdout == "# the lab's own: mine\n"
+    mine = {"POCKETCLOUD_TEMPLATES": str(TOP / "kickstarts")}
+    assert "the lab's own" not in cli("base", "render", "mine", env=mine).stdout, "the user's own come first"
+    assert "is to keep base mine" in cli("cache", "add", "mine").stdout
+    assert "is to keep base mine" in cli("cache", "add", "--lab", "course").stdout
+    assert "course" in cli("cache", "list").stdout
+    assert "Forgot" not in cli("cache", "prune", "-y").stdout
 
 
 def test_check_of_a_board_and_a_lab_from_here(cli: Cli, tmp_path: Path) -> None:

@@ -69,9 +69,6 @@ def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Networ
     """The specification of one network: its leases are those of all machines on it. `near` are the networks that the host is on
     or has routes to, which are kept from machines that may not reach them."""
     network = record.networks[name]
-    wanted = record.lab.networks.get(name)
-    # An isolated one, too: the host forwards nothing from there, and would answer by all of its addresses.
-    fenced = not network.bridged and not (wanted and wanted.lan)
     leases = []
     for machine_name, machine in record.machines.items():
         for attached, mac in record.macs(machine_name, kit.id):
@@ -86,8 +83,15 @@ def network_spec(kit: Kit, record: Record, name: Name, near: Sequence[IPv4Networ
         subnet=network.subnet,
         domain=lab_domain(record.instance),
         leases=tuple(leases),
-        fenced=tuple(near) if fenced else None,
+        fenced=tuple(near) if is_fenced(record, name) else None,
     )
+
+
+def is_fenced(record: Record, name: Name) -> bool:
+    """Whether machines on a network are kept from the host's. On an isolated one, too: the host forwards nothing from there, and
+    would answer by all of its addresses."""
+    wanted = record.lab.networks.get(name)
+    return not record.networks[name].bridged and not (wanted and wanted.lan)
 
 
 def machine_address(record: Record, name: str) -> str | None:

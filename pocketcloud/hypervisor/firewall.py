@@ -69,10 +69,18 @@ class Fences:
                 self._take_down([bridge for bridge in fenced if bridge not in kept and not Path(_INTERFACES, bridge).exists()])
 
     def bridges(self) -> tuple[str, ...]:
-        """The bridges that have a fence, by name."""
+        """The bridges that have a fence, by name; none where that cannot be asked."""
+        return self.seen() or ()
+
+    def seen(self) -> tuple[str, ...] | None:
+        """The same; None where it cannot be asked: there is no nft, or this is not root, who alone is told."""
         try:
             said = self._run(["nft", "list", "map", *TABLE.split(), _MAP], timeout=_TIMEOUT).out
         except PocketcloudError:
+            try:
+                self._run(["nft", "list", "tables"], timeout=_TIMEOUT)
+            except PocketcloudError:
+                return None
             return ()
         return tuple(sorted(re.findall(r'"([^"]+)" : jump', said)))
 

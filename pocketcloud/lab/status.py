@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pocketcloud.errors import Refused
 from pocketcloud.host.network import own_address
 from pocketcloud.hypervisor import Domain, DomainState, Hypervisor
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.inventory import Inventory
 from pocketcloud.model.kit import Kit
@@ -19,6 +20,7 @@ from pocketcloud.observe import Sight, taken_subnets
 from pocketcloud.plan.drafting import known_record
 from pocketcloud.plan.networks import overlapped
 from pocketcloud.records import InstanceFiles, instances, read_record
+from pocketcloud.specs import is_fenced
 from pocketcloud.system import run
 
 
@@ -89,11 +91,29 @@ def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) 
 
 
 def network_notes(bench: Workbench, record: Record, have: Inventory, sight: Sight) -> tuple[str, ...]:
-    """What to know of the networks that are up: what they clash with by now, and what others need to reach routed ones."""
+    """What to know of the networks that are up: what they clash with by now, which have lost their fence, and what others need to
+    reach routed ones."""
     taken = taken_subnets(bench.facts.subnets, sight, have)
     up = {name: network for name, network in record.networks.items() if (there := have.networks.get(name)) and there.active}
     clashes = [overlapped(record.instance, name, network, record.lab, taken) for name, network in up.items()]
-    return (*filter(None, clashes), *routed_notes(up))
+    bridges = {name: have.networks[name].bridge for name in up}
+    return (*filter(None, clashes), *_lost_fences(record, bridges), *routed_notes(up))
+
+
+def _lost_fences(record: Record, bridges: Mapping[Name, str]) -> tuple[str, ...]:
+    """Whoever loads rules of his own with `flush ruleset`, as Debian's nftables.service does, takes our table down, too."""
+    wanted = [name for name in bridges if is_fenced(record, name)]
+    if not wanted or (there := Fences().seen()) is None:
+        return ()
+    lost = [str(name) for name in wanted if bridges[name] not in there]
+    return (
+        (
+            f"network {', '.join(lost)}: the fence is gone, as it is after a restart of nftables, so that machines reach what this"
+            f" host does; pocketcloud lab up {record.instance} puts it up again",
+        )
+        if lost
+        else ()
+    )
 
 
 def routed_notes(networks: Mapping[Name, NetworkRecord]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.model.names import mac_address
 from tests.labkit import LabKit, lab_kit, raw_libvirt
 
@@ -90,6 +91,22 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     found = status(kit)
     assert found["notes"] == []
     assert found["machines"][0]["screen"] == ""  # type: ignore[index] # JSON
+
+
+def test_a_fence_that_others_took_down_is_missed_and_put_up_again(kit: LabKit) -> None:
+    path = kit.lab(LAB.replace("{KIND}", "{kind: isolated}"))
+    kit.cli("lab", "up", path).expect(0)
+    assert status(kit)["notes"] == []
+    Fences().remove(kit.network("demo", "front").bridge)
+    kit.cli("lab", "status", "demo").expect(
+        0, "note: network front: the fence is gone", "pocketcloud lab up demo puts it up again"
+    )
+    # Said in the answer of `up`, it would be said of what `up` has mended.
+    assert "fence" not in kit.cli("lab", "up", path).expect(0).err
+    assert status(kit)["notes"] == []
+    kit.lab(LAB.replace("{KIND}", "{lan: true}"))
+    kit.cli("lab", "up", path, "--reconfigure").expect(0)
+    assert status(kit)["notes"] == []
 
 
 def test_a_machine_sits_on_a_bridge_of_the_host_and_the_bridge_stays(kit: LabKit, bridge: str) -> None:

@@ -14,6 +14,7 @@ from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts, Kvm, KvmState, Subnet
+from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.sizes import GIB
 from tests.host_trees import plant
 from tests.recorded import Recorded
@@ -115,10 +116,16 @@ class Tools(Recorded):
 
 
 class Libvirt:
-    """As much of a hypervisor as checks ask: its facts and its networks' subnets."""
+    """As much of a hypervisor as checks ask: its facts, its networks' subnets, and the networks of labs."""
 
-    def __init__(self, version: str = "9.0.0", kvm: tuple[Arch, ...] = tuple(Arch), subnets: tuple[Subnet, ...] = ()) -> None:
-        self.version, self.kvm, self.taken = version, kvm, subnets
+    def __init__(
+        self,
+        version: str = "9.0.0",
+        kvm: tuple[Arch, ...] = tuple(Arch),
+        subnets: tuple[Subnet, ...] = (),
+        networks: tuple[LibvirtNetwork, ...] = (),
+    ) -> None:
+        self.version, self.kvm, self.taken, self.labs = version, kvm, subnets, networks
         self.features = frozenset({"vmx", "svm"})
 
     def facts(self) -> HypervisorFacts:
@@ -129,6 +136,9 @@ class Libvirt:
 
     def subnets(self) -> tuple[Subnet, ...]:
         return self.taken
+
+    def networks(self) -> tuple[LibvirtNetwork, ...]:
+        return self.labs
 
 
 class Computer:

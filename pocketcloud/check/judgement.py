@@ -16,6 +16,7 @@ from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, BlockDevices, Measured
 from pocketcloud.model.facts import Facts, KvmState, Subnet
+from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.judgement import State
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.lab import Lab
@@ -57,11 +58,13 @@ class Check:
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """libvirt's daemon as it answered: its facts, its networks' subnets, the features of the processor that it gives
-    machines under KVM (None: not known); `failure` where it did not answer, `silent` where it took the question."""
+    machines under KVM (None: not known), and those of its networks that are labs'; `failure` where it did not answer, `silent`
+    where it took the question."""
 
     facts: HypervisorFacts | None
     subnets: tuple[Subnet, ...] = ()
     cpu_features: frozenset[str] | None = None
+    networks: tuple[LibvirtNetwork, ...] = ()
     failure: PocketcloudError | None = None
     silent: bool = False
 
@@ -105,7 +108,8 @@ class Surroundings:
         def question() -> Daemon:
             connection = self.hypervisor()
             asked = self.facts.kvm.state is KvmState.USABLE and self.facts.arch is Arch.X86_64
-            return Daemon(connection.facts(), connection.subnets(), _cpu_features(connection) if asked else None)
+            features = _cpu_features(connection) if asked else None
+            return Daemon(connection.facts(), connection.subnets(), features, connection.networks())
 
         try:
             return Asked(question).answer(self.patience)

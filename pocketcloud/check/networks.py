@@ -10,7 +10,9 @@ from pathlib import Path
 from pocketcloud.check.judgement import Check, Surroundings
 from pocketcloud.host.bridges import LIKE_LIBVIRTS, read_active, read_bridges
 from pocketcloud.host.network import OUTER, read_outer
+from pocketcloud.model.facts import libvirt_holder
 from pocketcloud.model.judgement import State
+from pocketcloud.model.machine import Mark
 from pocketcloud.subnets import LIBVIRT_DEFAULT, PREFIX, below, holders, room, supernet
 
 _GROUP = "networks"
@@ -33,20 +35,29 @@ def _overlaps(here: Surroundings) -> Check:
         if taken := holders(LIBVIRT_DEFAULT, here.facts.subnets):
             evidence += f"; its own, {LIBVIRT_DEFAULT}, would overlap {taken}"
         return Check("libvirt-networks", _GROUP, State.UNKNOWN, evidence, why)
-    pairs = [
-        (ours, theirs) for ours in here.daemon.subnets for theirs in here.facts.subnets if ours.network.overlaps(theirs.network)
-    ]
+    labs = {libvirt_holder(network.name): network for network in here.daemon.networks}
+    # A lab that is down is moved by its next `up`.
+    looked = [ours for ours in here.daemon.subnets if ours.holder not in labs or labs[ours.holder].active]
+    pairs = [(ours, theirs) for ours in looked for theirs in here.facts.subnets if ours.network.overlaps(theirs.network)]
     if pairs:
         told = [f"{ours.network} ({ours.holder}) overlaps {theirs.network} ({theirs.holder})" for ours, theirs in pairs]
         evidence = "; ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
-        names = dict.fromkeys(shlex.quote(ours.holder.rpartition(" ")[2]) for ours, _ in pairs)
-        remedy = [line for name in list(names)[:_SHOWN] for line in (f"virsh net-edit {name}", f"virsh net-destroy {name}")]
-        return Check(
-            "libvirt-networks", _GROUP, State.WARN, evidence, why, (*remedy, "Start it again when it has another subnet")
-        )
+        holding = dict.fromkeys(ours.holder for ours, _ in pairs)
+        moved = dict.fromkeys(line for holder in holding if holder in labs for line in _moving(labs[holder].mark))
+        names = [shlex.quote(holder.rpartition(" ")[2]) for holder in holding if holder not in labs]
+        edited = [line for name in names[:_SHOWN] for line in (f"virsh net-edit {name}", f"virsh net-destroy {name}")]
+        again = ("Start it again when it has another subnet",) if edited else ()
+        return Check("libvirt-networks", _GROUP, State.WARN, evidence, why, (*list(moved)[: 2 * _SHOWN], *edited, *again))
     number = len(here.daemon.subnets)
     evidence = f"none of libvirt's {number} subnets overlaps one of the host's {len(here.facts.subnets)}"
     return Check("libvirt-networks", _GROUP, State.OK, evidence, why)
+
+
+def _moving(mark: Mark) -> tuple[str, str]:
+    """What gives a lab's networks other subnets. libvirt's own commands would change what its record says of them."""
+    lab = shlex.quote(mark.instance)
+    kit = shlex.quote(mark.kit)
+    return f"pocketcloud lab down {lab} --kit {kit}", f"pocketcloud lab up {lab} --kit {kit}"
 
 
 def _room(here: Surroundings) -> Check:

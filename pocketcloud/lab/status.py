@@ -105,14 +105,11 @@ def _lost_fences(record: Record, bridges: Mapping[Name, str]) -> tuple[str, ...]
     wanted = [name for name in bridges if is_fenced(record, name)]
     if not wanted or (there := Fences().seen()) is None:
         return ()
-    lost = [str(name) for name in wanted if bridges[name] not in there]
-    return (
-        (
-            f"network {', '.join(lost)}: the fence is gone, as it is after a restart of nftables, so that machines reach what this"
-            f" host does; pocketcloud lab up {record.instance} puts it up again",
-        )
-        if lost
-        else ()
+    return tuple(
+        f"network {name} has lost its fence, as to a restart of nftables, and its machines reach what this host does;"
+        f" pocketcloud lab up {record.instance} puts it up again"
+        for name in wanted
+        if bridges[name] not in there
     )
 
 

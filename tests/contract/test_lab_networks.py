@@ -98,9 +98,7 @@ def test_a_fence_that_others_took_down_is_missed_and_put_up_again(kit: LabKit) -
     kit.cli("lab", "up", path).expect(0)
     assert status(kit)["notes"] == []
     Fences().remove(kit.network("demo", "front").bridge)
-    kit.cli("lab", "status", "demo").expect(
-        0, "note: network front: the fence is gone", "pocketcloud lab up demo puts it up again"
-    )
+    kit.cli("lab", "status", "demo").expect(0, "note: network front has lost its fence", "pocketcloud lab up demo puts it up")
     # Said in the answer of `up`, it would be said of what `up` has mended.
     assert "fence" not in kit.cli("lab", "up", path).expect(0).err
     assert status(kit)["notes"] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from pocketcloud.check import State
 from pocketcloud.errors import HostLacks
 from pocketcloud.host.bridges import read_active, read_free
 from pocketcloud.model.facts import Subnet
+from pocketcloud.model.inventory import LibvirtNetwork
+from pocketcloud.model.machine import Mark
 from tests.computers import Computer, Libvirt
 from tests.host_trees import plant, x86_laptop
+
+VIRSH = ("virsh net-edit default", "virsh net-destroy default", "Start it again when it has another subnet")
 
 
 @pytest.fixture
@@ -31,7 +36,24 @@ def test_libvirts_networks_are_held_against_the_hosts(laptop: Computer) -> None:
     assert check.state is State.WARN
     pair = "192.168.122.0/24 (libvirt network default) overlaps 192.168.0.0/16 (route via wlan0)"
     assert check.evidence == pair
-    assert check.remedy[:2] == ("virsh net-edit default", "virsh net-destroy default")
+    assert check.remedy == VIRSH
+
+
+def test_a_lab_that_a_wlan_overlaps_is_moved_by_its_own_commands(laptop: Computer) -> None:
+    laptop.change(subnets=(Subnet(IPv4Network("10.77.0.0/16"), "route via wlan0"),))
+    name, subnet = "usb.demo.front", "10.77.3.0/24"
+    network = LibvirtNetwork(name, Mark("usb", "id", "demo", "front"), active=True, bridge="pc-1", subnet=subnet)
+    default = Subnet(IPv4Network("10.77.9.0/24"), "libvirt network default")
+    taken = (Subnet(IPv4Network(subnet), f"libvirt network {name}"),)
+    laptop.libvirt = Libvirt(subnets=taken, networks=(network,))
+    check = laptop.checks()["libvirt-networks"]
+    assert check.state is State.WARN
+    assert check.remedy == ("pocketcloud lab down demo --kit usb", "pocketcloud lab up demo --kit usb")
+    laptop.libvirt = Libvirt(subnets=(*taken, default), networks=(network,))
+    assert laptop.checks()["libvirt-networks"].remedy == (*check.remedy, *VIRSH)
+    # Its next `up` moves it by itself.
+    laptop.libvirt = Libvirt(subnets=taken, networks=(replace(network, active=False),))
+    assert laptop.checks()["libvirt-networks"].state is State.OK
 
 
 def test_a_host_without_room_for_labs_fails(laptop: Computer) -> None:

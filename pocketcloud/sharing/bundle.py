@@ -33,8 +33,8 @@ _LONGEST_INLINE = 4096
 
 @dataclass(frozen=True, slots=True)
 class BundleManifest:
-    """`pocketcloud-lab.json`: what this is, by what version it was written, and the SHA-256 (hex) of the definition of each base;
-    empty where there was none."""
+    """`pocketcloud-lab.json`: what this is, by what version it was written, and the SHA-256 (hex) of the definition of each base,
+    empty where there was none, and of each template."""
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -42,6 +42,7 @@ class BundleManifest:
     lab: Name
     made_with: str
     bases: Mapping[Name, str] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,10 @@ def contents(bundle: Bundle) -> dict[str, bytes]:
     text, files = lab_text(bundle.lab)
     wanted = sorted({machine.base for machine in bundle.lab.machines.values()} | set(bundle.bases))
     sums = {name: hashlib.sha256(bundle.bases[name]).hexdigest() if name in bundle.bases else "" for name in wanted}
+    templates = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(bundle.templates.items())}
     found = {
         LAB_FILE: text.encode(),
-        MANIFEST: dump_json(BundleManifest(BUNDLE_SCHEMA, bundle.lab.lab, __version__, sums)).encode(),
+        MANIFEST: dump_json(BundleManifest(BUNDLE_SCHEMA, bundle.lab.lab, __version__, sums, templates)).encode(),
         **files,
         **{f"bases/{name}.yaml": content for name, content in bundle.bases.items()},
         **{f"kickstarts/{name}": content for name, content in bundle.templates.items()},

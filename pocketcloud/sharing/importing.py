@@ -3,6 +3,7 @@ anything is written. Nothing of it is run."""
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SharedBase:
-    """A base that an imported lab names."""
+    """A base that an imported lab names, or that one of them stands on."""
 
     name: Name
     standing: Standing
@@ -134,14 +135,27 @@ def _check_manifest(tree: Tree, bundle: Bundle) -> None:
         )
     if manifest.lab != bundle.lab.lab:
         raise refusal(tree.source, MANIFEST, f"speaks of lab {manifest.lab}, and {LAB_FILE} of {bundle.lab.lab}")
-    if lacking := [name for name, digest in manifest.bases.items() if digest and name not in bundle.bases]:
-        raise refusal(tree.source, f"bases/{lacking[0]}.yaml", f"missing, though {MANIFEST} names it")
+    bases = {f"bases/{name}.yaml": content for name, content in bundle.bases.items()}
+    _check_named(tree, {f"bases/{name}.yaml": digest for name, digest in manifest.bases.items()}, bases)
+    templates = {name: tree.take(name) for name in (f"kickstarts/{each}" for each in bundle.templates) if name in tree.entries}
+    _check_named(tree, {f"kickstarts/{name}": digest for name, digest in manifest.templates.items()}, templates)
+
+
+def _check_named(tree: Tree, named: Mapping[str, str], there: Mapping[str, bytes]) -> None:
+    """Refuse a tree of which other files would be used than its manifest names, by path and digest (empty: there is none)."""
+    for name in sorted({*named, *there}):
+        digest = hashlib.sha256(there[name]).hexdigest() if name in there else ""
+        if named.get(name, "") != digest:
+            wrong = f"not the one that {MANIFEST} names" if digest else f"missing, though {MANIFEST} names it"
+            raise refusal(tree.source, name, wrong)
 
 
 def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, ...]:
     """Raises Refused where another imported lab has brought another definition of the same name."""
     bases = []
-    for name in sorted({*found, *(machine.base for machine in lab.machines.values())}):
+    parents = {definition.from_ for definition in found.values() if isinstance(definition, LayerDefinition)}
+    lacking = {name for name in parents if definitions.find_or_none(name) is None}
+    for name in sorted({*found, *lacking, *(machine.base for machine in lab.machines.values())}):
         own, definition = definitions.find_or_none(name), found.get(name)
         if definition is None:
             bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NONE, own))

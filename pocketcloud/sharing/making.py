@@ -4,7 +4,7 @@ for."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pocketcloud.resources import overlaid
 from pocketcloud.sharing.bundle import Bundle
 
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+# The keys of definitions under which a file of the host is named.
+_HOST_FILES = ("file", "keyring", "activation_key_file")
 
 
 def bundle_of(lab: Lab) -> Bundle:
@@ -45,6 +47,21 @@ def addresses(definition: Definition) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for text in _texts(plain(definition)) if re.match(r"[a-z][a-z0-9+.-]*://", text)))
 
 
+def host_files(definition: Definition) -> tuple[str, ...]:
+    """All files of this host that a definition names, which would be read when its base is made: media, keyrings, keys."""
+    return tuple(dict.fromkeys(text for text in _texts(plain(definition), _HOST_FILES) if text))
+
+
+def own_templates(bundle: Bundle) -> dict[str, bytes]:
+    """The templates of a bundle that are not as they are here, by file name."""
+    folders = overlaid("kickstarts")
+
+    def known(name: str) -> bytes | None:
+        return next((place.read_bytes() for folder in folders if (place := folder / name).is_file()), None)
+
+    return {name: text for name, text in bundle.templates.items() if text != known(name)}
+
+
 def secrets_in(lab: Lab) -> tuple[str, ...]:
     """Where a lab holds a private key: it would be given away with it."""
     return tuple(
@@ -55,8 +72,13 @@ def secrets_in(lab: Lab) -> tuple[str, ...]:
     )
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
+def _texts(value: Any, keys: Container[str] | None = None, key: str = "") -> Iterator[str]:
+    """The texts in a plain value; only those under `keys`, if given."""
+    if isinstance(value, str) and (keys is None or key in keys):
         yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _texts(item, keys, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, keys, key)

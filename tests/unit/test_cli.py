@@ -328,6 +328,59 @@ def test_a_lab_of_imported_bases_asks_nothing_of_the_cache(cli: Cli) -> None:
     )
 
 
+def test_all_that_an_imported_lab_would_do_is_shown_first(cli: Cli) -> None:
+    base = """\
+base: mine
+title: t
+family: fedora
+version: "44"
+builder: kickstart
+architectures: [x86_64]
+template: own.ks.j2
+media:
+  x86_64: {file: /var/lib/pocketcloud/media/x.iso}
+registration: {activation_key_file: /etc/pocketcloud/key}
+patches:
+- |
+  --- a/etc/shadow
+  +++ b/etc/shadow
+  @@ -1 +1,2 @@
+   x
+  +y
+"""
+    source = cli.folder / "src"
+    for name, text in {
+        "lab.yaml": "lab: course\nmachines:\n  a: {base: mine, networks: [n], nested: true, disks: [{name: d, size: 7GiB}]}\n"
+        "networks: {n: {subnet: 10.99.1.0/24}}\n",
+        "bases/mine.yaml": base,
+        "kickstarts/own.ks.j2": "%pre\nrm -rf /\n%end\n",
+    }.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(text)
+    shown = cli("lab", "import", str(source), "--dry-run").stdout
+    for words in (
+        "always 10.99.1.0/24",
+        "disk d of 7 GiB, runs machines of its own",
+        "template own.ks.j2 comes with the lab, for installers of new bases: 19 bytes",
+        "reads, on this computer: /var/lib/pocketcloud/media/x.iso",
+        "reads, on this computer: /etc/pocketcloud/key",
+        "patch 1: ",
+    ):
+        assert words in shown, shown
+    assert "rm -rf" not in shown
+    loud = cli("lab", "import", str(source), "--dry-run", "-v").stdout
+    assert "| rm -rf /" in loud
+    assert "| +++ b/etc/shadow" in loud
+    found = json.loads(cli("lab", "import", str(source), "--dry-run", "-o", "json").stdout)
+    assert found["templates"] == {"own.ks.j2": "%pre\nrm -rf /\n%end\n"}
+    assert "/etc/pocketcloud/key" in found["bases"][0]["reads"]
+    assert "etc/shadow" in found["bases"][0]["definition"]["patches"][0]
+    cli("kit", "init")
+    asked = cli("lab", "import", str(source), "-o", "json")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "template own.ks.j2" in asked.stderr, "shown before the question"
+
+
 def test_definitions_of_imported_labs_are_found_wherever_bases_are_named(cli: Cli) -> None:
     source = cli.folder / "src"
     for name, text in {
@@ -340,7 +393,11 @@ def test_definitions_of_imported_labs_are_found_wherever_bases_are_named(cli: Cl
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(text)
     cli("kit", "init")
-    assert cli("lab", "import", str(source), "-y").returncode == 0
+    imported = cli("lab", "import", str(source), "-y")
+    assert imported.returncode == 0
+    assert imported.stdout.splitlines()[-1] == "next:  pocketcloud base build mine; pocketcloud lab up course"
+    again = cli("lab", "import", str(source), "-y")
+    assert again.stdout.splitlines()[-1].startswith("next:  pocketcloud base build mine;"), "known, and still not built"
     assert ("mine", "imported") in [
         (line.split()[0], line.split()[-1]) for line in cli("base", "list", "--available").stdout.splitlines()
     ]

@@ -48,6 +48,7 @@ def lab(text: str = TEXT) -> Lab:
 
 
 FILES = contents(bundle_of(lab()))
+INSTALLED = contents(bundle_of(lab(TEXT.replace("debian-12", "fedora-44"))))
 LONG = next(name for name in FILES if name.startswith("files/"))
 
 
@@ -208,6 +209,18 @@ CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "cut": (lambda: archive(FILES, "x")[:-400], "ends too early"),
     "more behind it": (lambda: archive(FILES, "x") + b"more", "more after its end"),
     "not gzip": (lambda: b"\x1f\x8b" + bytes(100), "damaged"),
+    "other base than named": (
+        lambda: tar_of(files=resummed(FILES | {"bases/debian-12.yaml": FILES["bases/debian-12.yaml"] + b"post: [touch /x]\n"})),
+        "bases/debian-12.yaml: not the one that pocketcloud-lab.json names",
+    ),
+    "other template than named": (
+        lambda: tar_of(files=resummed(INSTALLED | {"kickstarts/anaconda.sh.j2": b"evil\n"})),
+        "kickstarts/anaconda.sh.j2: not the one that pocketcloud-lab.json names",
+    ),
+    "no template though named": (
+        lambda: tar_of(files=resummed({n: c for n, c in INSTALLED.items() if n != "kickstarts/seal.sh.j2"})),
+        "kickstarts/seal.sh.j2: missing, though pocketcloud-lab.json names it",
+    ),
     "noise": (lambda: b"PK\x03\x04" + bytes(600), "not an archive"),
     "empty": (lambda: b"", "not an archive"),
     "no entry": (lambda: tar_of(files={}), "SHA256SUMS: missing"),
@@ -304,6 +317,11 @@ def test_bases_that_come_along(tmp_path: Path, kit: Kit, know_imported: Callable
     know_imported()
     assert read_source(str(lab_file(kit.path, "two").parent)).bases[0].standing is Standing.OTHER
     assert b"evil" not in bundle_of(lab()).bases[Name("debian-12")]
+
+
+def test_what_a_layer_stands_on_is_told_where_it_is_missing(tmp_path: Path) -> None:
+    found = with_base(tmp_path, "mine", OWN.replace("debian-12", "nowhere"))
+    assert [(b.name, b.standing) for b in found.bases] == [("mine", Standing.NEW), ("nowhere", Standing.NONE)]
 
 
 def test_a_base_that_nobody_defines_is_told(tmp_path: Path) -> None:

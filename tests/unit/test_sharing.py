@@ -98,6 +98,9 @@ def test_an_export_holds_definitions_templates_and_the_sums_of_all() -> None:
     assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != "SHA256SUMS"}
     manifest = json.loads(files["pocketcloud-lab.json"])
     assert manifest["bases"] == {"fedora-44": sums["bases/fedora-44.yaml"]}
+    assert {f"kickstarts/{name}": digest for name, digest in manifest["templates"].items()} == {
+        name: digest for name, digest in sums.items() if name.startswith("kickstarts/")
+    }
 
 
 def test_a_base_without_a_definition_is_named_without_one() -> None:

@@ -84,7 +84,7 @@ def plan_reset(
     if but and not chosen:
         raise refused(instance, list(but), "reset")
     at = CLEAN if set(chosen) == set(record.machines) else record.at
-    return _draw(draft, record, _Way(CLEAN, chosen, "back to clean", undo, at), have, ground)
+    return _draw(draft, record, record, _Way(CLEAN, chosen, "back to clean", undo, at), have, ground)
 
 
 def plan_restore(
@@ -150,13 +150,13 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
         name: replace(network, kind=networks[name].kind) if name in networks else network
         for name, network in record.networks.items()
     }
-    record = replace(record, lab=lab, machines=machines, networks=known)
-    return _draw(draft, record, replace(way, parts=parts), have, ground)
+    declared = replace(record, lab=lab, machines=machines, networks=known)
+    return _draw(draft, record, declared, replace(way, parts=parts), have, ground)
 
 
-def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Ground) -> Plan:
+def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Inventory, ground: Ground) -> Plan:
+    """The plan from the record as it was `before`, which is what can be undone, and as it is with the state's declarations."""
     generation = next_generation(record, have)
-    before = record
     clones: list[Clone] = []
     fates: list[Fate] = []
     for name, part in way.parts.items():
@@ -174,7 +174,7 @@ def _draw(draft: Draft, record: Record, way: _Way, have: Inventory, ground: Grou
     check_demands(draft, fates, have, ground)
     check_room(fates, have, ground)
     note_cold(draft, record.lab, way.parts.items(), way.state, ground)
-    record = _with_undo(draft, record, way, have, ground, generation)
+    record = replace(record, snapshots=_with_undo(draft, before, way, have, ground, generation).snapshots)
     opened = _stop_on_sources(draft, way, have, clones)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.
     made = [draft.add(CloneVolumes(id="volumes", reason=way.reason, after=opened, clones=tuple(clones), reserve=True))]

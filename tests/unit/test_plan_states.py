@@ -169,6 +169,8 @@ def test_a_state_brings_back_what_its_machines_and_networks_were() -> None:
     assert host.networks["front"].kind is NetworkKind.NAT
     assert host.domains["b"].memory == 64 * MIB
     check_up(host, LAB)
+    do(host, undo)
+    check_up(host, changed)
     do(host, restore("after"))
     check_up(host, changed)
     do(host, reset)

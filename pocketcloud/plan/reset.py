@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.inventory import Clone, Inventory
+from pocketcloud.model.lab import Machine
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import CLEAN, UNDO, NetworkRecord, Record, Restoring, Snapshot, SnapshotPart, Stage
 from pocketcloud.plan.demands import check_demands
@@ -133,7 +134,7 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
         raise refused(record.instance, list(but), "brought back")
     if not parts:
         raise Refused(f"{record.instance}@{way.state} has no machine that the lab still has", hint="pocketcloud lab tree")
-    definitions = {name: part.definition or record.machines[name].definition for name, part in parts.items()}
+    definitions = {name: _definition(part, record.machines[name].definition) for name, part in parts.items()}
     # A network that others are on stays what it is for them.
     shared = {network for name in others for network in record.machines[name].definition.networks}
     networks = {name: network for name, network in snapshot.networks.items() if name not in shared}
@@ -152,6 +153,11 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
     }
     declared = replace(record, lab=lab, machines=machines, networks=known)
     return _draw(draft, record, declared, replace(way, parts=parts), have, ground)
+
+
+def _definition(part: SnapshotPart, now: Machine) -> Machine:
+    """What a machine is declared as in a state; whether it is protected is not the state's to say."""
+    return replace(part.definition, protected=now.protected) if part.definition else now
 
 
 def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Inventory, ground: Ground) -> Plan:

@@ -11,7 +11,8 @@ from pocketcloud.model.lab import Lab
 from pocketcloud.model.names import Name
 from pocketcloud.plan.protection import guarded
 from pocketcloud.plan.removal import plan_destroy
-from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.reset import plan_reset, plan_restore
+from pocketcloud.plan.states import plan_snapshot
 from pocketcloud.plan.steps import KillMachine, StartMachine
 from pocketcloud.plan.up import plan_up
 from tests.plans import check_plan, check_up, ids, raise_lab
@@ -85,3 +86,13 @@ def test_protection_is_changed_beside_a_change_that_waits() -> None:
     host.apply(plan_up(with_a(LAB, disk=4 << 30), INSTANCE, host.inventory(), ground()))
     have = host.inventory()
     assert guarded(plan_reset(INSTANCE, [], have, ground()), have) == ("a",)
+
+
+def test_a_state_from_before_the_protection_does_not_take_it_away() -> None:
+    host = up_host(PLAIN)
+    host.apply(plan_snapshot(INSTANCE, "before", host.inventory(), ground()))
+    host.apply(plan_up(LAB, INSTANCE, host.inventory(), ground()))
+    made = plan_restore(INSTANCE, "before", host.inventory(), ground())
+    assert guarded(made, host.inventory()) == ("a",)
+    host.apply(made)
+    check_up(host, LAB)

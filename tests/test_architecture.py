@@ -20,7 +20,7 @@ PACKAGE = TOP / "pocketcloud"
 LINES: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("lab",),
-    ("cache", "sharing"),
+    ("cache", "copies", "sharing"),
     ("kit", "bases", "check"),
     ("apply", "observe"),
     ("storage", "hypervisor", "host", "guest"),

@@ -1,0 +1,350 @@
+"""Pours one source onto many disks at once: each piece is read once and written to all, past the page cache.
+
+A ring of buffers lies between them. A disk that fails leaves, the others go on; one that is so slow that the others wait for
+it is set aside, and gets the rest in a pass of its own. What was read is hashed on the way, and what was written is read again
+afterwards: only that shows what a disk really holds (one that lies about its size takes everything).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pocketcloud.copies.pieces import LARGEST, Piece
+from pocketcloud.errors import Refused
+
+_DIGEST = 16
+_BUFFERS = 16
+_PAUSE = 0.1
+# A disk is set aside when the others have waited for it so many seconds, and such a part of the time.
+_WAITED, _WAITED_PART = 10.0, 0.3
+# Longer than the kernel tries again before it gives a disk up.
+_ANSWERS = 120.0
+
+Digests = Sequence[bytes]
+
+
+@dataclass(slots=True)
+class Outlet:
+    """A disk that is written to, open with O_DIRECT. `begin` pieces were written to it by an earlier run: what they hold is
+    looked at, and written again where it is not what the source has. `fault` is why it left; `done` are pieces, `written`
+    bytes."""
+
+    name: str
+    handle: int
+    begin: int = 0
+    done: int = 0
+    written: int = 0
+    fault: str = ""
+
+
+@dataclass(slots=True)
+class _Buffer:
+    """Memory for a piece, aligned as O_DIRECT wants it, and how many outlets have still to write it."""
+
+    memory: mmap.mmap
+    users: int = 0
+
+
+@dataclass(slots=True)
+class _Ring:
+    """The buffers: taken by the reader, given back by the last writer."""
+
+    count: int
+    _free: queue.SimpleQueue[_Buffer] = field(default_factory=queue.SimpleQueue)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        for _ in range(self.count):
+            self.add()
+
+    def add(self) -> None:
+        """One more, in place of one that a stuck disk keeps."""
+        self._free.put(_Buffer(mmap.mmap(-1, LARGEST)))
+
+    def take(self) -> _Buffer | None:
+        """A free one; None if there is none for a moment."""
+        try:
+            return self._free.get(timeout=_PAUSE)
+        except queue.Empty:
+            return None
+
+    def release(self, buffer: _Buffer) -> None:
+        """One user less."""
+        with self._lock:
+            buffer.users -= 1
+            last = buffer.users == 0
+        if last:
+            self._free.put(buffer)
+
+
+class _Writer(threading.Thread):
+    """Writes what comes for one outlet. It is a daemon: a disk that never answers must not keep the process."""
+
+    def __init__(self, outlet: Outlet, pieces: Sequence[Piece], ring: _Ring) -> None:
+        super().__init__(name=f"write {outlet.name}", daemon=True)
+        self.outlet = outlet
+        self.next = outlet.done  # the piece that is given to it next
+        self.waited = 0.0
+        self.since = time.monotonic()
+        self.aside = False
+        self._pieces = pieces
+        self._ring = ring
+        self._coming: queue.SimpleQueue[tuple[int, _Buffer] | None] = queue.SimpleQueue()
+        self._own: mmap.mmap | None = None
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has something to do."""
+        return self.outlet.done < self.next and not self.outlet.fault
+
+    def give(self, index: int, buffer: _Buffer) -> None:
+        """Have a piece written."""
+        self.next = index + 1
+        self._coming.put((index, buffer))
+
+    def end(self) -> None:
+        """No more comes."""
+        self._coming.put(None)
+
+    def run(self) -> None:
+        """Write until no more comes; after a fault, or aside, what comes is only given back."""
+        while (given := self._coming.get()) is not None:
+            index, buffer = given
+            try:
+                if not self.outlet.fault and not self.aside:
+                    self._write(self._pieces[index], buffer, known=index < self.outlet.begin)
+                    self.outlet.done = index + 1
+            except OSError as error:
+                self.outlet.fault = _told(error)
+            finally:
+                self._ring.release(buffer)
+        if not self.outlet.fault:
+            try:
+                os.fdatasync(self.outlet.handle)
+            except OSError as error:
+                self.outlet.fault = _told(error)
+
+    def _write(self, piece: Piece, buffer: _Buffer, *, known: bool) -> None:
+        with memoryview(buffer.memory) as whole, whole[: piece.length] as data:
+            if known and self._holds(piece, data):
+                return
+            at = 0
+            while at < piece.length:
+                with data[at:] as rest:
+                    count = os.pwrite(self.outlet.handle, rest, piece.target + at)
+                if count == 0:
+                    raise OSError(errno.ENOSPC, "it takes no more")
+                at += count
+                self.outlet.written += count
+
+    def _holds(self, piece: Piece, data: memoryview) -> bool:
+        if self._own is None:
+            self._own = mmap.mmap(-1, LARGEST)
+        with memoryview(self._own) as whole, whole[: piece.length] as found:
+            return _read(self.outlet.handle, found, piece.target) == piece.length and found == data
+
+
+def _told(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _read(handle: int, into: memoryview, at: int) -> int:
+    """Fill `into`; how many bytes there were."""
+    done = 0
+    while done < len(into):
+        with into[done:] as rest:
+            count = os.preadv(handle, [rest], at + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def digest(data: memoryview | bytes) -> bytes:
+    """What a piece is known by afterwards."""
+    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+
+
+def pour(
+    source: int,
+    pieces: Sequence[Piece],
+    outlets: Sequence[Outlet],
+    *,
+    stop: threading.Event,
+    tick: Callable[[], None] = lambda: None,
+) -> Digests:
+    """Write the pieces of `source` (open with O_DIRECT) to all outlets; the digest of each piece. `tick` is called now and
+    then, to show and to note how far they are.
+
+    What an outlet fails of stands in its `fault`. Raises Refused if the source cannot be read or no outlet is left, and
+    InterruptedError when `stop` was set.
+    """
+    digests: list[bytes] = [b""] * len(pieces)
+    left = list(outlets)
+    while left:
+        first = min(outlet.done for outlet in left)
+        late = _pass(source, pieces, left, first, digests, stop, tick)
+        left = [outlet for outlet in late if not outlet.fault]
+    return digests
+
+
+def _pass(
+    source: int,
+    pieces: Sequence[Piece],
+    outlets: Sequence[Outlet],
+    first: int,
+    digests: list[bytes],
+    stop: threading.Event,
+    tick: Callable[[], None],
+) -> list[Outlet]:
+    """Read once from the piece `first` on; the outlets that were set aside."""
+    ring = _Ring(_BUFFERS)
+    writers = [_Writer(outlet, pieces, ring) for outlet in outlets]
+    late: list[Outlet] = []
+    for writer in writers:
+        writer.start()
+    with ThreadPoolExecutor(1) as hasher:
+        sums: list[tuple[int, Future[bytes]]] = []
+        try:
+            for index in range(first, len(pieces)):
+                buffer = _free_buffer(ring, writers, late, stop, tick)
+                now = [w for w in writers if not w.outlet.fault and not w.aside and w.next <= index]
+                if not now:
+                    break
+                _fill(source, buffer, pieces[index])
+                # The hash uses the buffer as a writer does.
+                buffer.users = len(now) + 1
+                sums.append((index, hasher.submit(_summed, ring, buffer, pieces[index].length)))
+                for writer in now:
+                    writer.give(index, buffer)
+        finally:
+            for writer in writers:
+                writer.end()
+            for index, summed in sums:
+                digests[index] = summed.result()
+    _join(writers, stop, tick)
+    if stop.is_set():
+        raise InterruptedError
+    return late
+
+
+def _summed(ring: _Ring, buffer: _Buffer, length: int) -> bytes:
+    try:
+        with memoryview(buffer.memory) as whole, whole[:length] as data:
+            return digest(data)
+    finally:
+        ring.release(buffer)
+
+
+def _fill(source: int, buffer: _Buffer, piece: Piece) -> None:
+    try:
+        with memoryview(buffer.memory) as whole, whole[: piece.length] as data:
+            count = _read(source, data, piece.source)
+    except OSError as error:
+        raise Refused(
+            f"the source cannot be read at byte {piece.source}: {_told(error)}",
+            hint="is its disk still plugged in? dmesg says more; what was written goes on with --resume",
+        ) from error
+    if count < piece.length:
+        raise Refused(f"the source ends at byte {piece.source + count}, before what is mapped of it")
+
+
+def _free_buffer(
+    ring: _Ring, writers: Sequence[_Writer], late: list[Outlet], stop: threading.Event, tick: Callable[[], None]
+) -> _Buffer:
+    """A buffer, once one is free. Whom the others wait for too long is set aside."""
+    while True:
+        begun = time.monotonic()
+        buffer = ring.take()
+        tick()
+        if stop.is_set():
+            raise InterruptedError
+        if buffer is not None:
+            _blame(writers, time.monotonic() - begun)
+            return buffer
+        _blame(writers, time.monotonic() - begun)
+        for writer in _holding_up(writers):
+            writer.aside = True
+            late.append(writer.outlet)
+            ring.add()  # the one that it is at
+
+
+def _blame(writers: Sequence[_Writer], waited: float) -> None:
+    """Those with work left are who was waited for, if others had none."""
+    behind = [writer for writer in writers if writer.behind and not writer.aside]
+    idle = [writer for writer in writers if not writer.behind and not writer.aside and not writer.outlet.fault]
+    if behind and idle:
+        for writer in behind:
+            writer.waited += waited
+
+
+def _holding_up(writers: Sequence[_Writer]) -> list[_Writer]:
+    now = time.monotonic()
+    return [
+        writer
+        for writer in writers
+        if not writer.aside and writer.waited > _WAITED and writer.waited > _WAITED_PART * (now - writer.since)
+    ]
+
+
+def _join(writers: Sequence[_Writer], stop: threading.Event, tick: Callable[[], None]) -> None:
+    """Wait until all have written what they were given. One that was set aside may be stuck: it gets some time to answer."""
+    until = 0.0
+    for writer in sorted(writers, key=lambda each: each.aside):
+        if writer.aside and not until:
+            until = time.monotonic() + _ANSWERS
+        while writer.is_alive() and not stop.is_set():
+            writer.join(_PAUSE)
+            tick()
+            if writer.aside and time.monotonic() > until:
+                writer.outlet.fault = f"it has not answered for {_ANSWERS:.0f} s"
+                break
+
+
+# -- looking at what is there
+
+
+@dataclass(slots=True)
+class Checked:
+    """What reading an outlet again found: pieces read so far, and where it holds something else, as (byte, length)."""
+
+    done: int = 0
+    read: int = 0
+    wrong: list[tuple[int, int]] = field(default_factory=list)
+    fault: str = ""
+
+
+def check(handle: int, pieces: Sequence[Piece], digests: Digests, checked: Checked, stop: threading.Event) -> None:
+    """Read the pieces at their target, past the page cache, and compare their digests; an empty digest is passed over. What is
+    found stands in `checked`."""
+    with _memory() as memory:
+        for index, (piece, wanted) in enumerate(zip(pieces, digests, strict=True)):
+            if stop.is_set():
+                return
+            if wanted:
+                try:
+                    with memory[: piece.length] as data:
+                        same = _read(handle, data, piece.target) == piece.length and digest(data) == wanted
+                except OSError as error:
+                    checked.fault = f"byte {piece.target} cannot be read: {_told(error)}"
+                    return
+                if not same:
+                    checked.wrong.append((piece.target, piece.length))
+                checked.read += piece.length
+            checked.done = index + 1
+
+
+@contextmanager
+def _memory() -> Iterator[memoryview]:
+    with mmap.mmap(-1, LARGEST) as memory, memoryview(memory) as view:
+        yield view

@@ -465,7 +465,7 @@ class Host:
     ) -> None:
         record, name = self._known(), Name(step.name)
         before = record.snapshots.get(name)
-        fresh = Snapshot("now", dict(parts), record.at, step.protected, record.lab.networks)
+        fresh = Snapshot("now", dict(parts), record.at, step.protected, record.raised_networks)
         snapshot = replace(before, machines={**before.machines, **parts}) if before else fresh
         machines = {n: replace(m, disks=disks[n]) if n in disks else m for n, m in record.machines.items()}
         snapshots = {**record.snapshots, name: snapshot}

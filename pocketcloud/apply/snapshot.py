@@ -153,7 +153,7 @@ def _with_snapshot(record: Record, name: Name, fresh: Snapshot, disks: dict[Name
     if before:
         snapshot = replace(before, machines={**before.machines, **fresh.machines})
     else:
-        snapshot = replace(fresh, parent=record.at, networks=record.lab.networks)
+        snapshot = replace(fresh, parent=record.at, networks=record.raised_networks)
     machines = {m: replace(r, disks=disks[m]) if m in disks else r for m, r in record.machines.items()}
     snapshots = {**record.snapshots, name: snapshot}
     at = record.at if before else name

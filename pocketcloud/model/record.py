@@ -154,6 +154,15 @@ class Record:
         networks = enumerate(self.machines[machine].definition.networks)
         return tuple((n, mac_address(self.instance, machine, i, kit_id if n in bridged else "")) for i, n in networks)
 
+    @property
+    def raised_networks(self) -> dict[Name, LabNetwork]:
+        """The lab's networks as they are declared; but as they are, where another kind waits for `up --reconfigure`."""
+        found = dict(self.lab.networks)
+        for name, known in self.networks.items():
+            if name in found and found[name].kind is not known.kind:
+                found[name] = LabNetwork(known.kind, bridge=known.bridge if known.bridged else None)
+        return found
+
     def named_volumes(self) -> frozenset[str]:
         """Every volume this record needs by name; what those stand on is needed too."""
         live = [volume for machine in self.machines.values() for volume in machine.disks.values()]

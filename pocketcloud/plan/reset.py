@@ -252,7 +252,7 @@ def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground:
         return without_expired(record, ground)
     if not left:
         return _replaced(record, old and replace(old, machines=others))
-    return _replaced(record, Snapshot(ground.now, {**others, **again, **left}, record.at, networks=record.lab.networks))
+    return _replaced(record, Snapshot(ground.now, {**others, **again, **left}, record.at, networks=record.raised_networks))
 
 
 def _goes_on(record: Record, name: Name, way: _Way) -> bool:
@@ -307,10 +307,6 @@ def _draw_kept_nvrams(draft: Draft, before: Record, record: Record, after: tuple
 
 
 def _kept_networks(draft: Draft, record: Record, have: Inventory, ground: Ground) -> dict[Name, NetworkRecord]:
-    wanted = replace(
-        record.lab,
-        networks={
-            n: replace(record.lab.networks[n], kind=k.kind) for n, k in record.networks.items() if n in record.lab.networks
-        },
-    )
+    raised = {name: network for name, network in record.raised_networks.items() if name in record.networks}
+    wanted = replace(record.lab, networks=raised)
     return settled_networks(wanted, record.instance, record, have, ground, draft, reconfigure=False)

@@ -9,8 +9,10 @@ import pytest
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import DomainState
+from pocketcloud.model.lab import LabNetwork, NetworkKind
 from pocketcloud.model.names import Name
-from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.reset import plan_reset, plan_restore
+from pocketcloud.plan.states import plan_snapshot
 from pocketcloud.plan.steps import (
     EnsureNetwork,
     KillMachine,
@@ -186,6 +188,32 @@ def test_a_subnet_taken_meanwhile_moves_the_lab() -> None:
     host.apply(made)
     check_up(host, LAB)
     assert host.record.networks[Name("front")].subnet != old
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (LabNetwork(), LabNetwork(NetworkKind.BRIDGE, bridge="br0")),
+        (LabNetwork(NetworkKind.BRIDGE, bridge="br0"), LabNetwork()),
+        (LabNetwork(NetworkKind.ISOLATED), LabNetwork(lan=True)),
+        (LabNetwork(lan=True), LabNetwork(NetworkKind.ISOLATED)),
+    ],
+)
+def test_a_change_of_a_network_that_waits_is_left_waiting(one: LabNetwork, other: LabNetwork) -> None:
+    host = Host.with_bases(base())
+    raise_lab(replace(LAB, networks={Name("front"): one}), host)
+    host.apply(plan_up(replace(LAB, networks={Name("front"): other}), INSTANCE, host.inventory(), ground()))
+    kind = host.networks["front"].kind
+    made = plan_reset(INSTANCE, [], host.inventory(), ground(), undo=True)
+    assert made.notes == ()
+    host.apply(made)
+    assert host.networks["front"].kind is kind
+    host.apply(plan_snapshot(INSTANCE, "here", host.inventory(), ground()))
+    for state in ("undo", "here"):
+        host.apply(plan_restore(INSTANCE, state, host.inventory(), ground()))
+        assert host.networks["front"].kind is kind
+    raise_lab(replace(LAB, networks={Name("front"): other}), host, reconfigure=True)
+    check_up(host, replace(LAB, networks={Name("front"): other}))
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pocketcloud.hypervisor import Hypervisor, HypervisorFacts
 from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, Measured, Scsi
 from pocketcloud.model.facts import Subnet
+from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.sizes import GIB
 from pocketcloud.model.usb import Twin
 from tests.host_trees import plant
@@ -61,6 +62,9 @@ class Libvirt:
         return self._features
 
     def subnets(self) -> tuple[Subnet, ...]:
+        return ()
+
+    def networks(self) -> tuple[LibvirtNetwork, ...]:
         return ()
 
 

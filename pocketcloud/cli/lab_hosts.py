@@ -6,7 +6,7 @@ import click
 
 from pocketcloud.cli.access import instance_files
 from pocketcloud.cli.options import kit_option, require_root
-from pocketcloud.errors import UsageError
+from pocketcloud.errors import NotReady, UsageError
 
 
 @click.command()
@@ -17,11 +17,12 @@ from pocketcloud.errors import UsageError
 def hosts(kit_name: str | None, lab: str | None, *, write: bool, remove: bool) -> None:
     """Print the names of LAB's machines as lines for /etc/hosts: web.demo.internal and web.demo.
 
-    With --write this host knows them: every other line of the file is left alone, `lab up` and `lab reset` keep them true,
-    `lab down` and `lab destroy` take them out.
+    With --write this host knows them while the lab is up: every other line of the file is left alone, `lab up` and `lab reset`
+    keep them true, `lab down` and `lab destroy` take them out.
     """
+    from pocketcloud.hypervisor import open_hypervisor
     from pocketcloud.kit.attached import Places
-    from pocketcloud.lab.host_names import host_lines, remove_names, write_names
+    from pocketcloud.lab.host_names import host_lines, is_up, remove_names, write_names
 
     if write and remove:
         raise UsageError("--write and --remove are opposites", hint="give one of them, or none to see the lines")
@@ -35,6 +36,11 @@ def hosts(kit_name: str | None, lab: str | None, *, write: bool, remove: bool) -
             f"The names of lab {record.instance} are {'out' if changed else 'not in it; nothing was done in'} {places.hosts}."
         )
         return
+    if write and not is_up(open_hypervisor(), files):
+        raise NotReady(
+            f"lab {record.instance} is down, and nobody answers at its addresses; {places.hosts} is left as it is",
+            hint=f"pocketcloud lab up {record.instance}, then this again",
+        )
     lines = host_lines(record)
     if not lines:
         click.echo(f"note: no machine of lab {record.instance} is on a network of its own, so none has a name here", err=True)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.events import Note
 from pocketcloud.hosts_file import HostLine, change, has_block
+from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.kit.attached import Places
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.locks import held
@@ -25,6 +26,12 @@ def host_lines(record: Record) -> tuple[HostLine, ...]:
             names = (f"{name}.{lab_domain(record.instance)}", f"{name}.{record.instance}")
             found.append(HostLine(address, names))
     return tuple(found)
+
+
+def is_up(hypervisor: Hypervisor, files: InstanceFiles) -> bool:
+    """Whether the lab's networks are there, so that somebody may answer at its addresses. They may be others at the next `up`."""
+    networks = hypervisor.networks(files.kit.id)
+    return any(network.active for network in networks if network.mark.instance == files.instance)
 
 
 def write_names(places: Places, files: InstanceFiles, record: Record, command: str) -> bool:
@@ -46,9 +53,7 @@ def settle_names(bench: Workbench, instance: Name) -> None:
     if not has_block(bench.places.hosts, _block(files)):
         return
     try:
-        networks = bench.hypervisor.networks(bench.kit.id)
-        up = any(network.active for network in networks if network.mark.instance == instance)
-        record = read_record(files) if up else None
+        record = read_record(files) if is_up(bench.hypervisor, files) else None
         if record is None:
             remove_names(bench.places, files, bench.command)
             bench.emit(Note(f"the names of lab {instance} are taken out of {bench.places.hosts}"))

@@ -73,6 +73,8 @@ def the_host_knows_the_names(kit: LabKit, address: str, lab: Path) -> None:
     kit.cli("lab", "down", "demo", "--within", "0").expect(0, "are taken out of")
     assert hosts.read_text() == theirs + "\n"
     assert kit.cli("lab", "hosts", "demo").expect(0).out == line
+    kit.cli("lab", "hosts", "demo", "--write").expect(7, "lab demo is down", "pocketcloud lab up demo")
+    assert hosts.read_text() == theirs + "\n"
 
 
 def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:

@@ -22,6 +22,7 @@ from pocketcloud.yaml_text import yaml_text
 
 # Groups that Ansible has by itself.
 _ITS_OWN = ("all", "ungrouped")
+_BASE = "base_"
 
 
 class Format(StrEnum):
@@ -43,14 +44,20 @@ class Host:
 
 def inventory(instance: Name, hosts: Sequence[Host], key: Path, known_hosts: Path, form: Format) -> str:
     """The inventory, as text that ends with a newline: each machine is in a group named as the lab and one of its base, `-` being
-    `_` there. `key` is the private key to log in with, `known_hosts` the file of the machines' host keys: no other is accepted.
+    `_` there. Ansible has hosts and groups in one: a lab named as one of its machines, or as such a group, is `lab_NAME`, and a
+    machine named as a group of Ansible's own is `NAME.LAB`. `key` is the private key to log in with, `known_hosts` the file of
+    the machines' host keys: no other is accepted.
     Raises Refused if a path cannot be named in it."""
     common = {"ansible_user": "root", "ansible_ssh_private_key_file": _option(key), "ansible_ssh_common_args": _args(known_hosts)}
-    variables = {str(host.name): {"ansible_host": str(ip_address(host.address)), **common} for host in hosts}
-    groups: dict[str, list[str]] = {_group(instance): []}
+    names = {host.name: f"{host.name}.{instance}" if host.name in _ITS_OWN else str(host.name) for host in hosts}
+    variables = {names[host.name]: {"ansible_host": str(ip_address(host.address)), **common} for host in hosts}
+    ours = _group(instance)
+    if ours in (*_ITS_OWN, *names.values()) or ours.startswith(_BASE):
+        ours = f"lab_{ours}"
+    groups: dict[str, list[str]] = {ours: []}
     for host in hosts:
-        for group in (_group(instance), f"base_{_group(host.base)}"):
-            groups.setdefault(group, []).append(str(host.name))
+        for group in (ours, f"{_BASE}{_group(host.base)}"):
+            groups.setdefault(group, []).append(names[host.name])
     match form:
         case Format.JSON:
             answer: dict[str, Any] = {"_meta": {"hostvars": variables}, "all": {"children": ["ungrouped", *groups]}}
@@ -73,7 +80,7 @@ def _ini(variables: Mapping[str, Mapping[str, str]], groups: Mapping[str, Sequen
 
 def _group(name: str) -> str:
     """A name as a group's, which Ansible wants to be a variable's."""
-    return f"lab_{name}" if name in _ITS_OWN else name.replace("-", "_")
+    return name.replace("-", "_")
 
 
 def _option(path: Path) -> str:

@@ -72,7 +72,21 @@ def test_groups_of_the_lab_and_of_bases() -> None:
     }
     ini = written(Format.INI, WEB, ON, DB)
     assert "\n[demo_2]\nweb\non\ndb\n\n[base_debian_12]\nweb\non\n\n[base_rocky_9]\ndb\n" in ini
-    assert "lab_all" in json.loads(written(Format.JSON, WEB, instance="all"))
+
+
+def test_no_two_hosts_and_groups_have_one_name() -> None:
+    def groups(instance: str, *hosts: Host) -> dict[str, list[str]]:
+        found = json.loads(written(Format.JSON, *hosts, instance=instance))
+        assert set(found["_meta"]["hostvars"]) == {name for group in found.values() for name in group.get("hosts", ())}
+        return {name: group["hosts"] for name, group in found.items() if "hosts" in group}
+
+    base = {"base_debian_12": ["web"]}
+    assert groups("all", WEB) == {"lab_all": ["web"]} | base
+    assert groups("web", WEB) == {"lab_web": ["web"]} | base
+    assert groups("base-debian-12", WEB) == {"lab_base_debian_12": ["web"]} | base
+    every = Host(Name("all"), Name("rocky-9"), "10.99.1.5")
+    assert groups("demo", WEB, every) == {"demo": ["web", "all.demo"], "base_rocky_9": ["all.demo"]} | base
+    assert "\nall.demo ansible_host=10.99.1.5 " in written(Format.INI, WEB, every, instance="demo")
 
 
 def test_a_lab_without_machines_to_reach() -> None:

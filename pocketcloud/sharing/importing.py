@@ -59,19 +59,19 @@ class Candidate:
 def read_source(source: str) -> Candidate:
     """What a source holds, judged against the definitions that there are here. Raises NotFound, UsageError for what is no source,
     Refused for what is damaged or hostile, BadDocument for a lab or a definition that is wrong."""
-    commit = ""
+    commit, packed = "", False
     if is_address(source):
         tree, commit = git_tree(parse_address(source))
     elif Path(source).is_dir():
         tree = folder_tree(Path(source), source)
     else:
-        tree = archive_tree(Path(source), source)
+        tree, packed = archive_tree(Path(source), source), True
         if SUMS not in tree.entries:
             raise refusal(
                 source, SUMS, "missing; an archive is taken only with the sums of what is in it (pocketcloud lab export)"
             )
     if SUMS in tree.entries:
-        check_sums(tree)
+        tree = check_sums(tree, strict=packed)
     bundle, found = _bundle_in(tree)
     _check_manifest(tree, bundle)
     return Candidate(tree.source, commit, bundle, _standings(bundle.lab, found))
@@ -80,9 +80,10 @@ def read_source(source: str) -> Candidate:
 def _bundle_in(tree: Tree) -> tuple[Bundle, Mapping[Name, Definition]]:
     if LAB_FILE not in tree.entries:
         there = ", ".join(sorted(name for name in tree.entries if name.endswith((".yaml", ".yml")))[:5])
+        other = f"give the folder that has a {LAB_FILE}; a file of another name is raised by its path: pocketcloud lab up FILE"
         raise Refused(
             f"{shown(tree.source)}: {LAB_FILE}: missing" + (f" (there are: {shown(there)})" if there else ""),
-            hint=f"give the folder that has a {LAB_FILE}; a file of another name is raised by its path: pocketcloud lab up FILE",
+            hint=f"{shown(tree.source)}#REF:FOLDER names the folder that has one" if is_address(tree.source) else other,
         )
     lab = parse_lab(_text(tree, LAB_FILE), f"{tree.source}: {LAB_FILE}", tree.read)
     with tempfile.TemporaryDirectory(prefix="pocketcloud-import-") as place:

@@ -122,7 +122,8 @@ def archive_tree(path: Path, source: str, *, strict: bool = True) -> Tree:
     except OSError as error:
         raise Refused(f"{source} cannot be read: {error.strerror}", hint="run the command as root") from None
     if len(packed) > MOST_PACKED:
-        raise Refused(f"{source}: more than {size_text(MOST_PACKED)}; this is hardly a shared lab", hint="pocketcloud lab export")
+        hint = "pocketcloud lab export makes smaller ones" if strict else "name the lab's own folder: URL#REF:FOLDER"
+        raise Refused(f"{source}: more than {size_text(MOST_PACKED)}; this is hardly a shared lab", hint=hint)
     plain = _unpacked(packed, source) if packed.startswith(b"\x1f\x8b") else packed
     try:
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
@@ -211,8 +212,9 @@ def _one_folder_less(tree: Tree) -> Tree:
     return Tree(tree.source, {name.partition("/")[2]: entry for name, entry in tree.entries.items()})
 
 
-def check_sums(tree: Tree) -> None:
-    """Refuse a tree in which anything is not as SHA256SUMS says, is not listed there, or is missing."""
+def check_sums(tree: Tree, *, strict: bool) -> Tree:
+    """Refuse a tree in which anything is not as SHA256SUMS says, or is missing; what is not listed is refused, too, if `strict`,
+    else left out: there may be anything in a folder beside a lab."""
     listed: dict[str, str] = {}
     for line in tree.take(SUMS).decode(errors="replace").splitlines():
         match = _SUM.fullmatch(line)
@@ -220,10 +222,11 @@ def check_sums(tree: Tree) -> None:
             raise refusal(tree.source, SUMS, f"a line that is not a sum, or a second one for its file: {shown(line)!r}")
         listed[match[2]] = match[1]
     for name in tree.entries:
-        if name not in listed and name != SUMS:
+        if strict and name not in listed and name != SUMS:
             raise refusal(tree.source, name, f"not listed in {SUMS}")
     for name, digest in listed.items():
         if name not in tree.entries:
             raise refusal(tree.source, name, f"missing, though {SUMS} lists it")
         if hashlib.sha256(tree.take(name)).hexdigest() != digest:
             raise refusal(tree.source, name, f"not the file that {SUMS} lists: its sum is another")
+    return Tree(tree.source, {name: entry for name, entry in tree.entries.items() if name in listed or name == SUMS})

@@ -8,8 +8,9 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,11 @@ from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
 from pocketcloud.resources import IMPORTED, shipped
 from pocketcloud.sharing.bundle import Bundle, archive, contents
-from pocketcloud.sharing.git import parse_address
+from pocketcloud.sharing.git import git_tree, parse_address
 from pocketcloud.sharing.importing import Candidate, Standing, check_name, read_source
 from pocketcloud.sharing.kept import base_folders, imported_labs, keep, lab_file
 from pocketcloud.sharing.making import bundle_of
+from pocketcloud.system import Completed, run
 
 TEXT = """\
 lab: course
@@ -374,6 +376,67 @@ def test_a_lab_from_git(repository: Path) -> None:
         read_source(f"file://{repository}#nobranch")
     with pytest.raises(Refused, match="cannot be fetched"):
         read_source(f"file://{repository}-none")
+
+
+def test_bytes_from_git_are_those_committed(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its attributes ask for, and whatever filters the user has."""
+    work = tmp_path / "work"
+    (work / ".gitattributes").write_text(
+        "[attr]odd filter=smudged\n* odd\nfiles/x ident text eol=crlf export-subst\nlab.yaml working-tree-encoding=UTF-16\n"
+    )
+    (work / "files/x").write_bytes(b"$Id$ $Format:%H$\n")
+    (work / "lab.yaml").write_text(TEXT)
+    for path in (".gitattributes", "files/x", "lab.yaml"):
+        blob = git("hash-object", "-w", "--no-filters", path, cwd=work)
+        git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", cwd=work)
+    git("commit", "-qm", "odd", cwd=work)
+    git("push", "-q", "bare", "main", cwd=work)
+    marker = tmp_path / "was-here"
+    (tmp_path / ".gitconfig").write_text(
+        f'[filter "smudged"]\n\tsmudge = touch {marker}; tr a b\n\trequired\n[core]\n\tautocrlf = true\n[tar]\n\tumask = 0777\n'
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    step = read_source(f"file://{repository}").bundle.lab.machines[Name("a")].provision[0]
+    assert step.content == "$Id$ $Format:%H$\n"
+    assert not marker.exists()
+
+
+def test_an_exported_lab_may_lie_in_git_with_other_files(repository: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for name, content in {f"given/{name}": content for name, content in FILES.items()}.items():
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_bytes(content)
+    (work / "given/README.md").write_text("a lab\n")
+    (work / "given/bases/more.yaml").write_text("base: more\n")
+    (work / "lab.yaml").unlink()
+    pushed(repository, "given")
+    assert read_source(f"file://{repository}#:given").bundle == bundle_of(lab())
+    assert "#REF:FOLDER" in refused(f"file://{repository}", "lab.yaml: missing", "given/lab.yaml").hint
+    (work / "given/noise").write_bytes(os.urandom(17 << 20))
+    pushed(repository, "large")
+    assert "URL#REF:FOLDER" in refused(f"file://{repository}", "more than 16 MiB").hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a repository to another user")
+def test_a_repository_of_who_ran_sudo_is_taken(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (repository, *repository.rglob("*")):
+        os.chown(path, 1234, 1234)
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    assert "safe.directory" in refused(f"file://{repository}", "dubious ownership").hint
+    monkeypatch.setenv("SUDO_UID", "1234")
+    assert read_source(f"file://{repository}").bundle.lab == lab()
+
+
+def test_git_is_bounded_in_all_it_does(repository: Path) -> None:
+    seen: list[list[str]] = []
+
+    def watched(argv: Sequence[str | Path], **options: Any) -> Completed:
+        seen.append([str(word) for word in argv])
+        return run(argv, **options)
+
+    git_tree(parse_address(f"file://{repository}"), run=watched)
+    assert len(seen) >= 4
+    assert {tuple(argv[:5]) for argv in seen} == {("prlimit", f"--fsize={256 << 20}", f"--as={2 << 30}", "--", "git")}
 
 
 def test_a_malicious_repository_does_nothing(repository: Path, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.inventory import Clone, Inventory
-from pocketcloud.model.lab import Machine
+from pocketcloud.model.lab import Lab, LabNetwork, Machine
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import CLEAN, UNDO, NetworkRecord, Record, Restoring, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.sizes import Size
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
     Draft,
@@ -138,11 +139,7 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
     # A network that others are on stays what it is for them.
     shared = {network for name in others for network in record.machines[name].definition.networks}
     networks = {name: network for name, network in snapshot.networks.items() if name not in shared}
-    lab = replace(
-        record.lab,
-        machines={**record.lab.machines, **definitions},
-        networks={**record.lab.networks, **networks},
-    )
+    lab = _declaring(record.lab, definitions, networks)
     machines = {
         name: replace(machine, definition=definitions.get(name, machine.definition)) for name, machine in record.machines.items()
     }
@@ -153,6 +150,18 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
     }
     declared = replace(record, lab=lab, machines=machines, networks=known)
     return _draw(draft, record, declared, replace(way, parts=parts), have, ground)
+
+
+def _declaring(lab: Lab, definitions: Mapping[Name, Machine], networks: Mapping[Name, LabNetwork]) -> Lab:
+    """The lab with these declarations, and its `needs` no more than they allow."""
+    machines = {**lab.machines, **definitions}
+    least = Size(sum(machine.memory for machine in machines.values()))
+    needs = replace(
+        lab.needs,
+        memory=max(lab.needs.memory, least) if lab.needs.memory else None,
+        nesting=lab.needs.nesting and any(machine.runs_machines for machine in machines.values()),
+    )
+    return replace(lab, machines=machines, networks={**lab.networks, **networks}, needs=needs)
 
 
 def _definition(part: SnapshotPart, now: Machine) -> Machine:

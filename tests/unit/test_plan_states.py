@@ -12,7 +12,7 @@ from pocketcloud.cli.states import left_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import DomainState, Inventory
-from pocketcloud.model.lab import NetworkKind
+from pocketcloud.model.lab import Needs, NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record
 from pocketcloud.model.sizes import GIB, MIB, Size
@@ -175,6 +175,19 @@ def test_a_state_brings_back_what_its_machines_and_networks_were() -> None:
     check_up(host, changed)
     do(host, reset)
     check_up(host, changed)
+
+
+def test_what_a_lab_needs_as_a_whole_does_not_keep_it_from_its_states() -> None:
+    host = up_host()
+    do(host, snapshot("large"))
+    machines = {name: replace(made, memory=Size(32 * MIB), nested="emulate") for name, made in LAB.machines.items()}
+    small = replace(LAB, machines=machines, needs=Needs(memory=Size(64 * MIB), nesting=True))
+    raise_lab(small, host, reconfigure=True)
+    do(host, restore("large"))
+    assert record(host).lab.machines == LAB.machines
+    assert record(host).lab.needs == Needs(memory=Size(128 * MIB))
+    do(host, undo)
+    assert record(host).lab.machines == machines
 
 
 def test_a_lab_that_is_off_is_taken_as_it_lies_and_stays_off() -> None:

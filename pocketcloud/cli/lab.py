@@ -211,13 +211,27 @@ def up(lab: str | None, alias: Name | None, count: int | None, options: LabOptio
 def _confirm_loss(*, yes: bool) -> Confirm:
     def confirm(plan: Plan) -> None:
         if plan.loses:
-            names = ", ".join(plan.loses)
-            ask(
-                f"{names} will be made anew from the base: what is on the disks is lost, and the states taken of them. Go on?",
-                yes=yes,
-            )
+            ask(f"{loss_text(plan)} Go on?", yes=yes)
 
     return confirm
+
+
+def loss_text(plan: Plan) -> str:
+    """What an `up` costs the machines that lose something by it, for a question."""
+    from pocketcloud.model.record import Stage
+
+    # Where nobody says what becomes of the machines, as of many copies, the worst is feared.
+    after = {str(name): machine.stage for name, machine in plan.record.machines.items()} if plan.record else {}
+    mended = [name for name in plan.loses if after.get(name) is Stage.PROVISIONED]
+    anew = [name for name in plan.loses if name not in mended]
+    said = []
+    if anew:
+        said.append(
+            f"{', '.join(anew)} will be made anew from the base: what is on the disks is lost, and the states taken of them."
+        )
+    if mended:
+        said.append(f"{', '.join(mended)}: a disk is gone, and comes back as it was in clean; the others stay as they are.")
+    return " ".join(said)
 
 
 def summary(here: Workbench, instance: Name, done: Done, output: str, what: str) -> None:

@@ -231,7 +231,7 @@ def _fate(
         reason = f"{', '.join(anew)} changed"
         return _again(name, definition, known, have, record, generation, reason, other_arch="arch" in anew)
     keep = replace(known, definition=definition)
-    return _kept(name, keep, record, have, generation, restart=[f for f in changed if f in _RESTARTS])
+    return _kept(name, keep, record, have, generation, draft, restart=[f for f in changed if f in _RESTARTS])
 
 
 def _again(
@@ -285,18 +285,26 @@ def _from_base(name: Name, wanted: Machine, base: Base, record: Record, generati
     return Fate(name, made, volumes, fresh=True, restart=reason, reason=reason)
 
 
-def _kept(name: Name, known: MachineRecord, record: Record, have: Inventory, generation: int, *, restart: list[str]) -> Fate:
+def _kept(
+    name: Name, known: MachineRecord, record: Record, have: Inventory, generation: int, draft: Draft, *, restart: list[str]
+) -> Fate:
     """A machine that stays what it is; its live volumes are mended where an interruption left them sealed or lost."""
-    part = record.clean.machines.get(name) if record.clean else None
+    clean = record.clean.machines.get(name) if record.clean else None
     lost = [disk for disk, volume in known.disks.items() if volume not in have.volumes]
+    sources = {d: v for d, v in known.disks.items() if d not in lost and have.volumes[v].sealed}
+    reason = "its disks were left sealed by an interrupted snapshot" if sources else ""
+    nvram = known.restoring.nvram if known.restoring else ""
     if lost:
-        if part is None or any(volume not in have.volumes for volume in part.disks.values()):
+        if known.stage is Stage.PROVISIONED:
+            draft.loses.append(name)
+        gone = ", ".join(f"its disk {disk} is gone" for disk in lost)
+        if clean is None or any(clean.disks.get(disk) not in have.volumes for disk in lost):
+            draft.notes.append(f"{name}: {gone}, and what clean had of it; it is made anew, and taken out of every state")
             return _again(name, known.definition, known, have, record, generation, f"its disk {lost[0]} is gone")
-        sources, reason, nvram = part.disks, f"its disk {lost[0]} is gone; back to clean", part.nvram
-    else:
-        nvram = known.restoring.nvram if known.restoring else ""
-        sources = {d: v for d, v in known.disks.items() if have.volumes[v].sealed}
-        reason = "its disks were left sealed by an interrupted snapshot" if sources else ""
+        others = f"; {', '.join(left)} stays as it is" if (left := [d for d in known.disks if d not in lost]) else ""
+        draft.notes.append(f"{name}: {gone}, and comes back as it was in clean{others}")
+        sources |= {disk: clean.disks[disk] for disk in lost}
+        reason, nvram = f"{gone}; back to clean", clean.nvram if ROOT_DISK in lost else nvram
     volumes: dict[str, tuple[str | None, str, int]] = {
         disk: (source, volume_name(record.instance, name, disk, generation), 0) for disk, source in sources.items()
     }

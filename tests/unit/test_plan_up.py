@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
+from pocketcloud.cli.lab import loss_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.inventory import DomainState
 from pocketcloud.model.lab import LabNetwork
@@ -164,11 +165,29 @@ def test_a_lost_volume_comes_back_from_clean() -> None:
     host.record = replace(host.record, snapshots=dict.fromkeys(host.record.snapshots, replace(clean, machines=kept)))
     made = planned(host)
     assert [(step.machine, step.source) for step in made.steps if isinstance(step, SetNvram)] == [("a", "a.clean")]
-    assert [(clone.marks["machine"], clone.marks["disk"]) for clone in cloned(made)] == [("a", "root"), ("a", "data")]
+    assert [(clone.marks["machine"], clone.marks["disk"]) for clone in cloned(made)] == [("a", "root")]
     assert ids(made, Provision) == []
     assert "gone" in made.steps[0].reason
+    assert made.loses == ("a",)
+    assert made.notes == ("a: its disk root is gone, and comes back as it was in clean; data stays as it is",)
+    assert loss_text(made) == "a: a disk is gone, and comes back as it was in clean; the others stay as they are."
     host.apply(made)
     check_up(host, LAB)
+
+
+def test_a_lost_volume_takes_no_other_with_it() -> None:
+    host = up_host()
+    host.write("a", "thesis")
+    host.reboot()
+    assert host.record is not None
+    del host.volumes[host.record.machines[Name("a")].disks["data"]]
+    made = planned(host)
+    assert made.loses == ("a",)
+    assert ids(made, SetNvram) == []
+    host.apply(made)
+    check_up(host, LAB)
+    assert "thesis" in host.content("a")
+    assert planned(host).loses == ()
 
 
 def test_a_volume_lost_with_its_clean_state_is_made_anew() -> None:
@@ -177,6 +196,9 @@ def test_a_volume_lost_with_its_clean_state_is_made_anew() -> None:
     for name in [name for name in host.volumes if name.startswith("lab.demo.a.")]:
         del host.volumes[name]
     made = planned(host)
+    assert made.loses == ("a",)
+    assert "it is made anew, and taken out of every state" in made.notes[0]
+    assert "made anew from the base" in loss_text(made)
     assert ids(made, Provision) == ["provision.a"]
     assert [step.machines for step in made.steps if isinstance(step, TakeSnapshot)] == [("a",)]
     host.apply(made)

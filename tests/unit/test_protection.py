@@ -96,3 +96,16 @@ def test_a_state_from_before_the_protection_does_not_take_it_away() -> None:
     assert guarded(made, host.inventory()) == ("a",)
     host.apply(made)
     check_up(host, LAB)
+
+
+@pytest.mark.parametrize("with_clean", [False, True])
+def test_a_protected_machine_that_lost_a_disk_is_asked_about(with_clean: bool) -> None:
+    host = up_host()
+    host.reboot()
+    assert host.record is not None
+    del host.volumes[host.record.machines[A].disks["root"]]
+    if with_clean:
+        assert host.record.clean is not None
+        del host.volumes[host.record.clean.machines[A].disks["root"]]
+    have = host.inventory()
+    assert guarded(plan_up(LAB, INSTANCE, have, ground()), have) == ("a",)

@@ -92,11 +92,15 @@ def _again(found: Distribution) -> tuple[str, bytes]:
             " the base",
             hint="install pocketcloud with pip or pipx, in an environment of its own",
         )
-    contents = {
-        path.as_posix(): Path(str(path.locate())).read_bytes()
-        for path in files
-        if ".." not in path.parts and "__pycache__" not in path.parts and path.name not in _NOT_CARRIED
-    }
+    carried = (p for p in files if ".." not in p.parts and "__pycache__" not in p.parts and p.name not in _NOT_CARRIED)
+    try:
+        contents = {path.as_posix(): Path(str(path.locate())).read_bytes() for path in carried}
+    except OSError as error:
+        raise HostLacks(
+            f"{name} {found.version} is not whole here ({error.filename}: {error.strerror}), so it cannot be carried into the"
+            " base",
+            hint=f"pip install --force-reinstall {name}=={found.version}, in the environment that runs pocketcloud",
+        ) from None
     # Several tags are one compressed set: each part of each, sorted, joined by dots (PEP 425).
     parts = [".".join(dict.fromkeys(part)) for part in zip(*(tag.split("-", 2) for tag in tags), strict=True)]
     stem = f"{_escaped(name)}-{found.version}"

@@ -73,6 +73,21 @@ def test_what_is_carried_is_part_of_the_key() -> None:
     assert inputs_digest(definition, Arch.X86_64) == inputs_digest(definition, Arch.X86_64)
 
 
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    info = tmp_path / "thing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+    (info / "WHEEL").write_text("Wheel-Version: 1.0\nTag: py3-none-any\n")
+    (info / "RECORD").write_text("thing.py,,\nthing-1.0.dist-info/METADATA,,\n")
+    sys.path.append(str(tmp_path))
+    try:
+        with pytest.raises(HostLacks, match=r"thing 1\.0 is not whole here .*thing\.py: No such file") as caught:
+            wheels.carried(Wheels(("thing",)))
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "--force-reinstall" in caught.value.hint
+
+
 def test_what_is_not_installed_is_told_and_keys_all_the_same() -> None:
     nowhere = Wheels(("no-such-distribution",))
     with pytest.raises(HostLacks, match="has no distribution no-such-distribution"):

@@ -22,7 +22,7 @@ from pocketcloud.resources import shipped
 from pocketcloud.sharing.bundle import BUNDLE_SCHEMA, LAB_FILE, MANIFEST, SUMS, Bundle, BundleManifest
 from pocketcloud.sharing.git import git_tree, is_address, parse_address
 from pocketcloud.sharing.making import templates_of
-from pocketcloud.sharing.reading import Tree, archive_tree, check_sums, folder_tree, refusal, shown
+from pocketcloud.sharing.reading import Tree, check_sums, refusal, shown, tree_at
 
 
 class Standing(StrEnum):
@@ -62,11 +62,9 @@ def read_source(source: str) -> Candidate:
     commit, packed = "", False
     if is_address(source):
         tree, commit = git_tree(parse_address(source))
-    elif Path(source).is_dir():
-        tree = folder_tree(Path(source), source)
     else:
-        tree, packed = archive_tree(Path(source), source), True
-        if SUMS not in tree.entries:
+        tree, packed = tree_at(Path(source), source)
+        if packed and SUMS not in tree.entries:
             raise refusal(
                 source, SUMS, "missing; an archive is taken only with the sums of what is in it (pocketcloud lab export)"
             )

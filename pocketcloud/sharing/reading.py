@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from pocketcloud.below import read_below, wrong_path
-from pocketcloud.errors import NotFound, Refused
+from pocketcloud.errors import NotFound, PocketcloudError, Refused
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.sharing.bundle import LAB_FILE, SUMS
 
@@ -80,17 +80,35 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:120]
 
 
+def tree_at(path: Path, source: str) -> tuple[Tree, bool]:
+    """The files of a folder or of an archive, and whether it is an archive. Raises NotFound, Refused."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        raise _unreadable(source, error) from None
+    return (folder_tree(path, source), False) if is_folder else (archive_tree(path, source), True)
+
+
+def _unreadable(source: str, error: OSError) -> PocketcloudError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return NotFound(f"there is no {source}", hint="a folder, a .tar.gz or a git address")
+    hint = "run the command as root" if isinstance(error, PermissionError) else "a folder, a .tar.gz or a git address"
+    return Refused(f"{source} cannot be read: {error.strerror}", hint=hint)
+
+
 def folder_tree(folder: Path, source: str) -> Tree:
-    """The files of a folder, but for `.git`. Raises NotFound, or Refused where there are too many."""
-    if not folder.is_dir():
-        raise NotFound(f"{source}: there is no such folder", hint="a folder or archive that `lab export` made, or a git address")
+    """The files of a folder, but for `.git`. Raises NotFound, or Refused where there are too many, or a folder in it is
+    closed."""
     entries: dict[str, Entry] = {}
-    for name, wrong in _walked(folder, ""):
-        if len(entries) >= MOST_ENTRIES:
-            raise Refused(
-                f"{source}: more than {MOST_ENTRIES} files; this is hardly a shared lab", hint="name the lab's own folder"
-            )
-        entries[name] = Entry(partial(read_below, folder, name, MOST_OF_ONE), wrong)
+    try:
+        for name, wrong in _walked(folder, ""):
+            if len(entries) >= MOST_ENTRIES:
+                raise Refused(
+                    f"{source}: more than {MOST_ENTRIES} files; this is hardly a shared lab", hint="name the lab's own folder"
+                )
+            entries[name] = Entry(partial(read_below, folder, name, MOST_OF_ONE), wrong)
+    except OSError as error:
+        raise _unreadable(f"{source}: {shown(os.path.relpath(error.filename or folder, folder))}", error) from None
     return Tree(source, entries)
 
 
@@ -117,10 +135,10 @@ def archive_tree(path: Path, source: str, *, strict: bool = True) -> Tree:
     try:
         with path.open("rb") as file:
             packed = file.read(MOST_PACKED + 1)
-    except FileNotFoundError:
-        raise NotFound(f"there is no {source}", hint="a folder, a .tar.gz or a git address") from None
     except OSError as error:
-        raise Refused(f"{source} cannot be read: {error.strerror}", hint="run the command as root") from None
+        raise _unreadable(source, error) from None
+    if packed.startswith(b"PK\x03\x04"):
+        raise Refused(f"{source}: a .zip; archives are .tar.gz", hint="unpack it, and import the folder")
     if len(packed) > MOST_PACKED:
         hint = "pocketcloud lab export makes smaller ones" if strict else "name the lab's own folder: URL#REF:FOLDER"
         raise Refused(f"{source}: more than {size_text(MOST_PACKED)}; this is hardly a shared lab", hint=hint)

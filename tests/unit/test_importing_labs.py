@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -223,7 +224,8 @@ CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: tar_of(files=resummed({n: c for n, c in INSTALLED.items() if n != "kickstarts/seal.sh.j2"})),
         "kickstarts/seal.sh.j2: missing, though pocketcloud-lab.json names it",
     ),
-    "noise": (lambda: b"PK\x03\x04" + bytes(600), "not an archive"),
+    "noise": (lambda: b"noise" * 300, "not an archive"),
+    "zip": (lambda: b"PK\x03\x04" + bytes(600), "a .zip"),
     "empty": (lambda: b"", "not an archive"),
     "no entry": (lambda: tar_of(files={}), "SHA256SUMS: missing"),
     "many entries": (lambda: tar_of(*(entry(f"files/{n}") for n in range(2100)), files={}), "more than 2000"),
@@ -262,6 +264,35 @@ def test_hostile_folders_are_refused(tmp_path: Path, wrong: str) -> None:
             (folder / "files").rmdir()
             (folder / "files").symlink_to("..")
     assert "hunter2" not in refused(str(folder), "files/x").message
+
+
+def test_sources_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotFound, match="there is no"):
+        read_source(str(tmp_path / "file/x"))
+    assert "as root" not in refused(str(tmp_path / ("x" * 300)), "File name too long").hint
+
+
+def as_anybody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Root, to whom folders of others are closed as to any user."""
+    argv = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "pocketcloud", *arguments]
+    return subprocess.run(argv, cwd=shipped(), capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user")
+def test_folders_of_others_are_told(tmp_path: Path) -> None:
+    closed = tmp_path / "lab/closed"
+    closed.mkdir(parents=True)
+    os.chown(closed, 1234, 1234)
+    closed.chmod(0o700)
+    for source, said in ((tmp_path / "lab", "lab: closed cannot be read: Permission denied"), (closed / "x", "cannot be read")):
+        done = as_anybody("lab", "import", "--dry-run", str(source))
+        assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
+        assert said in done.stderr
+        assert "next:  run the command as root" in done.stderr
+    for target in ("x", "x.tar.gz"):
+        done = as_anybody("lab", "export", "demo", str(closed / target))
+        assert (done.returncode, "Traceback" in done.stderr) == (5, False), done.stderr
 
 
 # -- what it is called, and what its bases are ---------------------------------------------------------------------------

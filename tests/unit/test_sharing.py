@@ -162,4 +162,9 @@ def test_folders_are_written_whole_and_nothing_is_replaced(tmp_path: Path) -> No
         write_folder(tmp_path / "link", files)
     with pytest.raises(Refused):
         write_file(target, b"x")
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(Refused, match="cannot be written: File name too long"):
+        write_folder(long, files)
+    with pytest.raises(Refused, match="cannot be written: File name too long"):
+        write_file(long, b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"], "nothing is left aside"

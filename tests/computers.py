@@ -21,7 +21,7 @@ from tests.recorded import Recorded
 
 TOOLS = (
     "qemu-system-x86_64", "qemu-system-aarch64", "qemu-img", "dnsmasq", "nft", "ip", "ssh", "virsh", "mmdebstrap", "sfdisk",
-    "mke2fs", "mkfs.vfat", "gpgv", "mcopy", "libvirtd", "lvm", "lvmconfig", "modprobe",
+    "mke2fs", "mkfs.vfat", "gpgv", "mcopy", "git", "libvirtd", "lvm", "lvmconfig", "modprobe",
     "thin_check", "thin_dump", "thin_ls", "thin_metadata_size", "thin_repair",
 )  # fmt: skip
 USABLE = Kvm(KvmState.USABLE, "2 ns an instruction", 2.0)

@@ -45,6 +45,7 @@ _TOOLS = (
     Tool(("ip",), "iproute2", State.WARN, "-V"),
     Tool(("ssh",), "ssh-client", State.WARN, "-V"),
     Tool(("virsh",), "libvirt-client", State.WARN),
+    Tool(("git",), "git", State.WARN, "--version"),
     Tool(
         ("mmdebstrap",), "bootstrap", State.WARN, "--version", (0, 7, 4), "with unshare mode for root, in which bases are built"
     ),

@@ -24,6 +24,7 @@ def laptop(tmp_path: Path) -> Computer:
         ("debian-13", "mmdebstrap", "apt-get install -y mmdebstrap uidmap gpg"),
         ("ubuntu-2404", "ssh", "apt-get install -y openssh-client"),
         ("mint", "mcopy", "apt-get install -y mtools"),
+        ("debian-12", "git", "apt-get install -y git"),
         ("fedora-44", "ssh", "dnf install -y openssh-clients"),
         ("centos-9", "dnsmasq", "dnf install -y dnsmasq"),
         ("centos-10", "qemu-img", "dnf install -y qemu-img"),

@@ -159,6 +159,8 @@ class Host:
     """UEFI variables by the name of their file: the live ones under the name of their machine, with what was written to them."""
     memories: dict[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     """Saved memory by the name of its file: whose it is, and what was on its machine's system disk when it was saved."""
+    svm: bool = False
+    """Whether the processor is AMD's, on which what runs machines of its own does not outlive that its memory is saved."""
     trace: list[str] = field(default_factory=list)
 
     @classmethod
@@ -440,6 +442,8 @@ class Host:
         running = [name for name in step.machines if name in self.domains and self.domains[name].state is not DomainState.OFF]
         for name in running:
             self._running(name)
+            nests = self._known().machines[Name(name)].definition.runs_machines
+            assert not (self.svm and nests), f"{name} runs machines, and its memory is saved"
         for name in running:
             yield partial(setattr, self.domains[name], "state", DomainState.OFF)
         parts: dict[Name, SnapshotPart] = {}

@@ -23,6 +23,7 @@ from pocketcloud.plan.steps import (
     StartMachine,
     Step,
     TakeSnapshot,
+    WakeMachine,
     WriteSeed,
 )
 
@@ -52,14 +53,15 @@ def needs(plan: Plan, have: Inventory, profile: Profile) -> Needs:
     record = plan.record or have.record
     machines = record.machines if record else {}
     memory = vcpus = starting = saved = 0
-    for step in plan.steps:
-        if isinstance(step, StartMachine) and (known := machines.get(Name(step.machine))) is not None:
-            domain = have.domains.get(step.machine)
+    for name in dict.fromkeys(step.machine for step in plan.steps if isinstance(step, (StartMachine, WakeMachine))):
+        if (known := machines.get(Name(name))) is not None:
+            domain = have.domains.get(name)
             there = domain.memory + profile.machine_overhead if domain is not None and domain.active else 0
             memory += max(0, known.definition.memory + profile.machine_overhead - there)
             starting += not there
             vcpus += known.definition.vcpus
-        elif isinstance(step, TakeSnapshot):
+    for step in plan.steps:
+        if isinstance(step, TakeSnapshot):
             saved += sum(machines[Name(name)].definition.memory for name in step.machines)
     return Needs(memory, saved + ROOM_PER_MACHINE * starting, vcpus)
 

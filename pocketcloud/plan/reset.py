@@ -188,7 +188,7 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
     check_room(fates, have, ground)
-    note_cold(draft, record.lab, way.parts.items(), way.state, ground)
+    note_cold(draft, record, way.parts.items(), way.state, ground)
     record = replace(record, snapshots=_with_undo(draft, before, way, have, ground, generation).snapshots)
     opened = _stop_on_sources(draft, way, have, clones)
     # With the reserve: a reset soon frees more than it takes, and must work on a store that is full.

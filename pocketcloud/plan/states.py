@@ -17,7 +17,7 @@ from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record, Snapsho
 from pocketcloud.model.sizes import size_text
 from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, next_generation
 from pocketcloud.plan.steps import CommitRecord, Plan, TakeSnapshot
-from pocketcloud.plan.waking import check_kept
+from pocketcloud.plan.waking import check_saved
 
 UNDO_DAYS = 7
 """How long what a reset left can be brought back."""
@@ -92,8 +92,7 @@ def plan_snapshot(
     _check_free(record, state)
     _check_settled(record, have)
     running = [name for name in record.machines if (d := have.domains.get(name)) is not None and d.active]
-    if ram:
-        check_kept(record, running, ground)
+    check_saved(record, running, ground, ram=ram)
     needed = sum(record.machines[name].definition.memory for name in running)
     if needed and needed + ROOM_PER_MACHINE > ground.space:
         raise NoSpace(

@@ -52,10 +52,12 @@ from pocketcloud.plan.steps import (
     WaitReady,
     WriteSeed,
 )
-from pocketcloud.plan.waking import kept_with_clean
+from pocketcloud.plan.waking import kept_with_clean, off_for_state
 
 # A change of these is made by a restart; of anything else, by making the machine anew.
 _RESTARTS = frozenset({"memory", "vcpus", "nested"})
+# What has machines of its own to switch off takes longer than others.
+_REST_SECONDS = 180.0
 _JUST_NOTED = frozenset({"ready", "protected"})
 
 
@@ -370,21 +372,42 @@ def _draw_up(
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
     back = [fate.name for fate in fates if fate.record.restoring]
     last = draw_end_restoring(draft, back, tuple(ready.values()))
-    memory = kept_with_clean(draft, record.lab, record, fresh, ground)
     if fresh:
-        take = TakeSnapshot(
-            id="clean",
-            reason="what reset returns to",
-            after=tuple(ready[n] for n in fresh),
-            name=CLEAN,
-            machines=fresh,
-            generation=generation + 1,
-            memory=memory,
-        )
-        last = (*last, draft.add(take))
+        last = (*last, *_draw_clean(draft, record, fresh, generation + 1, ready, ground))
+    else:
+        kept_with_clean(draft, record, fresh, ground)
     for name in pruned:
         _draw_removal(draft, name, have, commit)
     draw_sweep(draft, after_up, have, ground, last)
+
+
+def _draw_clean(
+    draft: Draft, record: Record, fresh: tuple[Name, ...], generation: int, ready: Mapping[Name, str], ground: Ground
+) -> list[str]:
+    """Take `clean` of machines; the ids of what comes last."""
+    memory = kept_with_clean(draft, record, fresh, ground)
+    off = off_for_state(record, fresh, ground)
+    why = "its state is taken while it is off, for the machines that run in it"
+    stops = [draft.add(StopMachine(id=f"rest.{n}", reason=why, machine=n, after=(ready[n],), within=_REST_SECONDS)) for n in off]
+    take = TakeSnapshot(
+        id="clean",
+        reason="what reset returns to",
+        after=(*(ready[name] for name in fresh), *stops),
+        name=CLEAN,
+        machines=fresh,
+        generation=generation,
+        memory=memory,
+    )
+    taken = draft.add(take)
+    again = "it was off for its state"
+    return [taken] + [
+        draft.chain(
+            DefineMachine(id=f"redefine.{name}", reason="its disks are new", machine=name, after=(taken,)),
+            StartMachine(id=f"restart.{name}", reason=again, machine=name),
+            WaitReady(id=f"again.{name}", reason=again, machine=name),
+        )
+        for name in off
+    ]
 
 
 def _draw_volumes(draft: Draft, fates: Sequence[Fate], instance: str) -> list[str]:

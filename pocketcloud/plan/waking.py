@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pocketcloud.errors import Refused
-from pocketcloud.model.lab import Lab, Machine, ResetKind
+from pocketcloud.model.lab import Machine, ResetKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import CLEAN, Memory, Record, SnapshotPart
 from pocketcloud.plan.drafting import Draft, Ground
@@ -27,23 +27,23 @@ def _wanted(part: SnapshotPart, definition: Machine, ground: Ground) -> Memory |
     return None if ground.cold or _not_kept(definition, ground) else part.memory
 
 
-def note_cold(draft: Draft, lab: Lab, parts: Iterable[tuple[Name, SnapshotPart]], state: str, ground: Ground) -> None:
+def note_cold(draft: Draft, record: Record, parts: Iterable[tuple[Name, SnapshotPart]], state: str, ground: Ground) -> None:
     """Say which machines of a lab that is to be reset warm start cold, as there is no memory of them."""
-    if lab.reset is not ResetKind.WARM or ground.cold or state != CLEAN:
+    if record.lab.reset is not ResetKind.WARM or ground.cold or state != CLEAN:
         return
     for name, part in parts:
-        if why := _not_kept(lab.machines[name], ground) if name in lab.machines else "":
+        if why := _not_kept(record.machines[name].definition, ground):
             draft.notes.append(f"{name} starts cold: {why}")
         elif part.memory is None:
             draft.notes.append(f"{name} starts cold: {state} holds no memory of it")
 
 
-def kept_with_clean(draft: Draft, lab: Lab, record: Record, fresh: tuple[Name, ...], ground: Ground) -> tuple[Name, ...]:
+def kept_with_clean(draft: Draft, record: Record, fresh: tuple[Name, ...], ground: Ground) -> tuple[Name, ...]:
     """Of the machines that `clean` is about to be taken of, those whose memory is kept with it. Says which are not, and which
     had theirs taken without."""
-    if lab.reset is not ResetKind.WARM:
+    if record.lab.reset is not ResetKind.WARM:
         return ()
-    whys = {name: _not_kept(lab.machines[name], ground) for name in lab.machines}
+    whys = {name: _not_kept(record.machines[name].definition, ground) for name in record.lab.machines}
     draft.notes += [f"{name}: its memory is not kept: {why}" for name, why in whys.items() if why and name in fresh]
     clean = record.clean.machines if record.clean else {}
     bare = [name for name, part in clean.items() if part.memory is None and not whys.get(name)]
@@ -55,13 +55,22 @@ def kept_with_clean(draft: Draft, lab: Lab, record: Record, fresh: tuple[Name, .
     return tuple(name for name in fresh if not whys[name])
 
 
-def check_kept(record: Record, running: Iterable[Name], ground: Ground) -> None:
-    """Refuse to keep the memory of these machines with a state, where that cannot be."""
-    whys = {name: _not_kept(record.machines[name].definition, ground) for name in running}
-    if not whys:
+def off_for_state(record: Record, machines: Iterable[Name], ground: Ground) -> tuple[Name, ...]:
+    """Of these machines those whose state is taken only while they are off: whoever runs is saved to memory for that, and brought
+    back from it."""
+    return tuple(name for name in machines if _not_kept(record.machines[name].definition, ground))
+
+
+def check_saved(record: Record, running: Collection[Name], ground: Ground, *, ram: bool) -> None:
+    """Refuse to take a state of these machines while they run, where they would not outlive that; and with `ram` where none
+    does."""
+    if off := off_for_state(record, running, ground):
+        raise Refused(
+            f"no state is taken of {', '.join(off)} of lab {record.instance} while running: {_NESTED}",
+            hint=f"pocketcloud lab down {record.instance} {' '.join(off)}; its disks are taken as they lie then",
+        )
+    if ram and not running:
         raise Refused(f"no machine of lab {record.instance} runs: there is no memory to keep", hint="leave --ram out")
-    if refused := [f"the memory of {name} cannot be kept: {why}" for name, why in whys.items() if why]:
-        raise Refused("\n".join(refused), hint="leave --ram out: the state is restored with a cold start")
 
 
 def _not_kept(definition: Machine, ground: Ground) -> str:

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from pocketcloud.errors import NoSpace
+from pocketcloud.model.lab import ResetKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Ground
 from pocketcloud.plan.many import Needs, check_together, chosen_subnets, copy_names, made_together, making, needs
-from pocketcloud.plan.steps import CloneVolumes, Plan
+from pocketcloud.plan.reset import plan_reset
+from pocketcloud.plan.steps import CloneVolumes, Plan, WakeMachine
 from pocketcloud.plan.up import plan_up
 from tests.plans import LAB, before, check_plan
 from tests.simulation import Host, base, ground
@@ -86,6 +88,20 @@ def test_what_copies_need_is_counted() -> None:
     host.apply(plan)
     again = plan_up(LAB, Name("demo"), host.inventory(), ground())
     assert needs(again, host.inventory(), profile) == Needs(0, 0, 0)
+
+
+def test_a_machine_that_is_woken_takes_what_one_that_is_started_takes() -> None:
+    host, profile = Host.with_bases(base()), ground().profile
+    host.apply(plan_up(replace(LAB, reset=ResetKind.WARM), Name("demo"), host.inventory(), ground()))
+    assert needs(plan_reset(Name("demo"), [], host.inventory(), ground()), host.inventory(), profile) == Needs(0, 0, 2)
+    host.reboot()
+    warm = plan_reset(Name("demo"), [], host.inventory(), ground())
+    cold = plan_reset(Name("demo"), [], host.inventory(), replace(ground(), cold=True))
+    assert {step.id for step in warm.steps if isinstance(step, WakeMachine)} == {"start.a", "start.b"}
+    assert needs(warm, host.inventory(), profile) == needs(cold, host.inventory(), profile)
+    assert needs(warm, host.inventory(), profile).memory == sum(
+        m.memory + profile.machine_overhead for m in LAB.machines.values()
+    )
 
 
 def test_what_does_not_fit_together_is_refused_with_how_many_would() -> None:

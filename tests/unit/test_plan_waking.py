@@ -14,12 +14,13 @@ from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record
 from pocketcloud.model.sizes import MIB
 from pocketcloud.plan.drafting import Ground
+from pocketcloud.plan.many import needs
 from pocketcloud.plan.removal import plan_down
 from pocketcloud.plan.reset import plan_reset, plan_restore
 from pocketcloud.plan.states import plan_forget, plan_snapshot
 from pocketcloud.plan.steps import Plan, StartMachine, TakeSnapshot, WakeMachine
 from pocketcloud.plan.up import plan_up
-from tests.plans import check_plan, check_up, ids, raise_lab, texts
+from tests.plans import before, check_plan, check_up, ids, raise_lab, texts
 from tests.simulation import INSTANCE, KIT, Host, base, ground, lab, machine
 
 COLD = lab(("front",), a=machine("front", disks=["data"]), b=machine("front"))
@@ -30,7 +31,10 @@ AMD = replace(ground(), svm=True)
 def up_host(wanted: Lab = WARM, here: Ground | None = None) -> Host:
     host = Host.with_bases(base())
     if here:
-        host.apply(plan_up(wanted, INSTANCE, host.inventory(), here))
+        host.svm = here.svm
+        plan = plan_up(wanted, INSTANCE, host.inventory(), here)
+        check_plan(plan, host.inventory())
+        host.apply(plan)
     else:
         raise_lab(wanted, host)
     return host
@@ -120,11 +124,48 @@ def test_machines_that_run_machines_on_amd_start_cold() -> None:
     assert ids(plan, WakeMachine) == ["start.a"]
     assert ids(plan, StartMachine) == ["start.b"]
     assert "b starts cold: it runs machines of its own" in texts(plan.notes)
-    with pytest.raises(Refused, match="the memory of b cannot be kept: it runs machines of its own"):
-        plan_snapshot(INSTANCE, "one", host.inventory(), AMD, ram=True)
-    plan_snapshot(INSTANCE, "one", host.inventory(), AMD)
     # Elsewhere (Intel, or emulation that shows no svm) it is kept as any other.
     assert remembered(up_host(mixed)) == ["a", "b"]
+
+
+def test_no_state_is_taken_of_what_runs_machines_on_amd_while_it_runs() -> None:
+    mixed = nested(COLD, "b")
+    host = up_host(mixed, AMD)
+    check_up(host, mixed)
+    for ram in (False, True):
+        with pytest.raises(Refused, match="no state is taken of b of lab demo while running: it runs machines") as refused:
+            plan_snapshot(INSTANCE, "one", host.inventory(), AMD, ram=ram)
+        assert "pocketcloud lab down demo b" in refused.value.hint
+    host.apply(plan_down(INSTANCE, ["b"], host.inventory(), KIT, within=1))
+    host.apply(plan_snapshot(INSTANCE, "one", host.inventory(), AMD, ram=True))
+    assert remembered(host, "one") == ["a"]
+
+
+def test_clean_of_what_runs_machines_on_amd_is_taken_while_it_is_off() -> None:
+    mixed = nested(WARM, "b")
+    plan = plan_up(mixed, INSTANCE, Host.with_bases(base()).inventory(), AMD)
+    assert {"ready.b", "rest.b"} <= before(plan)["clean"]
+    assert "clean" in before(plan)["again.b"]
+    assert needs(plan, Host.with_bases(base()).inventory(), AMD.profile) == needs(
+        plan_up(WARM, INSTANCE, Host.with_bases(base()).inventory(), ground()), Host.with_bases(base()).inventory(), AMD.profile
+    )
+    for cut in range(len(plan.steps)):
+        for part in range(6):
+            host = Host.with_bases(base())
+            host.svm = True
+            host.apply(plan, cut=cut, part=part)
+            host.sweep()
+            host.apply(plan_up(mixed, INSTANCE, host.inventory(), AMD))
+            check_up(host, mixed)
+            assert remembered(host) == ["a"]
+
+
+def test_an_edit_that_waits_does_not_count_for_what_runs_machines() -> None:
+    host = up_host(WARM, AMD)
+    host.apply(plan_up(nested(WARM, "b"), INSTANCE, host.inventory(), AMD))
+    plan = reset(host, AMD)
+    assert ids(plan, WakeMachine) == ["start.a", "start.b"]
+    assert not plan.notes
 
 
 def test_memory_taken_where_machines_ran_none_is_not_used_once_they_do() -> None:

@@ -220,15 +220,20 @@ def loss_text(plan: Plan) -> str:
     """What an `up` costs the machines that lose something by it, for a question."""
     from pocketcloud.model.record import Stage
 
-    # Where nobody says what becomes of the machines, as of many copies, the worst is feared.
-    after = {str(name): machine.stage for name, machine in plan.record.machines.items()} if plan.record else {}
-    mended = [name for name in plan.loses if after.get(name) is Stage.PROVISIONED]
-    anew = [name for name in plan.loses if name not in mended]
-    said = []
-    if anew:
-        said.append(
-            f"{', '.join(anew)} will be made anew from the base: what is on the disks is lost, and the states taken of them."
+    if plan.record is None:  # of many copies: nobody says what becomes of which
+        return (
+            f"{', '.join(plan.loses)} will be made anew or removed: what is on the disks is lost, and the states taken of them."
         )
+    after = {str(name): machine.stage for name, machine in plan.record.machines.items()}
+    removed = [name for name in plan.loses if name not in after]
+    mended = [name for name in plan.loses if after.get(name) is Stage.PROVISIONED]
+    anew = [name for name in plan.loses if name not in {*removed, *mended}]
+    said = []
+    if removed:
+        said.append(f"{', '.join(removed)} will be removed, with what is on the disks and in the states taken of them.")
+    if anew:
+        names = ", ".join(anew)
+        said.append(f"{names} will be made anew from the base: what is on the disks is lost, and the states taken of them.")
     if mended:
         said.append(f"{', '.join(mended)}: a disk is gone, and comes back as it was in clean; the others stay as they are.")
     return " ".join(said)

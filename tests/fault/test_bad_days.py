@@ -311,7 +311,8 @@ def test_a_machine_that_is_added_and_one_that_leaves(kit: LabKit) -> None:
     file = kit.lab(two())
     kit.cli("lab", "up", file).expect(0, "b is no longer in the file", "--prune")
     assert domain(kit, "b").isActive()
-    kit.cli("lab", "up", file, "--prune").expect(0)
+    kit.cli("lab", "up", file, "--prune").expect(2, "b will be removed", "add -y")
+    kit.cli("lab", "up", file, "--prune", "-y").expect(0)
     assert set(record_of(kit).machines) == {"a"}
     assert not [name for name in everything(kit) if ".tiny.b" in name or name.endswith("/b.log")]
     assert domain(kit, "a").ID() == number, "the machine that stayed was not left alone"

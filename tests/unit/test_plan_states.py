@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pocketcloud.cli.lab import loss_text
 from pocketcloud.cli.states import left_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Firmware
@@ -510,6 +511,24 @@ def test_making_a_machine_anew_takes_it_out_of_every_state() -> None:
     made = do(host, restore("s"))
     assert any("a is not in demo@s" in text for text in made.notes)
     assert "a" not in {step.machine for step in made.steps}
+
+
+def test_states_that_go_with_their_machines_are_named_and_protected_ones_refused() -> None:
+    host = up_host()
+    do(host, lambda have, here: plan_snapshot(INSTANCE, "exam", have, here, protected=True))
+    do(host, snapshot("plain"))
+    one = replace(LAB, machines={Name("a"): LAB.machines[Name("a")]})
+    pruned = plan_up(one, INSTANCE, host.inventory(), ground(), prune=True)
+    assert pruned.loses == ("b",)
+    assert "b will be removed" in loss_text(pruned)
+    assert "demo@exam, which is protected, loses b" in pruned.notes
+    anew = replace(one, machines={Name("a"): replace(LAB.machines[Name("a")], disk=Size(2 * GIB))})
+    with pytest.raises(Refused, match="demo@exam is protected, and would be forgotten: a, b") as refused:
+        plan_up(anew, INSTANCE, host.inventory(), ground(), reconfigure=True, prune=True)
+    assert "lab protect demo@exam --off" in refused.value.hint
+    do(host, lambda have, _: plan_protect(INSTANCE, "exam", have, KIT, protected=False))
+    made = plan_up(anew, INSTANCE, host.inventory(), ground(), reconfigure=True, prune=True)
+    assert {f"demo@{state} is forgotten: it is of a, b alone" for state in ("exam", "plain")} <= set(made.notes)
 
 
 def test_a_damaged_state_is_named_before_anything_is_done() -> None:

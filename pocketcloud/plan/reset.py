@@ -258,7 +258,7 @@ def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground:
     draft.keeps += left
     draft.loses += [name for name in way.parts if name not in left]
     if again and not left:
-        return without_expired(record, ground)
+        return without_expired(draft, record, ground)
     if not left:
         return _replaced(record, old and replace(old, machines=others))
     return _replaced(record, Snapshot(ground.now, {**others, **again, **left}, record.at, networks=record.raised_networks))

@@ -56,11 +56,19 @@ def without_machines(record: Record, machines: Collection[str]) -> Record:
     return without_states(record, [name for name, left in parts.items() if not left])
 
 
-def without_expired(record: Record, ground: Ground) -> Record:
-    """The record without what was kept for `lab undo`, if that is old or the kit has no space for it any more."""
+def without_expired(draft: Draft, record: Record, ground: Ground) -> Record:
+    """The record without what was kept for `lab undo`, if that is old or the kit has no space for it any more; that is said. For
+    want of space it does not go while a machine is still brought back: it is what such a machine left."""
     undo = record.undo
-    if undo is None or (has_room(ground, len(undo.machines)) and not _is_old(undo.taken, ground.now)):
+    if undo is None:
         return record
+    if _is_old(undo.taken, ground.now):
+        why = f"it is older than {UNDO_DAYS} days"
+    elif not has_room(ground, len(undo.machines)) and not any(machine.restoring for machine in record.machines.values()):
+        why = f"kit {ground.kit} has no space for it any more"
+    else:
+        return record
+    draft.notes.append(f"what was kept for `lab undo {record.instance}` is dropped: {why}")
     return without_states(record, [UNDO])
 
 
@@ -102,10 +110,9 @@ def plan_snapshot(
             hint=f"stop the lab first (pocketcloud lab down {instance}), or make room: pocketcloud kit status",
         )
     draft = Draft(instance)
-    kept = without_expired(record, ground)
+    kept = without_expired(draft, record, ground)
     before: tuple[str, ...] = ()
     if kept != record:
-        draft.notes.append(f"what was kept for `lab undo {instance}` is dropped: it is old, or there is no space for it")
         before = (draft.add(CommitRecord(id="commit", reason="what is too old goes", record=kept)),)
     step = TakeSnapshot(
         id="state",

@@ -103,7 +103,7 @@ def plan_up(
     draft.loses += pruned
     lost = {*made_anew, *pruned}
     _check_states(draft, record, lost)
-    kept_states = without_machines(without_expired(record, ground), lost)
+    kept_states = without_machines(without_expired(draft, record, ground), lost)
     next_record = replace(kept_states, lab=lab, networks=networks, machines=machines)
     clean = next_record.clean.machines if next_record.clean else {}
     check_processor(fates, have, ground)

@@ -265,14 +265,26 @@ def test_what_is_kept_for_undo_goes_with_age_and_with_want_of_space() -> None:
     for now, kept in later.items():
         host = up_host()
         do(host, reset)
-        do(host, up, replace(ground(), now=now))
+        made = do(host, up, replace(ground(), now=now))
         assert ("undo" in record(host).snapshots) is kept
+        assert made.notes == (() if kept else ("what was kept for `lab undo demo` is dropped: it is older than 7 days",))
         check_up(host, LAB)
     host = up_host()
     do(host, reset)
-    do(host, up, ground(space=600 * MIB))
+    assert "no space for it any more" in do(host, up, ground(space=600 * MIB)).notes[0]
     assert "undo" not in record(host).snapshots
     check_up(host, LAB)
+
+
+@pytest.mark.parametrize("again", [up, reset])
+def test_what_is_kept_for_undo_does_not_go_for_want_of_space_before_all_are_back(again: Planner) -> None:
+    host = up_host()
+    homework(host)
+    left = contents(host)
+    never_ready(host, reset)
+    do(host, again, ground(space=600 * MIB))
+    do(host, undo)
+    assert contents(host) == left
 
 
 def every_cut(host: Host, planner: Planner) -> Iterator[int]:

@@ -92,7 +92,12 @@ def _bundle_in(tree: Tree) -> tuple[Bundle, Mapping[Name, Definition]]:
                 top, _, rest = name.partition("/")
                 if top == folder.name and rest.endswith(end) and "/" not in rest:
                     (folder / rest).write_bytes(tree.take(name))
-        found = _used(lab, bases)
+        try:
+            found = _used(lab, bases)
+        except BadDocument as bad:
+            # By the name that it has for whoever gave it, not by that of a folder that is gone.
+            source = bad.source.replace(f"{place}/", f"{shown(tree.source)}: ")
+            raise BadDocument(source, bad.faults, hint="nothing was kept of it; who wrote it has to mend it") from None
         texts = {name: (bases / f"{name}.yaml").read_bytes() for name in found}
         templates: dict[str, bytes] = {}
         for definition in found.values():

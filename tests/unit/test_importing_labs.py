@@ -207,7 +207,10 @@ CHANGED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "not a lab": (lambda: tar_of(files=resummed(FILES | {"lab.yaml": b"lab: [1]\n"})), "lab.yaml"),
     "not text": (lambda: tar_of(files=resummed(FILES | {"lab.yaml": b"\xff\xfe"})), "not UTF-8"),
-    "bad base": (lambda: tar_of(files=resummed(FILES | {"bases/debian-12.yaml": b"base: x\n"})), "debian-12.yaml"),
+    "bad base": (
+        lambda: tar_of(files=resummed(FILES | {"bases/debian-12.yaml": b"base: x\n"})),
+        "lab.tar.gz: bases/debian-12.yaml:",
+    ),
     "bomb": (lambda: gzip.compress(bytes(200 << 20), 9), "unpacks to more"),
     "cut": (lambda: archive(FILES, "x")[:-400], "ends too early"),
     "more behind it": (lambda: archive(FILES, "x") + b"more", "more after its end"),

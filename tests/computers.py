@@ -15,6 +15,7 @@ from pocketcloud.model.base import Arch
 from pocketcloud.model.disk import BlockDevice, Measured
 from pocketcloud.model.facts import Facts, Kvm, KvmState, Subnet
 from pocketcloud.model.inventory import LibvirtNetwork
+from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import GIB
 from tests.host_trees import plant
 from tests.recorded import Recorded
@@ -176,6 +177,7 @@ class Computer:
         self.facts: Facts = dataclasses.replace(read_facts(root, run=self.run), kvm=USABLE)
         self.tools = set(TOOLS)
         self.kit_path = Path("/var/lib/pocketcloud")
+        self.kit: Kit | None = None
         self.libvirt: Libvirt | HostLacks = Libvirt()
 
     def connect(self) -> Hypervisor:
@@ -199,6 +201,7 @@ class Computer:
             find=lambda tool: Path("/usr/bin") / tool if tool in self.tools else None,
             devices=self.devices,
             measure=self.measure,
+            kit=self.kit,
         )
         by_id = {check.id: check for check in found}
         assert len(by_id) == len(found), "ids are unique"

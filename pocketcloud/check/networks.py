@@ -1,18 +1,25 @@
-"""Networks: whether libvirt's own overlap the host's, whether labs find room, and bridges that are left over."""
+"""Networks: whether libvirt's own overlap the host's, whether labs find room and keep their fences, stale bridges."""
 
 from __future__ import annotations
 
 import shlex
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pocketcloud.check.judgement import Check, Surroundings
+from pocketcloud.errors import Refused
 from pocketcloud.host.bridges import LIKE_LIBVIRTS, read_active, read_bridges
 from pocketcloud.host.network import OUTER, read_outer
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.model.facts import libvirt_holder
+from pocketcloud.model.inventory import LibvirtNetwork
 from pocketcloud.model.judgement import State
 from pocketcloud.model.machine import Mark
+from pocketcloud.model.names import Name
+from pocketcloud.records import InstanceFiles, read_record
+from pocketcloud.specs import is_fenced
 from pocketcloud.subnets import LIBVIRT_DEFAULT, PREFIX, below, holders, room, supernet
 
 _GROUP = "networks"
@@ -21,10 +28,11 @@ _LOOKS, _PAUSE = 3, 0.6
 
 
 def judge(here: Surroundings) -> Iterator[Check]:
-    """libvirt's networks against the host's, the room for lab networks and for those inside of machines, stale bridges."""
+    """libvirt's networks against the host's, the room for lab networks and those inside of machines, fences, stale bridges."""
     yield _overlaps(here)
     yield _room(here)
     yield _nested(here)
+    yield _fences(here)
     yield _bridges(here)
 
 
@@ -43,7 +51,9 @@ def _overlaps(here: Surroundings) -> Check:
         told = [f"{ours.network} ({ours.holder}) overlaps {theirs.network} ({theirs.holder})" for ours, theirs in pairs]
         evidence = "; ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
         holding = dict.fromkeys(ours.holder for ours, _ in pairs)
-        moved = dict.fromkeys(line for holder in holding if holder in labs for line in _moving(labs[holder].mark))
+        # libvirt's own commands would change what the lab's record says of them.
+        marks = [labs[holder].mark for holder in holding if holder in labs]
+        moved = dict.fromkeys(line for mark in marks for line in (_of("down", mark), _of("up", mark)))
         names = [shlex.quote(holder.rpartition(" ")[2]) for holder in holding if holder not in labs]
         edited = [line for name in names[:_SHOWN] for line in (f"virsh net-edit {name}", f"virsh net-destroy {name}")]
         again = ("Start it again when it has another subnet",) if edited else ()
@@ -53,11 +63,8 @@ def _overlaps(here: Surroundings) -> Check:
     return Check("libvirt-networks", _GROUP, State.OK, evidence, why)
 
 
-def _moving(mark: Mark) -> tuple[str, str]:
-    """What gives a lab's networks other subnets. libvirt's own commands would change what its record says of them."""
-    lab = shlex.quote(mark.instance)
-    kit = shlex.quote(mark.kit)
-    return f"pocketcloud lab down {lab} --kit {kit}", f"pocketcloud lab up {lab} --kit {kit}"
+def _of(verb: str, mark: Mark) -> str:
+    return f"pocketcloud lab {verb} {shlex.quote(mark.instance)} --kit {shlex.quote(mark.kit)}"
 
 
 def _room(here: Surroundings) -> Check:
@@ -84,6 +91,36 @@ def _nested(here: Surroundings) -> Check:
         remedy = ("End what routes it, a VPN perhaps, if machines inside of machines have to reach what is there",)
         return Check("nested-subnets", _GROUP, State.WARN, f"{evidence}; that hides {taken} from them", why, remedy)
     return Check("nested-subnets", _GROUP, State.OK, evidence, why)
+
+
+def _fences(here: Surroundings) -> Check:
+    """Whoever loads rules of his own with `flush ruleset`, as Debian's nftables.service does, takes them down."""
+    why = "Machines reach the networks around this host without a fence, which a restart of nftables takes down."
+    if here.daemon.facts is None:
+        return Check("fences", _GROUP, State.UNKNOWN, "libvirt cannot be asked for its networks", why)
+    wanted = tuple(_fenced(here))
+    if not wanted:
+        return Check("fences", _GROUP, State.OK, "no network that is to have one is up", why)
+    if (there := Fences(here.run).seen()) is None:
+        evidence = "nftables cannot be asked, which tell only root"
+        return Check("fences", _GROUP, State.UNKNOWN, evidence, why, ("sudo pocketcloud check",))
+    if lost := [network for network in wanted if network.bridge not in there]:
+        evidence = f"gone: those of {', '.join(network.name for network in lost[:_SHOWN])}"
+        evidence += f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        remedy = tuple(dict.fromkeys(_of("up", network.mark) for network in lost))
+        return Check("fences", _GROUP, State.WARN, evidence, why, remedy)
+    return Check("fences", _GROUP, State.OK, f"all {len(wanted)} networks that are to have one have it", why)
+
+
+def _fenced(here: Surroundings) -> Iterator[LibvirtNetwork]:
+    """The networks of the kit's labs that are up and are to have a fence; what a damaged record says of that nobody knows."""
+    for network in here.daemon.networks:
+        if here.kit is not None and network.active and network.mark.kit_id == here.kit.id:
+            part, record = Name(network.mark.part), None
+            with suppress(Refused):
+                record = read_record(InstanceFiles(here.kit, network.mark.instance))
+            if record is not None and part in record.networks and is_fenced(record, part):
+                yield network
 
 
 def _bridges(here: Surroundings) -> Check:

@@ -13,11 +13,21 @@ import pytest
 from pocketcloud.check import State
 from pocketcloud.errors import HostLacks
 from pocketcloud.host.bridges import read_active, read_free
+from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import LibvirtNetwork
+from pocketcloud.model.kit import Kit, Manifest
+from pocketcloud.model.lab import LabNetwork
 from pocketcloud.model.machine import Mark
+from pocketcloud.model.names import Name
+from pocketcloud.model.profile import Medium
+from pocketcloud.records import InstanceFiles, write_record
+from pocketcloud.system import CommandFailed, Completed
 from tests.computers import Computer, Libvirt
 from tests.host_trees import plant, x86_laptop
+from tests.plans import up_host
+from tests.recorded import Recorded
+from tests.simulation import INSTANCE, KIT_ID
 
 VIRSH = ("virsh net-edit default", "virsh net-destroy default", "Start it again when it has another subnet")
 
@@ -89,6 +99,46 @@ def test_what_a_machine_is_told_of_the_networks_around_it_has_to_be_networks(lap
     check = laptop.checks()["nested-subnets"]
     assert check.state is State.WARN
     assert "/etc/pocketcloud/outer-subnets names no network in line 2;" in check.evidence
+
+
+NONE_IS_UP = "no network that is to have one is up"
+
+
+def test_a_fence_that_is_gone_is_missed(laptop: Computer, tmp_path: Path) -> None:
+    assert laptop.checks()["fences"].evidence == NONE_IS_UP
+    record = up_host().record
+    assert record is not None
+    laptop.kit = Kit(Manifest(1, KIT_ID, Name("usb"), "now", "0", "qcow2"), tmp_path / "kit", Medium.DIR)
+    files = InstanceFiles(laptop.kit, INSTANCE)
+    files.record.parent.mkdir(parents=True)
+    write_record(files, record)
+    network = LibvirtNetwork("usb.demo.front", Mark("usb", KIT_ID, INSTANCE, "front"), active=True, bridge="pc-1", subnet="")
+    laptop.libvirt = Libvirt(networks=(network,))
+    laptop.run.says["nft"] = 'elements = { "pc-1" : jump pc-1 }'
+    assert laptop.checks()["fences"].state is State.OK
+    laptop.run.says["nft"] = 'elements = { "pc-2" : jump pc-2 }'
+    check = laptop.checks()["fences"]
+    assert (check.state, check.evidence) == (State.WARN, "gone: those of usb.demo.front")
+    assert check.remedy == ("pocketcloud lab up demo --kit usb",)
+    open_ = replace(record.lab, networks={Name("front"): LabNetwork(lan=True)})
+    write_record(files, replace(record, lab=open_))
+    assert laptop.checks()["fences"].evidence == NONE_IS_UP
+    files.record.write_text("{")
+    assert laptop.checks()["fences"].evidence == NONE_IS_UP
+
+
+def test_no_fence_is_unlike_one_that_may_not_be_seen() -> None:
+    def nft(*known: str) -> Recorded:
+        def tell(words: tuple[str, ...]) -> str:
+            if words[2] in known:
+                return ""
+            raise CommandFailed(Completed(words, 1, "", "Error: No such file or directory; or: you must be root"))
+
+        return Recorded(tell)
+
+    assert Fences(nft("map", "tables")).seen() == ()
+    assert Fences(nft("tables")).seen() == ()
+    assert Fences(nft()).seen() is None
 
 
 def status(name: str, bridge: str, mode: str = "nat") -> dict[str, str]:

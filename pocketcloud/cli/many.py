@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pocketcloud.lab.many import Ended
     from pocketcloud.lab.workbench import Workbench
     from pocketcloud.model.names import Name
+    from pocketcloud.plan.steps import Plan
 
 
 def up(
@@ -44,21 +45,21 @@ def up(
 def reset_all(options: LabOptions, *, undo: bool) -> None:
     """Bring every lab of the kit that has a clean state back to it; raises PartlyDone where one could not be."""
     from pocketcloud.cli.lab import print_plans
-    from pocketcloud.lab.many import Chosen, choose_all, raise_failures
+    from pocketcloud.lab.many import Chosen, choose_all, raise_failures, without_protected
     from pocketcloud.lab.many import reset_all as bring_back
-    from pocketcloud.plan.states import UNDO_DAYS
 
     def confirm(chosen: Chosen) -> None:
         names = ", ".join(each.plan.instance for each in chosen.plans)
         down = f" Of these {', '.join(chosen.starting)} {'is' if len(chosen.starting) == 1 else 'are'} down, and started."
-        kept = f"kept for {UNDO_DAYS} days (pocketcloud lab undo LAB)" if undo else "lost"
         many = "1 lab" if len(chosen.plans) == 1 else f"{len(chosen.plans)} labs"
         question = f"Bring {many} back to clean: {names}?{down if chosen.starting else ''}"
-        ask(f"{question} What is on their disks now is {kept}.", yes=options.yes)
+        ask(f"{question} {left_text([each.plan for each in chosen.plans])}", yes=options.yes)
 
     with bench(options) as here:
         if options.dry_run:
             chosen = choose_all(here, undo=undo)
+            if not options.take_protected:
+                chosen = without_protected(here, chosen, undo=undo)
             print_plans(chosen.plans, here, options.output)
             for text in (*chosen.notes, *(f"{each.instance}: {each.error}" for each in chosen.left)):
                 click.echo(f"note: {fit(text)}", err=True)
@@ -68,6 +69,19 @@ def reset_all(options: LabOptions, *, undo: bool) -> None:
         raise NotFound(f"kit {here.kit.name} has no lab that could be reset", hint="pocketcloud lab up raises one")
     _show(here, ended, options.output, "labs", "labs are back to clean")
     raise_failures(ended, "labs are not back to clean", "pocketcloud lab reset --all")
+
+
+def left_text(plans: Sequence[Plan]) -> str:
+    """What becomes of what is on the disks of all these labs now, for a question."""
+    from pocketcloud.plan.states import UNDO_DAYS
+
+    lost = [f"{plan.instance}/{name}" for plan in plans for name in plan.loses]
+    kept = f"kept for {UNDO_DAYS} days (pocketcloud lab undo LAB)"
+    if not lost:
+        return f"What is on their disks now is {kept}."
+    if not any(plan.keeps for plan in plans):
+        return "What is on their disks now is lost."
+    return f"What is on the disks of {', '.join(lost)} now is lost, and that of the others {kept}."
 
 
 def _show(here: Workbench, ended: Sequence[Ended], output: str, key: str, done: str) -> None:

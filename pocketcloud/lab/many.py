@@ -258,21 +258,22 @@ def _memory_of(profile: Profile) -> Callable[[Planned], int]:
     return lambda planned: needs(planned.plan, planned.have, profile).memory
 
 
-def _without_protected(chosen: Chosen) -> Chosen:
-    """Without the labs of which nothing is left to bring back when their protected machines are left as they are."""
-    whole = [
-        each
-        for each in chosen.plans
-        if set(guarded(each.plan, each.have)) >= set(each.plan.record.machines if each.plan.record else ())
-    ]
-    notes = [f"{each.plan.instance}: {note}" for each in whole for note in left_alone(guarded(each.plan, each.have))]
-    names = {each.plan.instance for each in whole}
-    return replace(
-        chosen,
-        plans=tuple(each for each in chosen.plans if each.plan.instance not in names),
-        starting=tuple(name for name in chosen.starting if name not in names),
-        notes=(*chosen.notes, *notes),
-    )
+def without_protected(bench: Workbench, chosen: Chosen, *, undo: bool) -> Chosen:
+    """What `reset_all` brings back where protected machines are left as they are: without labs of which nothing else is left."""
+    plans, left, notes = list[Planned](), list(chosen.left), list(chosen.notes)
+    for each in chosen.plans:
+        instance, names = Name(each.plan.instance), guarded(each.plan, each.have)
+        if not names:
+            plans.append(each)
+        elif set(names) >= set(each.plan.record.machines if each.plan.record else ()):
+            notes += [f"{instance}: {note}" for note in left_alone(names)]
+        else:
+            try:
+                plans.append(plan_for_reset(bench, instance, (), undo=undo, but=names))
+            except PocketcloudError as error:
+                left.append(Ended(instance, 0.0, {}, error))
+    there = {each.plan.instance for each in plans}
+    return Chosen(tuple(plans), tuple(name for name in chosen.starting if name in there), tuple(left), tuple(notes))
 
 
 def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool, allow: Allow = never) -> tuple[Ended, ...]:
@@ -282,7 +283,7 @@ def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool
     names = tuple(f"{each.plan.instance}/{name}" for each in chosen.plans for name in guarded(each.plan, each.have))
     free = bool(names) and allow(names)
     if not free:
-        chosen = _without_protected(chosen)
+        chosen = without_protected(bench, chosen, undo=undo)
     for note in chosen.notes:
         bench.emit(Note(note, warn=True))
     if not chosen.plans:

@@ -104,6 +104,8 @@ def test_protected_machines_are_asked_about_by_themselves(kit: LabKit) -> None:
     assert disks(kit)["teacher"] == now["teacher"]
     kit.cli("lab", "restore", "class@here", "-y", "--protected").expect(0)
     assert disks(kit)["teacher"] != now["teacher"]
+    dry = kit.cli("lab", "reset", "--all", "--dry-run").expect(0, ALONE, "power off student")
+    assert "power off teacher" not in dry.out
     kit.cli("lab", "reset", "--all", "-y").expect(0, "class: teacher is protected and left")
     kit.cli("lab", "destroy", "class", "-y", "--protected").expect(0)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pocketcloud.cli.lab import loss_text
+from pocketcloud.cli.many import left_text as left_text_of_all
 from pocketcloud.cli.states import left_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.base import Firmware
@@ -422,6 +423,16 @@ def test_what_is_done_after_a_reset_that_did_not_end_is_not_promised_to_be_kept(
     do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=True))
     mixed = plan_reset(INSTANCE, [], host.inventory(), ground(), undo=False)
     assert left_text(mixed, INSTANCE) == "What is on the disks now is lost."
+
+
+def test_a_reset_of_all_labs_promises_to_keep_no_more_than_each_keeps() -> None:
+    host = up_host()
+    kept = reset(host.inventory(), ground())
+    lost = plan_reset(INSTANCE, ["b"], host.inventory(), ground(), undo=False)
+    full = reset(host.inventory(), ground(space=300 * MIB))
+    assert left_text_of_all([kept]) == "What is on their disks now is kept for 7 days (pocketcloud lab undo LAB)."
+    assert left_text_of_all([full]) == "What is on their disks now is lost."
+    assert "disks of demo/b now is lost, and that of the others kept" in left_text_of_all([kept, lost])
 
 
 def test_a_reset_without_undo_that_did_not_end_leaves_what_was_done_since_to_the_next() -> None:

@@ -95,6 +95,17 @@ def test_a_routed_lab_tells_the_route_that_others_need(kit: LabKit) -> None:
     assert found["machines"][0]["screen"] == ""  # type: ignore[index] # JSON
 
 
+def test_a_fence_closes_libvirts_networks_whatever_their_range(kit: LabKit) -> None:
+    name = f"pctest-{secrets.token_hex(4)}"
+    other = f"<network><name>{name}</name><ip address='203.0.113.193' prefix='28'/></network>"
+    handle = raw_libvirt().networkDefineXML(other)
+    try:
+        shown = kit.cli("lab", "plan", kit.lab(LAB.replace("{KIND}", "{kind: nat}"))).expect(0).out
+    finally:
+        handle.undefine()
+    assert re.search(r"ip daddr \{ .*203\.0\.113\.192/28.* \} reject", shown)
+
+
 def test_a_fence_that_others_took_down_is_missed_and_put_up_again(kit: LabKit) -> None:
     path = kit.lab(LAB.replace("{KIND}", "{kind: isolated}"))
     kit.cli("lab", "up", path).expect(0)

@@ -137,6 +137,13 @@ def write_record(files: InstanceFiles, record: Record) -> None:
     write_whole(files.record, dump_json(record))
 
 
+def is_written(files: InstanceFiles, record: Record) -> bool:
+    """Whether this is the record that lies there."""
+    with suppress(OSError):
+        return files.record.read_bytes() == dump_json(record).encode()
+    return False
+
+
 def sweep_unfinished(files: InstanceFiles) -> None:
     """Remove what an interrupted command was writing aside, and memory that it had saved: that is never brought back, as the
     disks may have moved on. The caller holds the instance, so nobody else is at work there."""
@@ -173,17 +180,22 @@ def remove_machine(files: InstanceFiles, machine: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def drop_memories(kit: Kit) -> int:
-    """Remove all memory that is kept with states of the kit's labs; the bytes of what was removed. Nothing else of a state goes:
-    it is brought back cold. The caller holds all labs."""
-    freed = 0
+def drop_memories(kit: Kit) -> tuple[int, str]:
+    """Remove all memory that is kept with states of the kit's labs; the bytes of what was removed, and what kept files from being
+    removed (empty: nothing). Nothing else of a state goes: it is brought back cold. The caller holds all labs."""
+    freed, trouble = 0, ""
     for instance in instances(kit):
         files = InstanceFiles(kit, instance)
-        with suppress(Refused, NoSpace):  # a record that names what is not there does no harm
+        with suppress(Refused, NoSpace, OSError):  # a record that names what is not there does no harm
             record = read_record(files)
             if record is not None and record.memories():
                 write_record(files, record.without_memories())
         for path in files.kept_memories():
-            freed += path.stat().st_size
-            path.unlink()
-    return freed
+            try:
+                size = path.stat().st_size
+                path.unlink()
+            except OSError as error:
+                trouble = f"{path}: {error.strerror}"
+            else:
+                freed += size
+    return freed, trouble

@@ -74,7 +74,14 @@ def check_plan(plan: Plan, have: Inventory) -> None:
     for commit in commits:
         assert made <= earlier[commit], "the record is committed before all that it names is made"
         for step in plan.steps:
-            if isinstance(step, KillMachine) and step.id in set().union(*(earlier[made_first] for made_first in made)):
+            if (
+                isinstance(step, (StopMachine, KillMachine))
+                and step.id in earlier[commit]
+                and keeps_disks(plan, have, step.machine)
+            ):
+                # What is started as something else on the same disks is off before the record says so.
+                assert have.domains[step.machine].active
+            elif isinstance(step, KillMachine) and step.id in set().union(*(earlier[made_first] for made_first in made)):
                 # What a state is made from may be open, as after an interrupted reset: then it is closed first.
                 assert have.domains[step.machine].active
             elif isinstance(
@@ -94,6 +101,13 @@ def check_plan(plan: Plan, have: Inventory) -> None:
     needed = needed_volumes(record, have, plan)
     assert not gone & needed, f"{gone & needed} would be removed and are needed"
     assert all(name.startswith(f"lab.{INSTANCE}.") for name in gone)
+
+
+def keeps_disks(plan: Plan, have: Inventory, name: str) -> bool:
+    """Whether the plan leaves a machine its disks."""
+    assert plan.record is not None
+    assert have.record is not None
+    return plan.record.machines[Name(name)].disks == have.record.machines[Name(name)].disks
 
 
 def needed_volumes(record: Record | None, have: Inventory, plan: Plan | None = None) -> set[str]:

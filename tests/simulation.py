@@ -143,6 +143,8 @@ class Vm:
     memory: int
     places: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+    stale: bool = False
+    """Whether it was woken and not given the time and its own randomness yet."""
 
 
 @dataclass
@@ -243,6 +245,7 @@ class Host:
             case TakeSnapshot():
                 yield from self._snapshot(step)
             case StartMachine():
+                yield lambda: self._starts_cold(step.machine)
                 yield lambda: self._start(step.machine)
             case WakeMachine():
                 yield lambda: self._wake(step)
@@ -405,6 +408,12 @@ class Host:
         whose, disk = self.memories[step.memory.file]
         assert whose == name, f"{name} is woken from the memory of {whose}"
         assert disk == self.content(name), f"{name} is woken onto a disk that is not of the moment of its memory"
+        self.domains[name].stale = True
+
+    def _starts_cold(self, name: str) -> None:
+        known = self._known().machines[Name(name)]
+        if known.restoring and self.domains[name].state is DomainState.OFF:
+            self.record = self._known().with_machine(Name(name), replace(known, restoring=replace(known.restoring, woken=False)))
 
     def _is_up(self, network: str) -> bool:
         there = self.networks.get(network)
@@ -430,12 +439,16 @@ class Host:
 
     def _wait(self, step: WaitReady) -> None:
         self._running(step.machine)
+        known, vm = self._known().machines[Name(step.machine)], self.domains[step.machine]
+        assert not vm.stale or (known.restoring and known.restoring.woken), f"{step.machine} was woken, and nobody remembers"
+        vm.stale = False
         if step.first:
             self._stage(step.machine, Stage.PROVISIONED)
 
     def _end_restoring(self, step: EndRestoring) -> None:
         for name in map(Name, step.machines):
             self._running(name)
+            assert not self.domains[name].stale, f"{name} was woken and not renewed"
             self.record = self._known().with_machine(name, replace(self._known().machines[name], restoring=None))
 
     def _snapshot(self, step: TakeSnapshot) -> Iterator[Callable[[], None]]:

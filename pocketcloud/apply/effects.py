@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from pocketcloud import guest_packages
-from pocketcloud.apply.memory import renew, wake
-from pocketcloud.apply.readiness import paused, wait_login, wait_ready
+from pocketcloud.apply.memory import renew, set_clock, wake
+from pocketcloud.apply.readiness import paused, thaw, wait_login, wait_ready
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, NotFound, PocketcloudError
@@ -178,6 +178,9 @@ def _define(world: World, step: DefineMachine) -> None:
 
 
 def _start(world: World, step: StartMachine) -> None:
+    restoring = world.machine(step.machine).restoring
+    if restoring and restoring.woken:
+        world.change_machine(step.machine, restoring=replace(restoring, woken=False))
     # What an interrupted snapshot left; memory is never brought back onto disks that have moved on.
     world.files.memory(step.machine).unlink(missing_ok=True)
     world.storage.activate(*world.machine(step.machine).disks.values())
@@ -259,12 +262,18 @@ def _act(world: World, guest: Guest, machine: str, index: int, action: Provision
 
 
 def _wait_ready(world: World, step: WaitReady) -> None:
-    # An interrupted command may have brought it back from memory with its file systems still frozen. An agent that cannot thaw
-    # them shows in what is waited for.
+    # An interrupted command may have brought it back from memory with its file systems still frozen.
+    thawed = False
     with suppress(PocketcloudError):
-        world.hypervisor.thaw(world.domain(step.machine))
+        thawed = world.hypervisor.thaw(world.domain(step.machine))
+    restoring = world.machine(step.machine).restoring
+    if restoring and restoring.woken and step.machine not in world.woken:
+        # The command that woke it has ended since.
+        set_clock(world, step.machine)
     renewed = partial(renew, world, step.machine) if step.machine in world.woken else None
     wait_ready(world, step.machine, step.id, first=step.first, renew=renewed)
+    if not thawed:
+        thaw(world, step.machine)
     if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:
         world.change_machine(step.machine, stage=Stage.PROVISIONED)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -71,20 +72,31 @@ def wake(world: World, machine: str, memory: Memory, step_id: str) -> bool:
     if why:
         world.emit(Note(f"{machine} starts cold, its memory is not used: {why}", warn=True))
         return False
-    set_there = False
     with suppress(PocketcloudError):  # what an agent cannot do is no reason to fail: whether the machine is ready is asked next
         world.hypervisor.thaw(domain)
-        set_there = world.hypervisor.set_clock(domain, time.time())
-    world.woken[machine] = set_there
-    if not set_there and not world.machine(machine).definition.needs_ssh:
-        world.emit(Note(f"{machine} has no guest agent to set its clock; it goes on at the time of its memory"))
+    set_clock(world, machine)
     return True
 
 
-def renew(world: World, machine: str, guest: Guest) -> None:
-    """Give a woken machine, by this login, randomness of its own, and the time if it had no agent to set its clock."""
-    guest.run("cat > /dev/urandom", stdin=os.urandom(_SEED))
-    if not world.woken[machine] and guest.run(f"date -u -s @{int(time.time())}").code != 0:
+def set_clock(world: World, machine: str) -> None:
+    """Set the clock of a machine that was woken, by its agent where it has one, and remember that it was woken."""
+    set_there = False
+    with suppress(PocketcloudError):
+        set_there = world.hypervisor.set_clock(world.domain(machine), time.time())
+    world.woken[machine] = set_there
+    if not set_there and not world.machine(machine).definition.needs_ssh:
+        world.emit(Note(f"{machine} has no guest agent to set its clock; it goes on at the time of its memory"))
+
+
+def renew(world: World, machine: str, guest: Guest, deadline: float, stop: threading.Event) -> None:
+    """Give a woken machine, by this login, randomness of its own, and the time if it had no agent to set its clock. Raises
+    NotReady where that takes longer than to `deadline`, a value of time.monotonic(), or until `stop` is set."""
+
+    def run(command: str, stdin: bytes | None = None) -> bool:
+        return guest.run(command, stdin=stdin, timeout=max(1.0, deadline - time.monotonic()), stop=stop).code == 0
+
+    run("cat > /dev/urandom", os.urandom(_SEED))
+    if not world.woken[machine] and not run(f"date -u -s @{int(time.time())}"):
         world.emit(Note(f"the clock of {machine} could not be set; it goes on at the time of its memory", warn=True))
 
 

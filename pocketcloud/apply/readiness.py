@@ -18,6 +18,7 @@ from pocketcloud.guest import Guest, wait_ssh
 from pocketcloud.hypervisor import DomainState
 from pocketcloud.model.inventory import NO_SPACE
 from pocketcloud.model.lab import Ready
+from pocketcloud.model.record import CLEAN
 from pocketcloud.model.sizes import duration_text
 from pocketcloud.readiness import wait_console, wait_tcp, wait_until
 
@@ -28,6 +29,11 @@ _FIRST_BOOT_DONE = (
 )
 _LOG_LINES = 6
 _WATCH_SECONDS = 1.0
+# An agent in a guest that was just brought back may have much to do at first.
+_THAW_SECONDS = 60.0
+
+Renew = Callable[[Guest, float, threading.Event], None]
+"""What is done over the first login to a machine that was woken: by when at the latest, and what ends it."""
 
 
 class _Watch:
@@ -105,6 +111,19 @@ def _console_end(world: World, machine: str) -> str:
     return "\nthe console ends with:" + "".join(f"\n  {line[:160]}" for line in last) if last else "\nthe console says nothing"
 
 
+def thaw(world: World, machine: str) -> None:
+    """Thaw what was frozen for a state. Raises NotReady where the guest's agent does not."""
+    until = time.monotonic() + _THAW_SECONDS
+    while not world.hypervisor.thaw(world.domain(machine)):
+        if world.stop.is_set() or time.monotonic() >= until:
+            up = f"pocketcloud lab up {world.instance}"
+            raise NotReady(
+                f"{machine} runs with its file systems frozen: its guest agent does not thaw them",
+                hint=f"to try again: {up}; to start it anew: pocketcloud lab down {world.instance} {machine}, then {up}",
+            )
+        world.stop.wait(0.5)
+
+
 @contextmanager
 def wait_login(world: World, machine: str, step_id: str, *, first: bool) -> Iterator[Guest]:
     """A login to the machine, within the time its `ready:` grants; with `first`, when its first boot is finished."""
@@ -124,7 +143,7 @@ def _login(world: World, machine: str, step_id: str, deadline: float, *, first: 
         try:
             if first:
                 say("finishing its first boot")
-                guest.run(_FIRST_BOOT_DONE, timeout=max(1.0, deadline - time.monotonic()))
+                guest.run(_FIRST_BOOT_DONE, timeout=max(1.0, deadline - time.monotonic()), stop=watch.stop)
         except BaseException:
             guest.close()
             raise
@@ -132,9 +151,23 @@ def _login(world: World, machine: str, step_id: str, deadline: float, *, first: 
         yield guest
 
 
-def wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew: Callable[[Guest], None] | None = None) -> None:
+def wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew: Renew | None = None) -> None:
     """Wait until all that the machine's `ready:` demands holds. Raises NotReady with the end of its console. `renew` is for one
     that was woken from memory, done over the first login; what its console said while it started is not demanded again."""
+    try:
+        _wait_ready(world, machine, step_id, first=first, renew=renew)
+    except NotReady as error:
+        if renew is None or world.stop.is_set():
+            raise
+        restoring = world.machine(machine).restoring
+        back = (
+            f"restore {world.instance}@{restoring.state}" if restoring and restoring.state != CLEAN else f"reset {world.instance}"
+        )
+        cold = f"it was woken from memory; cold: pocketcloud lab {back} --cold"
+        raise type(error)(error.message, hint=f"{error.hint}; {cold}" if error.hint else cold) from error
+
+
+def _wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew: Renew | None) -> None:
     definition = world.machine(machine).definition
     ready = definition.ready
     deadline = time.monotonic() + ready.within
@@ -148,7 +181,7 @@ def wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew: 
     if login:
         with _login(world, machine, step_id, deadline, first=first) as guest, _watched(world, machine) as watch:
             if renew is not None:
-                renew(guest)
+                renew(guest, deadline, watch.stop)
             if ready.command is not None:
                 _wait_command(guest, machine, ready.command, deadline, watch.stop)
 
@@ -169,7 +202,7 @@ def _wait_signs(world: World, machine: str, ready: Ready, deadline: float, stop:
 
 def _wait_command(guest: Guest, machine: str, command: str, deadline: float, stop: threading.Event) -> None:
     def succeeds() -> bool:
-        return guest.run(command, timeout=max(1.0, deadline - time.monotonic())).code == 0
+        return guest.run(command, timeout=max(1.0, deadline - time.monotonic()), stop=stop).code == 0
 
     wait_until(
         succeeds,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pocketcloud.apply.memory import kept
+from pocketcloud.apply.readiness import thaw
 from pocketcloud.apply.world import World
 from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole, write_whole
@@ -43,6 +44,7 @@ def take_snapshot(
     def say(fraction: float, text: str) -> None:
         world.emit(StepProgress(step_id, fraction, text))
 
+    world.files.make()
     for machine in machines:
         # What an interrupted snapshot left must never be taken for the memory of this one.
         world.files.memory(machine).unlink(missing_ok=True)
@@ -53,10 +55,10 @@ def take_snapshot(
         # Entered first and so left last: until then the machines come back from these files.
         unkept = undo.enter_context(ExitStack())
         for path in kept_at.values():
-            unkept.callback(path.unlink, missing_ok=True)
+            unkept.callback(_remove_memory, world, path)
         say(0.0, "freezing")
         for machine in running:
-            undo.callback(_thaw, world, machine)
+            undo.callback(world.hypervisor.thaw, world.domain(machine))
         _all(pool, lambda m: _freeze(world, m), running)
         say(0.1, "saving memory")
         for machine in running:
@@ -75,7 +77,7 @@ def take_snapshot(
         say(0.6, "restoring")
         _all(pool, lambda m: _bring_back(world, m, saved), running)
         say(0.9, "thawing")
-        _all(pool, lambda m: _thaw(world, m), running)
+        _all(pool, lambda m: thaw(world, m), running)
 
 
 def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], _T], machines: Iterable[Name]) -> dict[Name, _T]:
@@ -113,8 +115,16 @@ def _bring_back(world: World, machine: Name, saved: dict[Name, Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _thaw(world: World, machine: Name) -> None:
-    world.hypervisor.thaw(world.domain(machine))
+def _remove_memory(world: World, path: Path) -> None:
+    if path.name not in world.known.memories():
+        path.unlink(missing_ok=True)
+
+
+def _remove_clones(world: World, clones: Collection[str]) -> None:
+    """Without their clones the disks are live again, and the machines can go on with them; unless the record names them: it may
+    have been replaced, and that not have come to a good end."""
+    if not world.known.named_volumes() & set(clones):
+        world.storage.remove(*clones)
 
 
 def _snapshot_disks(
@@ -130,19 +140,18 @@ def _snapshot_disks(
             Clone(volume, disks[machine][disk], marks=marks(world.instance, machine, disk))
             for disk, volume in record.disks.items()
         ]
-    # Without their clones the disks are live again, and the machines can go on with them.
-    unmade.callback(world.storage.remove, *(clone.name for clone in clones))
+    unmade.callback(_remove_clones, world, [clone.name for clone in clones])
     world.storage.clone_all(clones)
     for machine in machines:
         record = world.machine(machine)
         nvram = ""
         if record.firmware is Firmware.EFI:
-            kept = world.files.nvram(machine, name)
+            variables = world.files.nvram(machine, name)
             if world.files.nvram(machine).exists():
-                copy_whole(world.files.nvram(machine), kept, 0o600)
+                copy_whole(world.files.nvram(machine), variables, 0o600)
             else:
-                write_whole(kept, b"", 0o600)  # it was never started: see SetNvram
-            nvram = kept.name
+                write_whole(variables, b"", 0o600)  # it was never started: see SetNvram
+            nvram = variables.name
         parts[machine] = SnapshotPart(record.disks, nvram, record.definition)
     return parts, disks
 

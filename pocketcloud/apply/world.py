@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network
 from typing import Protocol
 
-from pocketcloud.errors import NotReady
+from pocketcloud.errors import NotReady, PocketcloudError
 from pocketcloud.events import Event
 from pocketcloud.guest import Login
 from pocketcloud.hypervisor import Hypervisor
@@ -20,7 +20,7 @@ from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
 from pocketcloud.model.record import MachineRecord, Record
 from pocketcloud.profiles import Shape
-from pocketcloud.records import InstanceFiles, write_record
+from pocketcloud.records import InstanceFiles, is_written, write_record
 from pocketcloud.specs import machine_address, machine_spec, network_spec
 from pocketcloud.storage import Storage
 
@@ -85,15 +85,23 @@ class World:
         """Replace the record by what `change` makes of it. Machines commit from threads of their own: one at a time."""
         with self._commit:
             changed = change(self.known)
-            write_record(self.files, changed)
-            self.record = changed
+            self._write(changed)
             return changed
 
     def set_record(self, record: Record) -> None:
         """Make `record` the instance's record."""
         with self._commit:
+            self._write(record)
+
+    def _write(self, record: Record) -> None:
+        """Write the record. What is known is what lies there, even where that could not be made durable."""
+        try:
             write_record(self.files, record)
-            self.record = record
+        except (OSError, PocketcloudError):
+            if is_written(self.files, record):
+                self.record = record
+            raise
+        self.record = record
 
     @property
     def known(self) -> Record:

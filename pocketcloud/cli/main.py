@@ -145,6 +145,10 @@ def _interrupted(arguments: list[str]) -> int:
         ["lab", "reset"],
         ["lab", "down"],
         ["lab", "destroy"],
+        ["lab", "snapshot"],
+        ["lab", "restore"],
+        ["lab", "undo"],
+        ["lab", "forget"],
         ["base", "build"],
         ["cache", "sync"],
     )

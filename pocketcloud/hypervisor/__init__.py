@@ -92,8 +92,8 @@ class Hypervisor(Protocol):
         """Freeze the guest's file systems through its agent; False where there is no agent to ask."""
         ...
 
-    def thaw(self, name: str) -> None:
-        """Thaw what was frozen; not frozen, or no agent, is success."""
+    def thaw(self, name: str) -> bool:
+        """Thaw what was frozen; whether nothing of it is frozen any more. Off, or never frozen, is success."""
         ...
 
     def trim(self, name: str) -> bool:

@@ -233,28 +233,29 @@ class LibvirtHypervisor:
                 raise
         return True
 
-    def thaw(self, name: str) -> None:
+    def thaw(self, name: str) -> bool:
         """See Hypervisor.thaw. After a restore the agent's channel needs a moment to open; with a machine that is known to
         be frozen it is waited for, up to AGENT_SECONDS."""
         handle = self._find_domain(name)
         if handle is None:
-            return
+            return True
         deadline = time.monotonic() + AGENT_SECONDS
         with explained(f"the file systems of machine {name} cannot be thawed"), absence(complaints.NO_DOMAIN):
             while handle.isActive() and not (now := look(handle)).agent:
                 if not now.frozen or time.monotonic() > deadline:
-                    return
+                    return not now.frozen
                 time.sleep(_POLL)
             if not handle.isActive():
-                return
+                return True
             handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
             try:
                 handle.fsThaw()
             except libvirt.libvirtError as complaint:
                 if complaint.get_error_code() not in NO_AGENT:
                     raise
-            else:
-                remember_frozen(handle, None)
+                return not look(handle).frozen
+            remember_frozen(handle, None)
+        return True
 
     def trim(self, name: str) -> bool:
         """See Hypervisor.trim."""

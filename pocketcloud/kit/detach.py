@@ -231,8 +231,9 @@ def _close(kit: Kit, now: str, run: Runner, *, trim: bool) -> tuple[str, ...]:
 
 def _without_memories(kit: Kit) -> tuple[str, ...]:
     """Remove the memory kept with states: it is of use on this computer only, and elsewhere nothing but a burden."""
-    freed = drop_memories(kit)
-    return (f"the memory kept with its labs' states is removed ({size_text(freed)}): those start cold now",) if freed else ()
+    freed, trouble = drop_memories(kit)
+    notes = [f"the memory kept with its labs' states is removed ({size_text(freed)}): those start cold now"] if freed else []
+    return (*notes, *([f"memory kept with its labs' states could not be removed ({trouble})"] if trouble else []))
 
 
 def _check_unused(kit: Kit) -> None:

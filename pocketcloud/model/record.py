@@ -59,12 +59,14 @@ class NetworkRecord:
 @dataclass(frozen=True, slots=True)
 class Restoring:
     """The state that a machine was brought back to, while it has not been ready since; `nvram` is the file of the UEFI variables
-    that it starts with (empty: those it has)."""
+    that it starts with (empty: those it has). `woken`: if it runs, then from memory that was kept, and it may not have been given
+    the time and randomness of its own yet."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     state: str
     nvram: str = ""
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

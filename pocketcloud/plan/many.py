@@ -117,10 +117,13 @@ def labelled(step_id: str, instance: str) -> str:
 
 
 def making(plan: Plan) -> tuple[Step, ...]:
-    """The steps that make what the plan's machines consist of, none of which comes after one that starts or stops something."""
+    """The steps that make what the plan's machines consist of, none of which comes after one that starts something, or that stops
+    it after the commit."""
     found: dict[str, Step] = {}
+    # What is stopped before its record is replaced has to be, or the subnets in that would be nobody's for too long.
+    first = {before for step in plan.steps if isinstance(step, CommitRecord) for before in step.after}
     for step in plan.steps:
-        if isinstance(step, _MAKING) and all(before in found for before in step.after):
+        if (isinstance(step, _MAKING) or step.id in first) and all(before in found for before in step.after):
             found[step.id] = step
     return tuple(found.values())
 

@@ -12,7 +12,7 @@ from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.lab import Lab, LabNetwork, Machine
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import CLEAN, UNDO, NetworkRecord, Record, Restoring, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.record import CLEAN, UNDO, Memory, NetworkRecord, Record, Restoring, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import Size
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
@@ -46,7 +46,7 @@ from pocketcloud.plan.steps import (
     WaitReady,
 )
 from pocketcloud.plan.up import plan_up
-from pocketcloud.plan.waking import note_cold, start_or_wake
+from pocketcloud.plan.waking import memory_to_wake, note_cold, start_or_wake
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,7 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
     generation = next_generation(record, have)
     clones: list[Clone] = []
     fates: list[Fate] = []
+    memories: dict[Name, Memory | None] = {}
     for name, part in way.parts.items():
         if lost := [volume for volume in part.disks.values() if volume not in have.volumes]:
             raise _damaged(record, way.state, name, lost[0])
@@ -182,7 +183,8 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
             for disk, source in part.disks.items()
         }
         clones += [Clone(part.disks[disk], volume, marks=marks(record.instance, name, disk)) for disk, volume in disks.items()]
-        restoring = Restoring(way.state, part.nvram)
+        memories[name] = memory_to_wake(name, part, record, way.state, ground)
+        restoring = Restoring(way.state, part.nvram, woken=memories[name] is not None)
         machine = replace(record.machines[name], disks=disks, stage=Stage.PROVISIONED, restoring=restoring)
         fates.append(Fate(name, machine, {}, fresh=False, restart=way.reason, reason=way.reason))
     check_processor(fates, have, ground)
@@ -220,7 +222,7 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
         if part.nvram:
             chain.append(SetNvram(id=f"nvram.{name}", reason=way.reason, machine=name, source=part.nvram))
         chain.append(DefineMachine(id=f"define.{name}", reason="its disks are new", machine=name))
-        chain.append(start_or_wake(name, part, fate.record.definition, way.reason, up, ground))
+        chain.append(start_or_wake(name, memories[name], way.reason, up))
         chain.append(WaitReady(id=f"ready.{name}", reason=f"{_verb(way)} ends when it is ready", machine=name))
         chain[0] = replace(chain[0], after=(*commit, stops[name], *chain[0].after))
         ready.append(draft.chain(*chain))

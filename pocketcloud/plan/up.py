@@ -369,6 +369,10 @@ def _draw_up(
                 id=f"seed.{fate.name}", reason=fate.reason, machine=fate.name, macs=macs, generation=generation, outer=outer
             )
             made.append(draft.add(seed))
+    # Nothing shows of a machine that runs on its disks that it was started as something else than the record says by now: so it
+    # is off before the record says it.
+    early = {fate.name: _draw_stop(draft, fate, have, ()) for fate in fates if fate.restart and not fate.volumes}
+    made += [stop for stops in early.values() for stop in stops]
     commit: tuple[str, ...] = ()
     after_up = replace(record, generation=generation)
     if made or pruned or have.record is None or replace(record, generation=have.record.generation) != have.record:
@@ -379,7 +383,7 @@ def _draw_up(
                 )
             ),
         )
-    stops = {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates}
+    stops = early | {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates if fate.name not in early}
     nets = draw_networks(draft, record, have, commit, leases=True, stops=stops)
     if ground.cache and nets:
         serve = ServeCache(
@@ -389,7 +393,7 @@ def _draw_up(
             networks=tuple(n for n in nets if record.networks[Name(n)].subnet),
         )
         nets = dict.fromkeys(nets, draft.add(serve))
-    ready = {fate.name: _draw_machine(draft, fate, have, stops[fate.name] or commit, nets) for fate in fates}
+    ready = {fate.name: _draw_machine(draft, fate, have, (*commit, *stops[fate.name]), nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
     back = [fate.name for fate in fates if fate.record.restoring]

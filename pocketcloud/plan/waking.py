@@ -15,16 +15,18 @@ from pocketcloud.plan.steps import StartMachine, Step, WakeMachine
 _NESTED = "it runs machines of its own, whose state does not survive that on a processor of AMD"
 
 
-def start_or_wake(name: Name, part: SnapshotPart, definition: Machine, reason: str, up: tuple[str, ...], ground: Ground) -> Step:
-    """The step that brings a machine up on disks of that part of a state: from its memory, where that is kept and wanted."""
-    memory = _wanted(part, definition, ground)
+def memory_to_wake(name: Name, part: SnapshotPart, record: Record, state: str, ground: Ground) -> Memory | None:
+    """The memory from which a machine is brought up on disks of that part of a state, where it is kept and wanted. `record` has
+    the machine as that state declares it."""
+    cold = ground.cold or (state == CLEAN and record.lab.reset is not ResetKind.WARM)
+    return None if cold or _not_kept(record.machines[name].definition, ground) else part.memory
+
+
+def start_or_wake(name: Name, memory: Memory | None, reason: str, up: tuple[str, ...]) -> Step:
+    """The step that brings a machine up, from memory or cold."""
     if memory is None:
         return StartMachine(id=f"start.{name}", reason=reason, machine=name, after=up)
     return WakeMachine(id=f"start.{name}", reason=reason, machine=name, after=up, memory=memory)
-
-
-def _wanted(part: SnapshotPart, definition: Machine, ground: Ground) -> Memory | None:
-    return None if ground.cold or _not_kept(definition, ground) else part.memory
 
 
 def note_cold(draft: Draft, record: Record, parts: Iterable[tuple[Name, SnapshotPart]], state: str, ground: Ground) -> None:

@@ -21,6 +21,7 @@ from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import DomainState, Inventory
 from pocketcloud.model.lab import Lab, LabNetwork, Machine, NetworkKind, ResetKind
 from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import Size
 from pocketcloud.plan.drafting import Ground
 from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
@@ -212,13 +213,15 @@ def test_every_cut_of_the_last_command_is_completed_by_that_command(script: list
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["the same command", "plain up"])
-@pytest.mark.parametrize("what", ["kind", "subnet", "address"])
+@pytest.mark.parametrize("what", ["kind", "subnet", "address", "memory"])
 def test_every_cut_of_a_changed_network_is_completed(what: str, again: bool) -> None:
     """Machines that run on a network as it was are started again on it, or were stopped before it changed."""
     networks, machines = dict(EACH.networks), dict(EACH.machines)
     match what:
         case "kind":
             networks[Name("front")] = LabNetwork(kind=NetworkKind.ISOLATED)
+        case "memory":
+            machines[Name("a")] = replace(machines[Name("a")], memory=Size(128 << 20), vcpus=2)
         case "subnet":
             networks[Name("front")] = LabNetwork(subnet=IPv4Network("10.99.1.0/24"))
         case _:
@@ -235,6 +238,7 @@ def test_every_cut_of_a_changed_network_is_completed(what: str, again: bool) -> 
             check_plan(more, host.inventory())
             host.apply(more)
             check_up(host, changed)
+            assert {name: vm.memory for name, vm in host.domains.items()} == {n: m.memory for n, m in machines.items()}
             assert what == "address" or "work" in host.content("a")
 
 

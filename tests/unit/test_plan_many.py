@@ -69,13 +69,18 @@ def test_all_that_copies_consist_of_is_made_before_one_of_them_is_started() -> N
     assert len(together.steps) == 1 + sum(len(making(plan)) - 1 for plan in separate)
 
 
-def test_a_machine_that_has_to_be_stopped_first_is_not_defined_with_the_others() -> None:
+def test_what_is_changed_by_a_restart_is_stopped_before_its_record_says_so() -> None:
     host = Host.with_bases(base())
     host.apply(plan_up(LAB, Name("demo"), host.inventory(), ground()))
     edited = replace(LAB, machines={**LAB.machines, Name("b"): replace(LAB.machines[Name("b")], vcpus=2)})
     plan = plan_up(edited, Name("demo"), host.inventory(), ground(), reconfigure=True)
-    assert {step.id for step in plan.steps} >= {"stop.b", "define.b"}
-    assert [step.id for step in making(plan)] == ["commit"]
+    assert [step.id for step in making(plan)] == ["stop.b", "commit", "define.b"]
+    anew = replace(
+        LAB, machines={**LAB.machines, Name("b"): replace(LAB.machines[Name("b")], disks=LAB.machines[Name("a")].disks)}
+    )
+    plan = plan_up(anew, Name("demo"), host.inventory(), ground(), reconfigure=True)
+    assert "define.b" in {step.id for step in plan.steps}
+    assert not {"stop.b", "define.b"} & {step.id for step in making(plan)}, "it is stopped after the commit, as its disks are new"
 
 
 def test_what_copies_need_is_counted() -> None:

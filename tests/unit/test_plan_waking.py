@@ -201,6 +201,28 @@ def test_a_state_with_memory_beside_ones_without() -> None:
     assert len(host.memories) == 1
 
 
+def test_a_lab_that_is_not_warm_any_more_starts_cold() -> None:
+    host = up_host()
+    raise_lab(COLD, host)
+    plan = reset(host)
+    assert ids(plan, StartMachine) == ["start.a", "start.b"]
+    assert not plan.notes, "as its file says"
+    raise_lab(WARM, host)
+    assert ids(reset(host), WakeMachine) == ["start.a", "start.b"]
+
+
+def test_what_was_woken_is_remembered_until_it_is_ready() -> None:
+    host = up_host()
+    plan = plan_reset(INSTANCE, [], host.inventory(), ground())
+    host.apply(plan, cut=ids(plan).index("ready.a"))
+    assert all(made.restoring and made.restoring.woken for made in record(host).machines.values())
+    assert host.domains["a"].stale
+    again = plan_up(WARM, INSTANCE, host.inventory(), ground())
+    assert ids(again, StartMachine, WakeMachine) == ["start.b"], "a runs, and is renewed before it counts as ready"
+    host.apply(again)
+    assert not host.domains["a"].stale
+
+
 def test_there_is_no_memory_of_what_does_not_run() -> None:
     host = up_host(COLD)
     host.apply(plan_down(INSTANCE, [], host.inventory(), KIT, within=1))

@@ -197,13 +197,17 @@ def test_a_kit_drops_all_memory_and_nothing_else(files: InstanceFiles, record: R
         fill(each, "web")
     write_record(files, with_memory(record, "web", files.kept_memory("web", "clean", 2)))
     other.record.write_text("damaged")
-    assert drop_memories(files.kit) == 2
+    assert drop_memories(files.kit) == (2, "")
     assert read_record(files) == record
     assert not files.kept_memories()
     assert not other.kept_memories()
     assert other.record.read_text() == "damaged"
     assert files.nvram("web", "clean").exists()
-    assert drop_memories(files.kit) == 0
+    assert drop_memories(files.kit) == (0, "")
+    stuck = files.kept_memory("a", "clean", 9)
+    stuck.mkdir()  # as little to be unlinked as a file of a disk that takes no more
+    assert drop_memories(files.kit) == (0, f"{stuck}: Is a directory")
+    stuck.rmdir()
 
 
 def test_what_an_interruption_left_aside_is_swept(files: InstanceFiles) -> None:

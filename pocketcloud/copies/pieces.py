@@ -1,8 +1,9 @@
-"""What is to be copied, in pieces: where each lies in the source, where it goes, how long it is. Values only."""
+"""What is to be copied, in pieces: where each lies in the source, and where it goes in a target. Values only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 # Large enough that a disk behind USB works at its full rate, small enough that a ring of them is little memory.
@@ -11,23 +12,26 @@ LARGEST = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`length` bytes, at `source` there and at `target` here; all in bytes from the start of the device."""
+    """`length` bytes from the byte `begin` of the source on."""
 
-    source: int
-    target: int
+    begin: int
     length: int
 
 
-def cut(runs: Iterable[tuple[int, int]], unit: int, places: dict[int, int] | None = None, offset: int = 0) -> Iterator[Piece]:
-    """Cut runs of `unit` bytes (first, length), in their order, into pieces. In the target they begin at `offset` plus their
-    place: where `places` has them go, in units, else where they are in the source."""
+def cut(runs: Iterable[tuple[int, int]], unit: int) -> Iterator[Piece]:
+    """Cut runs of `unit` bytes (first, length), in their order, into pieces."""
     for first, length in runs:
-        begin, left = first * unit, length * unit
-        to = offset + (first if places is None else places[first]) * unit
-        while left:
-            size = min(left, LARGEST)
-            yield Piece(begin, to, size)
-            begin, to, left = begin + size, to + size, left - size
+        begin, end = first * unit, (first + length) * unit
+        yield from (Piece(at, min(LARGEST, end - at)) for at in range(begin, end, LARGEST))
+
+
+def aims(runs: Iterable[tuple[int, int]], unit: int, places: Mapping[int, int], offset: int) -> array[int]:
+    """Where each piece that `cut` makes of the runs goes in a target, in bytes: a run goes to `places`, counted in units from
+    the byte `offset` on."""
+    return array(
+        "Q",
+        (offset + places[first] * unit + step for first, length in runs for step in range(0, length * unit, LARGEST)),
+    )
 
 
 def placed(runs: Sequence[tuple[int, int]], chunks: int) -> dict[int, int] | None:

@@ -35,12 +35,13 @@ Digests = Sequence[bytes]
 
 @dataclass(slots=True)
 class Outlet:
-    """A disk that is written to, open with O_DIRECT. `begin` pieces were written to it by an earlier run: what they hold is
-    looked at, and written again where it is not what the source has. `fault` is why it left; `done` are pieces, `written`
-    bytes."""
+    """A disk that is written to, open with O_DIRECT; `aims` are the bytes at which it takes the pieces. `begin` pieces were
+    written to it by an earlier run: what they hold is looked at, and written again where it is not what the source has.
+    `fault` is why it left; `done` are pieces, `written` bytes."""
 
     name: str
     handle: int
+    aims: Sequence[int]
     begin: int = 0
     done: int = 0
     written: int = 0
@@ -122,7 +123,7 @@ class _Writer(threading.Thread):
             index, buffer = given
             try:
                 if not self.outlet.fault and not self.aside:
-                    self._write(self._pieces[index], buffer, known=index < self.outlet.begin)
+                    self._write(index, buffer)
                     self.outlet.done = index + 1
             except OSError as error:
                 self.outlet.fault = _told(error)
@@ -134,24 +135,25 @@ class _Writer(threading.Thread):
             except OSError as error:
                 self.outlet.fault = _told(error)
 
-    def _write(self, piece: Piece, buffer: _Buffer, *, known: bool) -> None:
-        with memoryview(buffer.memory) as whole, whole[: piece.length] as data:
-            if known and self._holds(piece, data):
+    def _write(self, index: int, buffer: _Buffer) -> None:
+        length, aim = self._pieces[index].length, self.outlet.aims[index]
+        with memoryview(buffer.memory) as whole, whole[:length] as data:
+            if index < self.outlet.begin and self._holds(aim, data):
                 return
             at = 0
-            while at < piece.length:
+            while at < length:
                 with data[at:] as rest:
-                    count = os.pwrite(self.outlet.handle, rest, piece.target + at)
+                    count = os.pwrite(self.outlet.handle, rest, aim + at)
                 if count == 0:
                     raise OSError(errno.ENOSPC, "it takes no more")
                 at += count
                 self.outlet.written += count
 
-    def _holds(self, piece: Piece, data: memoryview) -> bool:
+    def _holds(self, aim: int, data: memoryview) -> bool:
         if self._own is None:
             self._own = mmap.mmap(-1, LARGEST)
-        with memoryview(self._own) as whole, whole[: piece.length] as found:
-            return _read(self.outlet.handle, found, piece.target) == piece.length and found == data
+        with memoryview(self._own) as whole, whole[: len(data)] as found:
+            return _read(self.outlet.handle, found, aim) == len(data) and found == data
 
 
 def _told(error: OSError) -> str:
@@ -249,14 +251,14 @@ def _summed(ring: _Ring, buffer: _Buffer, length: int) -> bytes:
 def _fill(source: int, buffer: _Buffer, piece: Piece) -> None:
     try:
         with memoryview(buffer.memory) as whole, whole[: piece.length] as data:
-            count = _read(source, data, piece.source)
+            count = _read(source, data, piece.begin)
     except OSError as error:
         raise Refused(
-            f"the source cannot be read at byte {piece.source}: {_told(error)}",
+            f"the source cannot be read at byte {piece.begin}: {_told(error)}",
             hint="is its disk still plugged in? dmesg says more; what was written goes on with --resume",
         ) from error
     if count < piece.length:
-        raise Refused(f"the source ends at byte {piece.source + count}, before what is mapped of it")
+        raise Refused(f"the source ends at byte {piece.begin + count}, before what is mapped of it")
 
 
 def _free_buffer(
@@ -324,22 +326,24 @@ class Checked:
     fault: str = ""
 
 
-def check(handle: int, pieces: Sequence[Piece], digests: Digests, checked: Checked, stop: threading.Event) -> None:
-    """Read the pieces at their target, past the page cache, and compare their digests; an empty digest is passed over. What is
+def check(
+    handle: int, pieces: Sequence[Piece], aims: Sequence[int], digests: Digests, checked: Checked, stop: threading.Event
+) -> None:
+    """Read the pieces where they went, past the page cache, and compare their digests; an empty digest is passed over. What is
     found stands in `checked`."""
     with _memory() as memory:
-        for index, (piece, wanted) in enumerate(zip(pieces, digests, strict=True)):
+        for index, (piece, aim, wanted) in enumerate(zip(pieces, aims, digests, strict=True)):
             if stop.is_set():
                 return
             if wanted:
                 try:
                     with memory[: piece.length] as data:
-                        same = _read(handle, data, piece.target) == piece.length and digest(data) == wanted
+                        same = _read(handle, data, aim) == piece.length and digest(data) == wanted
                 except OSError as error:
-                    checked.fault = f"byte {piece.target} cannot be read: {_told(error)}"
+                    checked.fault = f"byte {aim} cannot be read: {_told(error)}"
                     return
                 if not same:
-                    checked.wrong.append((piece.target, piece.length))
+                    checked.wrong.append((aim, piece.length))
                 checked.read += piece.length
             checked.done = index + 1
 

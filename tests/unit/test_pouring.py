@@ -14,14 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocketcloud.copies.pieces import LARGEST, Piece, cut, placed
+from pocketcloud.copies.pieces import LARGEST, Piece, aims, cut, placed
 from pocketcloud.copies.pouring import Checked, Outlet, check, digest, pour
 from pocketcloud.errors import Refused
 
 UNIT = 64 << 10
 SIZE = 12 << 20
 RUNS = [(0, 3), (5, 1), (10, 100), (150, 40)]
-PIECES = tuple(cut(RUNS, UNIT, offset=1 << 20))
+PIECES = tuple(cut(RUNS, UNIT))
+OFFSET = 1 << 20
+AIMS = aims(RUNS, UNIT, {first: first for first, _ in RUNS}, OFFSET)
 
 
 @contextmanager
@@ -49,23 +51,23 @@ def blank(path: Path, size: int = SIZE + (1 << 20)) -> Path:
 def wanted(source: int) -> bytes:
     """What a target holds afterwards: the pieces, and what was there."""
     whole = bytearray(b"\xee" * (SIZE + (1 << 20)))
-    for piece in PIECES:
-        whole[piece.target : piece.target + piece.length] = os.pread(source, piece.length, piece.source)
+    for piece, aim in zip(PIECES, AIMS, strict=True):
+        whole[aim : aim + piece.length] = os.pread(source, piece.length, piece.begin)
     return bytes(whole)
 
 
 def test_all_get_the_pieces_and_nothing_else(source: int, tmp_path: Path) -> None:
     with ExitStack() as stack:
         paths = [blank(tmp_path / f"target{number}") for number in range(3)]
-        outlets = [Outlet(path.name, stack.enter_context(opened(path))) for path in paths]
+        outlets = [Outlet(path.name, stack.enter_context(opened(path)), AIMS) for path in paths]
         digests = pour(source, PIECES, outlets, stop=threading.Event())
         assert all(path.read_bytes() == wanted(source) for path in paths)
-        assert list(digests) == [digest(os.pread(source, piece.length, piece.source)) for piece in PIECES]
+        assert list(digests) == [digest(os.pread(source, piece.length, piece.begin)) for piece in PIECES]
         assert [(outlet.done, outlet.fault) for outlet in outlets] == [(len(PIECES), "")] * 3
         assert {outlet.written for outlet in outlets} == {sum(length for _, length in RUNS) * UNIT}
         for outlet in outlets:
             checked = Checked()
-            check(outlet.handle, PIECES, digests, checked, threading.Event())
+            check(outlet.handle, PIECES, AIMS, digests, checked, threading.Event())
             assert (checked.done, checked.wrong, checked.fault) == (len(PIECES), [], "")
             assert checked.read == outlet.written
 
@@ -74,9 +76,9 @@ def test_one_that_fails_leaves_and_the_others_go_on(source: int, tmp_path: Path)
     with ExitStack() as stack:
         good = blank(tmp_path / "good")
         outlets = [
-            Outlet("full", stack.enter_context(opened(Path("/dev/full")))),
-            Outlet("good", stack.enter_context(opened(good))),
-            Outlet("read-only", stack.enter_context(opened(blank(tmp_path / "ro"), os.O_RDONLY))),
+            Outlet("full", stack.enter_context(opened(Path("/dev/full"))), AIMS),
+            Outlet("good", stack.enter_context(opened(good)), AIMS),
+            Outlet("read-only", stack.enter_context(opened(blank(tmp_path / "ro"), os.O_RDONLY)), AIMS),
         ]
         pour(source, PIECES, outlets, stop=threading.Event())
         assert good.read_bytes() == wanted(source)
@@ -86,7 +88,7 @@ def test_one_that_fails_leaves_and_the_others_go_on(source: int, tmp_path: Path)
 
 def test_when_none_is_left_it_ends(source: int) -> None:
     with opened(Path("/dev/full")) as handle:
-        outlet = Outlet("full", handle)
+        outlet = Outlet("full", handle, AIMS * 30)
         pour(source, PIECES * 30, [outlet], stop=threading.Event())
         assert outlet.fault
         assert outlet.done == 0
@@ -97,10 +99,10 @@ def test_going_on_writes_what_is_not_there(source: int, tmp_path: Path, begin: i
     """What an earlier run wrote is looked at: a flip in it is mended, and what is whole is not written again."""
     path = blank(tmp_path / "target")
     with opened(path) as handle:
-        pour(source, PIECES[:begin], [Outlet("first", handle)], stop=threading.Event())
+        pour(source, PIECES[:begin], [Outlet("first", handle, AIMS)], stop=threading.Event())
         if begin > 1:
-            os.pwrite(handle, b"flip", PIECES[1].target + 7)
-        outlet = Outlet("again", handle, begin=begin)
+            os.pwrite(handle, b"flip", AIMS[1] + 7)
+        outlet = Outlet("again", handle, AIMS, begin=begin)
         digests = pour(source, PIECES, [outlet], stop=threading.Event())
         assert path.read_bytes() == wanted(source)
         assert all(digests)
@@ -110,20 +112,20 @@ def test_going_on_writes_what_is_not_there(source: int, tmp_path: Path, begin: i
 
 def test_a_source_that_ends_is_told(source: int, tmp_path: Path) -> None:
     with opened(blank(tmp_path / "target")) as handle, pytest.raises(Refused, match="the source ends at byte"):
-        pour(source, [*PIECES, Piece(SIZE - UNIT, 0, 2 * UNIT)], [Outlet("target", handle)], stop=threading.Event())
+        pour(source, [*PIECES, Piece(SIZE - UNIT, 2 * UNIT)], [Outlet("target", handle, [*AIMS, 0])], stop=threading.Event())
     path = tmp_path / "target"
     with (
         opened(path) as handle,
         opened(path, os.O_WRONLY) as unreadable,
         pytest.raises(Refused, match="cannot be read at byte 0"),
     ):
-        pour(unreadable, PIECES, [Outlet("target", handle)], stop=threading.Event())
+        pour(unreadable, PIECES, [Outlet("target", handle, AIMS)], stop=threading.Event())
 
 
 def test_it_stops_when_told(source: int, tmp_path: Path) -> None:
     stop = threading.Event()
     with opened(blank(tmp_path / "target")) as handle, pytest.raises(InterruptedError):
-        pour(source, PIECES * 40, [Outlet("target", handle)], stop=stop, tick=stop.set)
+        pour(source, PIECES * 40, [Outlet("target", handle, AIMS * 40)], stop=stop, tick=stop.set)
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,24 +134,23 @@ def test_every_flip_is_found(tmp_path_factory: pytest.TempPathFactory, index: in
     path = tmp_path_factory.mktemp("flip") / "target"
     content = random.Random(2).randbytes(SIZE + (1 << 20))  # noqa: S311 - keeps no secret
     path.write_bytes(content)
-    digests = [digest(content[piece.target : piece.target + piece.length]) for piece in PIECES]
-    piece = PIECES[index]
-    at = piece.target + where % piece.length
+    digests = [digest(content[aim : aim + piece.length]) for piece, aim in zip(PIECES, AIMS, strict=True)]
+    at = AIMS[index] + where % PIECES[index].length
     with opened(path) as handle:
         os.pwrite(handle, bytes([content[at] ^ flip]), at)
         checked = Checked()
-        check(handle, PIECES, digests, checked, threading.Event())
-    assert checked.wrong == [(piece.target, piece.length)]
+        check(handle, PIECES, AIMS, digests, checked, threading.Event())
+    assert checked.wrong == [(AIMS[index], PIECES[index].length)]
 
 
 def test_a_target_that_is_cut_short_is_wrong_where_it_ends(tmp_path: Path) -> None:
     path = tmp_path / "target"
-    path.write_bytes(bytes(PIECES[-1].target))
+    path.write_bytes(bytes(AIMS[-1]))
     with opened(path) as handle:
         checked = Checked()
         digests = [digest(bytes(piece.length)) for piece in PIECES]
-        check(handle, PIECES, digests, checked, threading.Event())
-    assert checked.wrong == [(PIECES[-1].target, PIECES[-1].length)]
+        check(handle, PIECES, AIMS, digests, checked, threading.Event())
+    assert checked.wrong == [(AIMS[-1], PIECES[-1].length)]
 
 
 @st.composite
@@ -181,7 +182,11 @@ def test_runs_find_a_place_each_where_there_is_room(runs: list[tuple[int, int]],
 @settings(max_examples=200, deadline=None)
 @given(all_runs())
 def test_pieces_are_the_runs_in_the_order_of_the_disk(runs: list[tuple[int, int]]) -> None:
-    pieces = list(cut(runs, UNIT, offset=7 * UNIT))
-    assert all(0 < piece.length <= LARGEST and piece.target - piece.source == 7 * UNIT for piece in pieces)
-    covered = [unit for piece in pieces for unit in range(piece.source // UNIT, (piece.source + piece.length) // UNIT)]
+    pieces = list(cut(runs, UNIT))
+    there = {first: first for first, _ in runs}
+    assert [aim - piece.begin for aim, piece in zip(aims(runs, UNIT, there, 7 * UNIT), pieces, strict=True)] == [7 * UNIT] * len(
+        pieces
+    )
+    assert all(0 < piece.length <= LARGEST for piece in pieces)
+    covered = [unit for piece in pieces for unit in range(piece.begin // UNIT, (piece.begin + piece.length) // UNIT)]
     assert covered == [first + step for first, length in runs for step in range(length)]

@@ -32,7 +32,8 @@ from pocketcloud.storage.discards import discard_free
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.lvm_layout import Layout, format_commands
 from pocketcloud.storage.lvm_thin import ThinPool
-from pocketcloud.storage.thin_shares import NOTE, Share, thin_shares
+from pocketcloud.storage.metadata_snapshot import NOTE
+from pocketcloud.storage.thin_shares import Share, thin_shares
 from pocketcloud.storage.thin_volumes import BALLAST, POOL
 from pocketcloud.storage.watermarks import ballast_size, percent
 from pocketcloud.system import run

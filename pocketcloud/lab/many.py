@@ -265,7 +265,7 @@ def without_protected(bench: Workbench, chosen: Chosen, *, undo: bool) -> Chosen
         instance, names = Name(each.plan.instance), guarded(each.plan, each.have)
         if not names:
             plans.append(each)
-        elif set(names) >= set(each.plan.record.machines if each.plan.record else ()):
+        elif set(names) >= {*each.plan.keeps, *each.plan.loses}:
             notes += [f"{instance}: {note}" for note in left_alone(names)]
         else:
             try:

@@ -77,15 +77,19 @@ def plan_reset(
     check_native(record.lab, record, ground)
     draft = Draft(instance)
     parts = record.clean.machines if record.clean else {}
-    missing = [name for name in machines or record.machines if name not in parts]
-    if missing and (machines or not parts):
+    # As with `up`, a machine that left the file is left as it is, unless it is named.
+    wanted = machines or [name for name in record.machines if name in record.lab.machines]
+    missing = [name for name in wanted if name not in parts]
+    if missing and (machines or len(missing) == len(wanted)):
         raise Refused(f"lab {instance} has no clean state of {', '.join(missing)} yet", hint=f"pocketcloud lab up {instance}")
     draft.notes += [f"{name} has no clean state yet and is left alone: pocketcloud lab up {instance}" for name in missing]
-    chosen = {Name(name): parts[Name(name)] for name in machines or record.machines if name in parts and name not in but}
+    chosen = {Name(name): parts[Name(name)] for name in wanted if name in parts and name not in but}
+    gone = [name for name in record.machines if name not in record.lab.machines and not machines]
+    draft.notes += [f"{name} is no longer in the file and is left as it is: lab reset {instance} {name}" for name in gone]
     draft.notes += left_alone(but)
     if but and not chosen:
         raise refused(instance, list(but), "reset")
-    at = CLEAN if set(chosen) == set(record.machines) else record.at
+    at = CLEAN if set(chosen) >= set(record.lab.machines) else record.at
     return _draw(draft, record, record, _Way(CLEAN, chosen, "back to clean", undo, at), have, ground)
 
 
@@ -107,7 +111,7 @@ def plan_undo(instance: Name, have: Inventory, ground: Ground, *, but: Collectio
     """Bring back what the last reset or restore left; what that had brought is kept in its place, so that a second one takes the
     first back. One that was interrupted is completed. Raises NotFound, Refused and NoSpace."""
     record = known_record(instance, have, ground.kit)
-    if any(machine.restoring and machine.restoring.state == UNDO for machine in record.machines.values()):
+    if any(m.restoring and m.restoring.state == UNDO for name, m in record.machines.items() if name in record.lab.machines):
         plan = plan_up(record.lab, instance, have, ground)
         return replace(plan, notes=(f"the last `lab undo {instance}` was interrupted; it is completed", *plan.notes))
     snapshot = record.undo
@@ -124,13 +128,19 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
     """The plan for a state that has its own declarations of machines and networks."""
     check_native(record.lab, record, ground)
     draft = Draft(record.instance)
-    # A machine that left the lab since is not brought back: its definition is not the lab's any more.
-    parts = {name: part for name, part in way.parts.items() if name in record.machines and name not in but}
-    gone = [name for name in way.parts if name not in record.machines]
+    # A machine that left the lab since is not brought back: its definition is not the lab's any more. What it left before that
+    # can be taken back while it is kept.
+    there = record.machines if way.state == UNDO else {n: m for n, m in record.machines.items() if n in record.lab.machines}
+    parts = {name: part for name, part in way.parts.items() if name in there and name not in but}
+    gone = [name for name in way.parts if name not in there]
     draft.notes += left_alone(but)
     draft.notes += [f"{name} is in {record.instance}@{way.state} and not in the lab any more; it is left out" for name in gone]
     others = [name for name in record.machines if name not in parts]
-    draft.notes += [f"{name} is not in {record.instance}@{way.state} and is left as it is" for name in others if name not in but]
+    draft.notes += [
+        f"{name} is not in {record.instance}@{way.state} and is left as it is"
+        for name in others
+        if name not in but and name not in way.parts
+    ]
     if not parts and but:
         raise refused(record.instance, list(but), "brought back")
     if not parts:
@@ -154,7 +164,7 @@ def _draw_restore(record: Record, way: _Way, snapshot: Snapshot, have: Inventory
 
 def _declaring(lab: Lab, definitions: Mapping[Name, Machine], networks: Mapping[Name, LabNetwork]) -> Lab:
     """The lab with these declarations, and its `needs` no more than they allow."""
-    machines = {**lab.machines, **definitions}
+    machines = {name: definitions.get(name, machine) for name, machine in lab.machines.items()}
     least = Size(sum(machine.memory for machine in machines.values()))
     needs = replace(
         lab.needs,

@@ -554,6 +554,31 @@ def test_states_that_go_with_their_machines_are_named_and_protected_ones_refused
     assert {f"demo@{state} is forgotten: it is of a, b alone" for state in ("exam", "plain")} <= set(made.notes)
 
 
+def test_a_machine_that_left_the_file_is_not_taken_back_into_the_lab() -> None:
+    host = up_host()
+    homework(host)
+    do(host, snapshot("s"))
+    left = contents(host)
+    do(host, reset)
+    one = replace(LAB, machines={Name("a"): LAB.machines[Name("a")]})
+    host.apply(plan_up(one, INSTANCE, host.inventory(), ground()))
+    made = do(host, restore("s"))
+    assert made.notes == ("b is in demo@s and not in the lab any more; it is left out",)
+    assert record(host).lab.machines == one.machines
+    host.domains["b"].state = DomainState.OFF
+    assert "b is no longer in the file and is left as it is" in do(host, reset).notes[0]
+    assert host.domains["b"].state is DomainState.OFF
+    # What it leaves when it is named is brought back all the same, and the lab stays what it is.
+    host.apply(plan_up(LAB, INSTANCE, host.inventory(), ground()))
+    do(host, restore("s"))
+    host.apply(plan_up(one, INSTANCE, host.inventory(), ground()))
+    do(host, lambda have, here: plan_reset(INSTANCE, ["b"], have, here, undo=True))
+    assert "homework" not in host.content("b")
+    do(host, undo)
+    assert contents(host) == left
+    assert record(host).lab.machines == one.machines
+
+
 def test_a_damaged_state_is_named_before_anything_is_done() -> None:
     host = up_host()
     do(host, snapshot("s"))

@@ -172,10 +172,17 @@ def check_processor(fates: Sequence[Fate], have: Inventory, ground: Ground) -> N
 
 
 def check_room(
-    fates: Sequence[Fate], have: Inventory, ground: Ground, saved: Collection[Name] = (), more: Sequence[str] = ()
+    fates: Sequence[Fate],
+    have: Inventory,
+    ground: Ground,
+    saved: Collection[Name] = (),
+    more: Sequence[str] = (),
+    *,
+    frees: bool = False,
 ) -> None:
     """Refuse what the host cannot carry, with the figures, all at once. `saved` are the machines whose memory will be saved
-    to files while their state is taken; `more` is what was found lacking elsewhere, told with it."""
+    to files while their state is taken; `more` is what was found lacking elsewhere, told with it. What `frees` space in the end
+    is not refused for want of it."""
     problems = list(more)
     profile, overhead = ground.profile, ground.profile.machine_overhead
     starting = [f for f in fates if (d := have.domains.get(f.name)) is None or not d.active]
@@ -190,7 +197,7 @@ def check_room(
             f" {size_text(max(ground.memory, 0))} (profile {profile.profile} keeps {size_text(profile.host_memory)} for the host)"
         )
     space = sum(f.record.definition.memory for f in fates if f.name in saved) + ROOM_PER_MACHINE * len(starting)
-    if space > ground.space:
+    if space > ground.space and not frees:
         free = size_text(ground.space)
         problems.append(f"space: the lab needs at least {size_text(space)}; kit {ground.kit} has {free} free")
     for fate in fates:

@@ -199,7 +199,7 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
         fates.append(Fate(name, machine, {}, fresh=False, restart=way.reason, reason=way.reason))
     check_processor(fates, have, ground)
     check_demands(draft, fates, have, ground)
-    check_room(fates, have, ground)
+    check_room(fates, have, ground, frees=True)
     note_cold(draft, record, way.parts.items(), way.state, ground)
     record = replace(record, snapshots=_with_undo(draft, before, way, have, ground, generation).snapshots)
     opened = _stop_on_sources(draft, way, have, clones)

@@ -273,3 +273,13 @@ def test_memory_is_asked_only_for_what_is_off() -> None:
     host.domains["b"].state = DomainState.OFF
     with pytest.raises(NoSpace, match="1 machine needs 164 MiB"):
         plan_reset(INSTANCE, [], host.inventory(), ground(memory=0))
+
+
+def test_a_lab_that_is_down_is_reset_on_a_store_that_is_full() -> None:
+    host = up_host()
+    host.reboot()
+    made = plan_reset(INSTANCE, [], host.inventory(), ground(space=0), undo=True)
+    check_plan(made, host.inventory())
+    assert any("no space to keep" in note for note in made.notes)
+    host.apply(made)
+    check_up(host, LAB)

@@ -332,7 +332,7 @@ def reset(
             def plan(but: Collection[str]) -> Planned:
                 return plan_for_reset(here, instance, machines, onto_new_base=onto_new_base, undo=not no_undo, but=but)
 
-            print_plan(spared(plan, machines, lambda _names: options.take_protected)[0], here, options.output)
+            print_plan(spared(here, instance, plan, machines, lambda _names: options.take_protected)[0], here, options.output)
             return
         question = f"Bring {', '.join(machines) or 'all machines'} of lab {instance} back to clean?"
 

@@ -105,6 +105,8 @@ def restore(state: str, options: LabOptions, *, no_undo: bool) -> None:
     with bench(options) as here:
         if options.dry_run:
             planned, _ = spared(
+                here,
+                instance,
                 lambda but: plan_for_restore(here, instance, name, undo=not no_undo, but=but),
                 (),
                 lambda _names: options.take_protected,
@@ -132,7 +134,9 @@ def undo(lab: str | None, options: LabOptions) -> None:
     instance = instance_of(lab)
     with bench(options) as here:
         if options.dry_run:
-            planned, _ = spared(lambda but: plan_for_undo(here, instance, but=but), (), lambda _names: options.take_protected)
+            planned, _ = spared(
+                here, instance, lambda but: plan_for_undo(here, instance, but=but), (), lambda _names: options.take_protected
+            )
             print_plan(planned, here, options.output)
             return
         question = f"Bring lab {instance} back to what its last reset or restore left?"

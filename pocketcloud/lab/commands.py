@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from pocketcloud.apply.effects import effect_of
 from pocketcloud.apply.graph import Outcome, run_graph
-from pocketcloud.errors import Refused
+from pocketcloud.errors import PocketcloudError, Refused
 from pocketcloud.events import Event, Note, StepDone
 from pocketcloud.lab.caching import check_offline
 from pocketcloud.lab.host_names import settle_names
@@ -27,6 +27,7 @@ from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset
 from pocketcloud.plan.steps import CommitRecord, Plan, WaitReady
 from pocketcloud.plan.up import plan_onto_new_base, plan_up
+from pocketcloud.records import read_record
 
 Confirm = Callable[[Plan], None]
 """Shows a plan that loses something and asks; raises Refused on a no."""
@@ -147,7 +148,7 @@ def reset(
         def plan(but: Collection[str]) -> Planned:
             return plan_for_reset(bench, instance, machines, onto_new_base=onto_new_base, undo=undo, but=but)
 
-        planned, but = spared(plan, machines, allow)
+        planned, but = spared(bench, instance, plan, machines, allow)
         confirm(planned.plan)
         allocation.enter_context(bench.allocation())
         planned = plan(but)
@@ -159,16 +160,39 @@ def reset(
         return done
 
 
-def spared(plan: Callable[[Collection[str]], Planned], named: Sequence[str], allow: Allow) -> tuple[Planned, tuple[str, ...]]:
+def spared(
+    bench: Workbench, instance: Name, plan: Callable[[Collection[str]], Planned], named: Sequence[str], allow: Allow
+) -> tuple[Planned, tuple[str, ...]]:
     """The plan without the protected machines that `allow` does not give free, and who those are. Raises Refused where one of
     them was named."""
-    planned = plan(())
+    try:
+        planned = plan(())
+    except PocketcloudError as error:
+        # It may be one of them that keeps the others from it.
+        if named or (others := _without_protected(bench, instance, plan)) is None or allow(others[1]):
+            raise error from None
+        return others
     names = guarded(planned.plan, planned.have)
     if not names or allow(names):
         return planned, ()
     if asked := [name for name in names if name in named]:
-        raise refused(planned.plan.instance, asked, "reset")
-    return plan(names), names
+        raise refused(instance, asked, "reset")
+    planned = plan(names)
+    # What was begun is completed with all that it was begun with.
+    check_spared(planned, never, "brought back")
+    return planned, names
+
+
+def _without_protected(
+    bench: Workbench, instance: Name, plan: Callable[[Collection[str]], Planned]
+) -> tuple[Planned, tuple[str, ...]] | None:
+    """The plan without all protected machines of a lab, and who those are; None where there is none."""
+    try:
+        record = read_record(bench.files(instance))
+        names = tuple(name for name, machine in record.machines.items() if machine.definition.protected) if record else ()
+        return (plan(names), names) if names else None
+    except PocketcloudError:
+        return None
 
 
 def check_spared(planned: Planned, allow: Allow, done: str) -> None:

@@ -62,7 +62,7 @@ def _back(
 ) -> Done:
     with bench.lock(instance), ExitStack() as allocation:
         # Asked before the host's subnets are held: a question may stay open for long.
-        planned, but = spared(plan, (), allow)
+        planned, but = spared(bench, instance, plan, (), allow)
         confirm(planned.plan)
         allocation.enter_context(bench.allocation())
         return apply_planned(bench, plan(but), again, allocation)

@@ -6,10 +6,12 @@ import os
 import pty
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from pocketcloud.records import read_record
+from pocketcloud.model.names import Name
+from pocketcloud.records import read_record, write_record
 from tests.fault.test_copies import running
 from tests.labkit import PATIENCE, TOP, LabKit, Ran, lab_kit
 
@@ -120,3 +122,22 @@ def test_a_lab_of_protected_machines_is_left_alone(kit: LabKit) -> None:
     assert disks(kit) == before
     kit.cli("lab", "reset", "--all", "-y", "--protected").expect(0, "1 of 1 labs")
     assert disks(kit) != before
+
+
+@pytest.mark.sampled(3)
+def test_a_protected_machine_that_cannot_be_brought_back_holds_up_no_other(kit: LabKit) -> None:
+    kit.cli("lab", "up", kit.lab(LAB)).expect(0)
+    before, record = disks(kit), read_record(kit.files("class"))
+    assert record is not None
+    assert record.clean is not None
+    part = replace(record.clean.machines[Name("teacher")], disks={"root": "lab.class.teacher.root.g99"})
+    clean = replace(record.clean, machines={**record.clean.machines, Name("teacher"): part})
+    write_record(kit.files("class"), replace(record, snapshots={Name("clean"): clean}))
+    kit.cli("lab", "reset", "class", "teacher", "-y").expect(5, "the clean state of teacher is damaged")
+    kit.cli("lab", "reset", "class", "-y", "--protected").expect(5, "the clean state of teacher is damaged")
+    dry = kit.cli("lab", "reset", "class", "--dry-run").expect(0, ALONE, "power off student")
+    assert "power off teacher" not in dry.out
+    kit.cli("lab", "reset", "class", "-y").expect(0, ALONE)
+    after = disks(kit)
+    assert after["teacher"] == before["teacher"]
+    assert after["student"] != before["student"]

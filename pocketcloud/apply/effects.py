@@ -148,8 +148,12 @@ def _serve_cache(world: World, step: ServeCache) -> None:
 def _set_nvram(world: World, step: SetNvram) -> None:
     live = world.files.nvram(step.machine)
     kept = live.parent / step.source
+    if step.source and not kept.exists():
+        world.emit(
+            Note(f"{step.machine} begins with new UEFI variables: {kept}, which were kept with its state, is gone", warn=True)
+        )
     # An empty file is kept of a machine that had none yet: it begins with new ones.
-    if step.source and kept.stat().st_size:
+    if step.source and kept.exists() and kept.stat().st_size:
         copy_whole(kept, live, 0o600)
     else:
         live.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -23,8 +24,9 @@ import libvirt
 import pytest
 
 from pocketcloud.kit.manifest import kit_at
+from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record
-from pocketcloud.records import read_record
+from pocketcloud.records import read_record, write_record
 from tests.labkit import GREETING, LabKit, Ran, lab_kit, raw_libvirt, until
 
 sampled = pytest.mark.sampled(8)
@@ -317,6 +319,16 @@ def test_a_machine_that_is_added_and_one_that_leaves(kit: LabKit) -> None:
     assert not [name for name in everything(kit) if ".tiny.b" in name or name.endswith("/b.log")]
     assert domain(kit, "a").ID() == number, "the machine that stayed was not left alone"
     kit.cli("lab", "reset", "tiny", "-y").expect(0)
+
+
+@sampled
+def test_a_state_whose_uefi_variables_are_gone_is_brought_back_with_new_ones(kit: LabKit) -> None:
+    kit.cli("lab", "up", kit.lab(two())).expect(0)
+    record = record_of(kit)
+    assert record.clean is not None
+    parts = {name: replace(part, nvram="tiny.a@clean.fd") for name, part in record.clean.machines.items()}
+    write_record(kit.files("tiny"), replace(record, snapshots={Name("clean"): replace(record.clean, machines=parts)}))
+    kit.cli("lab", "reset", "tiny", "-y").expect(0, "a begins with new UEFI variables", "tiny.a@clean.fd", "is gone")
 
 
 @sampled

@@ -99,7 +99,7 @@ def plan_restore(
     """Bring the lab back to a state of it, its machines and networks as they were declared then, without machines of `but`, which
     are protected. Raises NotFound, Refused and NoSpace."""
     if state == UNDO:
-        return plan_undo(instance, have, ground, but=but)
+        return plan_undo(instance, have, ground, keep=undo, but=but)
     if state == CLEAN:
         return plan_reset(instance, [], have, ground, undo=undo, but=but)
     record = known_record(instance, have, ground.kit)
@@ -107,9 +107,9 @@ def plan_restore(
     return _draw_restore(record, _Way(state, snapshot.machines, f"back to {state}", undo, state), snapshot, have, ground, but)
 
 
-def plan_undo(instance: Name, have: Inventory, ground: Ground, *, but: Collection[str] = ()) -> Plan:
-    """Bring back what the last reset or restore left; what that had brought is kept in its place, so that a second one takes the
-    first back. One that was interrupted is completed. Raises NotFound, Refused and NoSpace."""
+def plan_undo(instance: Name, have: Inventory, ground: Ground, *, keep: bool = True, but: Collection[str] = ()) -> Plan:
+    """Bring back what the last reset or restore left; with `keep` what that had brought is kept in its place, so that a second
+    one takes the first back. One that was interrupted is completed. Raises NotFound, Refused and NoSpace."""
     record = known_record(instance, have, ground.kit)
     if any(m.restoring and m.restoring.state == UNDO for name, m in record.machines.items() if name in record.lab.machines):
         plan = plan_up(record.lab, instance, have, ground)
@@ -120,7 +120,7 @@ def plan_undo(instance: Name, have: Inventory, ground: Ground, *, but: Collectio
             f"lab {instance} has nothing to undo: no reset or restore has left anything that is still kept",
             hint=f"pocketcloud lab tree {instance} shows the states it has",
         )
-    way = _Way(UNDO, snapshot.machines, "back to what was left", undo=True, at=snapshot.parent)
+    way = _Way(UNDO, snapshot.machines, "back to what was left", undo=keep, at=snapshot.parent)
     return _draw_restore(record, way, snapshot, have, ground, but)
 
 

@@ -87,7 +87,8 @@ def _is_old(taken: str, now: str) -> bool:
 
 def left_part(instance: str, name: Name, machine: MachineRecord, generation: int) -> SnapshotPart:
     """What a machine leaves when it is brought back: its live volumes as they are, and a copy of its UEFI variables."""
-    nvram = f"{joined(instance, name)}@{UNDO}-g{generation}.fd" if machine.firmware is Firmware.EFI else ""
+    # The dot keeps it apart from those of states, whose names have none.
+    nvram = f"{joined(instance, name)}@{UNDO}.g{generation}.fd" if machine.firmware is Firmware.EFI else ""
     return SnapshotPart(machine.disks, nvram, machine.definition)
 
 
@@ -177,13 +178,19 @@ def plan_forget(instance: Name, state: str, have: Inventory, ground: Ground) -> 
 
 
 def plan_protect(instance: Name, state: str, have: Inventory, kit: str, *, protected: bool) -> Plan:
-    """Protect a state from being forgotten, or not any more. Raises NotFound, and Refused for `undo`, which is replaced."""
+    """Protect a state from being forgotten, or not any more. Raises NotFound, and Refused for `undo`, which is replaced, and for
+    `clean` to be protected no more: it is never forgotten."""
     record = known_record(instance, have, kit)
     snapshot = known_state(record, state)
     if state == UNDO:
         raise Refused(
             f"{instance}@{UNDO} is replaced by the next reset or restore, and cannot be protected",
             hint=f"to keep it: pocketcloud lab undo {instance}, then lab snapshot {instance}@NAME --protect",
+        )
+    if state == CLEAN and not protected:
+        raise Refused(
+            f"{instance}@{CLEAN} is what reset returns to, and is never forgotten by itself; it goes with the lab",
+            hint=f"pocketcloud lab destroy {instance}",
         )
     draft = Draft(instance)
     if snapshot.protected is not protected:

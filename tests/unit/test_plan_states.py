@@ -149,6 +149,31 @@ def test_without_undo_nothing_is_kept() -> None:
     assert len(host.volumes) == 2 + 6, "two bases, clean's and the live disks"
 
 
+def test_a_restore_of_undo_keeps_nothing_where_that_is_said() -> None:
+    host = up_host()
+    homework(host)
+    do(host, reset)
+    made = do(host, restore("undo", undo=False))
+    assert "homework" in host.content("a")
+    assert left_text(made, INSTANCE) == "What is on the disks now is lost."
+    assert record(host).undo is None
+    check_up(host, LAB)
+
+
+def test_no_state_has_the_uefi_variables_of_undo() -> None:
+    host = up_host()
+    homework(host)
+    left = contents(host)
+    do(host, reset)
+    undone = record(host).undo
+    assert undone is not None
+    state = undone.machines[Name("a")].nvram.partition("@")[2].removesuffix(".fd")
+    with pytest.raises(ValueError, match="name"):
+        Name.parse(state)
+    do(host, undo)
+    assert contents(host) == left
+
+
 def test_the_undo_of_one_machine_leaves_the_others() -> None:
     host = up_host()
     work(host, "homework")
@@ -216,6 +241,8 @@ def test_names_that_mean_something_or_are_taken_are_refused() -> None:
             do(host, planner)
     with pytest.raises(Refused, match="what reset returns to"):
         do(host, forget("clean"))
+    with pytest.raises(Refused, match="never forgotten"):
+        plan_protect(INSTANCE, "clean", host.inventory(), KIT, protected=False)
 
 
 def test_a_protected_state_is_not_forgotten() -> None:

@@ -56,6 +56,24 @@ def without_machines(record: Record, machines: Collection[str]) -> Record:
     return without_states(record, [name for name, left in parts.items() if not left])
 
 
+def check_lost_states(draft: Draft, record: Record, lost: Collection[Name]) -> None:
+    """Name the states that go with machines. Raises Refused where one of them is protected and would be forgotten."""
+    for state, snapshot in record.snapshots.items():
+        gone = [name for name in snapshot.machines if name in lost]
+        if not gone or state in (CLEAN, UNDO):
+            continue
+        named = f"{record.instance}@{state}"
+        if len(gone) == len(snapshot.machines) and snapshot.protected:
+            raise Refused(
+                f"{named} is protected, and would be forgotten: {', '.join(gone)} would be made anew or removed",
+                hint=f"pocketcloud lab protect {named} --off takes the protection away; lab restore {named} goes there",
+            )
+        if len(gone) == len(snapshot.machines):
+            draft.notes.append(f"{named} is forgotten: it is of {', '.join(gone)} alone")
+        elif snapshot.protected:
+            draft.notes.append(f"{named}, which is protected, loses {', '.join(gone)}")
+
+
 def without_expired(draft: Draft, record: Record, ground: Ground) -> Record:
     """The record without what was kept for `lab undo`, if that is old or the kit has no space for it any more; that is said. For
     want of space it does not go while a machine is still brought back: it is what such a machine left."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from pocketcloud.errors import NotFound, Refused
+from pocketcloud.errors import NotFound
 from pocketcloud.model.base import Base
 from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
-from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, UNDO, MachineRecord, NetworkRecord, Record, Stage
+from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Stage
 from pocketcloud.model.sizes import Size
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (
@@ -31,7 +31,7 @@ from pocketcloud.plan.drafting import (
 )
 from pocketcloud.plan.needs import check_outside, lacking
 from pocketcloud.plan.networks import addressed, draw_networks, settled_networks
-from pocketcloud.plan.states import without_expired, without_machines
+from pocketcloud.plan.states import check_lost_states, without_expired, without_machines
 from pocketcloud.plan.steps import (
     CloneVolumes,
     CommitRecord,
@@ -102,7 +102,7 @@ def plan_up(
     pruned = leaving if prune else []
     draft.loses += pruned
     lost = {*made_anew, *pruned}
-    _check_states(draft, record, lost)
+    check_lost_states(draft, record, lost)
     kept_states = without_machines(without_expired(draft, record, ground), lost)
     next_record = replace(kept_states, lab=lab, networks=networks, machines=machines)
     clean = next_record.clean.machines if next_record.clean else {}
@@ -124,24 +124,6 @@ def plan_onto_new_base(instance: Name, machines: Sequence[str], have: Inventory,
     kept = [name for name in chosen if name not in plan.loses]
     notes = [f"{name}: there is no newer {record.machines[name].definition.base}; it is left as it is" for name in kept]
     return replace(plan, notes=(*plan.notes, *notes))
-
-
-def _check_states(draft: Draft, record: Record, lost: Collection[Name]) -> None:
-    """Name the states that go with machines. Raises Refused where one of them is protected and would be forgotten."""
-    for state, snapshot in record.snapshots.items():
-        gone = [name for name in snapshot.machines if name in lost]
-        if not gone or state in (CLEAN, UNDO):
-            continue
-        named = f"{record.instance}@{state}"
-        if len(gone) == len(snapshot.machines) and snapshot.protected:
-            raise Refused(
-                f"{named} is protected, and would be forgotten: {', '.join(gone)} would be made anew or removed",
-                hint=f"pocketcloud lab protect {named} --off takes the protection away; lab restore {named} goes there",
-            )
-        if len(gone) == len(snapshot.machines):
-            draft.notes.append(f"{named} is forgotten: it is of {', '.join(gone)} alone")
-        elif snapshot.protected:
-            draft.notes.append(f"{named}, which is protected, loses {', '.join(gone)}")
 
 
 def _check_bases(lab: Lab, record: Record, have: Inventory, ground: Ground) -> None:

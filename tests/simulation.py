@@ -22,7 +22,7 @@ from pocketcloud.model.lab import Attachment, Lab, LabNetwork, Machine, Provisio
 from pocketcloud.model.machine import Mark
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Acceleration, DiskTuning, Medium, Profile, Selector
-from pocketcloud.model.record import Memory, Record, Snapshot, SnapshotPart, Stage
+from pocketcloud.model.record import Memory, Record, Snapshot, SnapshotPart, Stage, Taking
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.drafting import Ground, volume_name
 from pocketcloud.plan.steps import (
@@ -446,6 +446,7 @@ class Host:
             self._stage(step.machine, Stage.PROVISIONED)
 
     def _end_restoring(self, step: EndRestoring) -> None:
+        self._settle(step.machines)
         for name in map(Name, step.machines):
             self._running(name)
             assert not self.domains[name].stale, f"{name} was woken and not renewed"
@@ -457,6 +458,8 @@ class Host:
             self._running(name)
             nests = self._known().machines[Name(name)].definition.runs_machines
             assert not (self.svm and nests), f"{name} runs machines, and its memory is saved"
+        if running:
+            yield lambda: self._take(step.name, running)
         for name in running:
             yield partial(setattr, self.domains[name], "state", DomainState.OFF)
         parts: dict[Name, SnapshotPart] = {}
@@ -476,6 +479,13 @@ class Host:
         yield lambda: self._commit_snapshot(step, parts, disks)
         for name in running:
             yield partial(self._restore, name)
+        yield lambda: self._settle(running)
+
+    def _take(self, state: str, running: Sequence[str]) -> None:
+        self.record = replace(self._known(), taking=Taking(state, tuple(map(Name, running))))
+
+    def _settle(self, machines: Sequence[str]) -> None:
+        self.record = self._known().settled(machines)
 
     def _commit_snapshot(
         self, step: TakeSnapshot, parts: Mapping[Name, SnapshotPart], disks: Mapping[Name, dict[str, str]]

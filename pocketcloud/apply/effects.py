@@ -285,7 +285,7 @@ def _wait_ready(world: World, step: WaitReady) -> None:
 def _end_restoring(world: World, step: EndRestoring) -> None:
     def settled(record: Record) -> Record:
         return replace(
-            record,
+            record.settled(step.machines),
             machines={n: replace(m, restoring=None) if n in step.machines else m for n, m in record.machines.items()},
         )
 

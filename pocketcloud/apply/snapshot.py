@@ -2,7 +2,8 @@
 
 Frozen through the agent (so that the file systems on the disks are whole), saved to memory files (which closes the disks),
 the disks snapshotted, the record replaced, the machines restored from their memory and thawed. An interruption leaves
-machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the new.
+machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the new. Which
+of them ran is in the record from before the first is frozen until all are back.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pocketcloud.files import copy_whole, write_whole
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import Clone
 from pocketcloud.model.names import Name
-from pocketcloud.model.record import Record, Snapshot, SnapshotPart
+from pocketcloud.model.record import Record, Snapshot, SnapshotPart, Taking
 from pocketcloud.plan.drafting import marks, volume_name
 
 _T = TypeVar("_T")
@@ -52,7 +53,11 @@ def take_snapshot(
     kept_at = {machine: world.files.kept_memory(machine, name, generation) for machine in running if machine in memory}
     saved = {machine: kept_at.get(machine, world.files.memory(machine)) for machine in running}
     with ExitStack() as undo, ThreadPoolExecutor(max(1, len(machines)), "snapshot") as pool:
-        # Entered first and so left last: until then the machines come back from these files.
+        # Entered first and so left last: until then the machines come back from these files, and who finds that this command has
+        # ended brings them up.
+        if running:
+            world.commit(lambda record: replace(record, taking=Taking(name, tuple(running))))
+            undo.callback(_end_taking, world, running)
         unkept = undo.enter_context(ExitStack())
         for path in kept_at.values():
             unkept.callback(_remove_memory, world, path)
@@ -113,6 +118,11 @@ def _bring_back(world: World, machine: Name, saved: dict[Name, Path]) -> None:
     world.hypervisor.restore(spec, path)
     if path == world.files.memory(machine):
         path.unlink(missing_ok=True)
+
+
+def _end_taking(world: World, machines: Sequence[Name]) -> None:
+    if all(_runs(world, machine) for machine in machines):
+        world.commit(lambda record: record.settled(machines))
 
 
 def _remove_memory(world: World, path: Path) -> None:

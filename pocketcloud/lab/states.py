@@ -14,6 +14,7 @@ from pocketcloud.plan.protection import Allow, never
 from pocketcloud.plan.reset import plan_restore, plan_undo
 from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
 from pocketcloud.plan.steps import Plan
+from pocketcloud.plan.taking import plan_taking_again, was_taken
 
 
 def _planned(bench: Workbench, instance: Name, plan: Callable[[Inventory, Ground], Plan]) -> Planned:
@@ -22,17 +23,34 @@ def _planned(bench: Workbench, instance: Name, plan: Callable[[Inventory, Ground
 
 
 def plan_for_snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool, ram: bool) -> Planned:
-    """The plan that `snapshot` would apply now."""
+    """The plan that `snapshot` would apply now; after an interrupted one that which comes first."""
+    return _taking_again(bench, instance) or _taking(bench, instance, state, protected=protected, ram=ram)
+
+
+def _taking_again(bench: Workbench, instance: Name) -> Planned | None:
+    have = bench.observe(instance)
+    plan = plan_taking_again(instance, have, bench.ground(have, instance)) if have.record and have.record.taking else None
+    return Planned(plan, have) if plan else None
+
+
+def _taking(bench: Workbench, instance: Name, state: Name, *, protected: bool, ram: bool) -> Planned:
     return _planned(
         bench, instance, lambda have, ground: plan_snapshot(instance, state, have, ground, protected=protected, ram=ram)
     )
 
 
 def snapshot(bench: Workbench, instance: Name, state: Name, *, protected: bool, ram: bool) -> Done:
-    """Take the state of a whole lab, with `ram` the memory too; see plan/states.py."""
+    """Take the state of a whole lab, with `ram` the memory too; see plan/states.py. One that was interrupted is gone on with."""
+    again = f"pocketcloud lab snapshot {instance}@{state}{' --protect' * protected}{' --ram' * ram}"
     with bench.lock(instance):
-        planned = plan_for_snapshot(bench, instance, state, protected=protected, ram=ram)
-        return apply_planned(bench, planned, f"pocketcloud lab up {instance}")
+        if _taking_again(bench, instance):
+            with ExitStack() as allocation:
+                allocation.enter_context(bench.allocation())
+                if planned := _taking_again(bench, instance):
+                    done = apply_planned(bench, planned, again, allocation)
+                    if was_taken(planned.have.record, state, protected=protected, ram=ram):
+                        return done
+        return apply_planned(bench, _taking(bench, instance, state, protected=protected, ram=ram), again)
 
 
 def plan_for_restore(bench: Workbench, instance: Name, state: Name, *, undo: bool, but: Collection[str] = ()) -> Planned:

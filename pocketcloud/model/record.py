@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
@@ -129,6 +129,17 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Taking:
+    """A snapshot that is being taken. `machines` ran when it was begun, and are off for a while: who finds this later brings them
+    up."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    state: str
+    machines: tuple[Name, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One instance of a lab. `generation` counts the volumes made, so that new ones never meet old names; `at` is the snapshot
     that the lab was last brought to, or that was taken of it last: where it is in their tree (empty: nowhere yet)."""
@@ -145,6 +156,7 @@ class Record:
     machines: Mapping[Name, MachineRecord] = field(default_factory=dict)
     snapshots: Mapping[Name, Snapshot] = field(default_factory=dict)
     at: str = ""
+    taking: Taking | None = None
 
     def with_machine(self, name: Name, machine: MachineRecord) -> Record:
         """This record with one machine put in or replaced."""
@@ -180,6 +192,11 @@ class Record:
         parts = [part.nvram for snapshot in self.snapshots.values() for part in snapshot.machines.values()]
         again = [machine.restoring.nvram for machine in self.machines.values() if machine.restoring]
         return frozenset({*parts, *again} - {""})
+
+    def settled(self, machines: Collection[str]) -> Record:
+        """This record once these machines are as they are to be, after a snapshot that was being taken."""
+        left = tuple(name for name in self.taking.machines if name not in machines) if self.taking else ()
+        return replace(self, taking=replace(self.taking, machines=left) if self.taking and left else None)
 
     def without_memories(self) -> Record:
         """This record without the memory of any state."""

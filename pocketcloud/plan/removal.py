@@ -9,7 +9,16 @@ from pocketcloud.errors import NotFound
 from pocketcloud.model.inventory import DomainState, Inventory
 from pocketcloud.model.names import Name
 from pocketcloud.plan.drafting import Draft, known_record, leftovers
-from pocketcloud.plan.steps import KillMachine, Plan, RemoveFiles, RemoveNetwork, RemoveVolumes, StopMachine, UndefineMachine
+from pocketcloud.plan.steps import (
+    CommitRecord,
+    KillMachine,
+    Plan,
+    RemoveFiles,
+    RemoveNetwork,
+    RemoveVolumes,
+    StopMachine,
+    UndefineMachine,
+)
 
 
 def plan_down(instance: Name, machines: Sequence[str], have: Inventory, kit: str, *, within: float) -> Plan:
@@ -20,15 +29,19 @@ def plan_down(instance: Name, machines: Sequence[str], have: Inventory, kit: str
             raise NotFound(f"lab {instance} has no machine {name}", hint=f"it has: {', '.join(record.machines)}")
     draft = Draft(instance)
     stops = []
+    left, after = record.settled(machines or list(record.machines)), tuple[str, ...]()
+    if left != record:
+        # Whoever is switched off on purpose is not brought up by the state that was being taken.
+        after = (draft.add(CommitRecord(id="commit", reason="they are to be off", record=left)),)
     for name in dict.fromkeys(machines) or sorted(have.domains):
         domain = have.domains.get(name)
         if domain and domain.active:
             kind = StopMachine if domain.state is DomainState.RUNNING else KillMachine
-            step = kind(id=f"stop.{name}", reason="down", machine=name)
+            step = kind(id=f"stop.{name}", reason="down", machine=name, after=after)
             stops.append(draft.add(replace(step, within=within) if isinstance(step, StopMachine) else step))
     if not machines:
-        _draw_network_removals(draft, have.networks, "down", tuple(stops))
-    return draft.plan()
+        _draw_network_removals(draft, have.networks, "down", (*after, *stops))
+    return draft.plan(left if after else None)
 
 
 def _draw_network_removals(draft: Draft, networks: Iterable[str], reason: str, after: tuple[str, ...]) -> list[str]:

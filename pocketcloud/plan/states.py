@@ -117,8 +117,11 @@ def plan_snapshot(
     kept with it. Raises NotFound, Refused and NoSpace."""
     record = known_record(instance, have, ground.kit)
     _check_free(record, state)
-    _check_settled(record, have)
-    running = [name for name in record.machines if (d := have.domains.get(name)) is not None and d.active]
+    draft = Draft(instance)
+    machines = _settled(record, have, draft)
+    if not machines:
+        raise Refused(f"lab {instance} has no machine of which a state could be taken", hint=f"pocketcloud lab up {instance}")
+    running = [name for name in machines if (d := have.domains.get(name)) is not None and d.active]
     check_saved(record, running, ground, ram=ram)
     needed = sum(record.machines[name].definition.memory for name in running)
     if needed and needed + ROOM_PER_MACHINE > ground.space:
@@ -128,7 +131,6 @@ def plan_snapshot(
             f" kit {ground.kit} has {size_text(max(ground.space, 0))} free",
             hint=f"stop the lab first (pocketcloud lab down {instance}), or make room: pocketcloud kit status",
         )
-    draft = Draft(instance)
     kept = without_expired(draft, record, ground)
     before: tuple[str, ...] = ()
     if kept != record:
@@ -138,7 +140,7 @@ def plan_snapshot(
         reason="asked for",
         after=before,
         name=state,
-        machines=tuple(record.machines),
+        machines=tuple(machines),
         generation=next_generation(record, have),
         protected=protected,
         memory=tuple(running) if ram else (),
@@ -158,24 +160,38 @@ def _check_free(record: Record, state: str) -> None:
         )
 
 
-def _check_settled(record: Record, have: Inventory) -> None:
-    """Refuse a lab that is on its way from one state to another: what would be taken is neither."""
-    up = f"pocketcloud lab up {record.instance} completes it"
-    for name, machine in record.machines.items():
-        domain = have.domains.get(name)
-        if machine.stage is not Stage.PROVISIONED:
-            raise Refused(f"{name} of lab {record.instance} was never ready; there is no state to take", hint=up)
-        lost = [volume for volume in machine.disks.values() if volume not in have.volumes]
-        if lost:
-            raise Refused(f"{name} of lab {record.instance} has lost its disk {lost[0]}", hint=up)
-        if machine.restoring or any(have.volumes[volume].sealed for volume in machine.disks.values()):
-            raise Refused(f"{name} of lab {record.instance} was left half way by an interrupted command", hint=up)
-        if domain is None or not domain.active:
-            continue
-        if domain.state is not DomainState.RUNNING:
-            raise Refused(f"{name} of lab {record.instance} is {domain.state}: its state cannot be taken", hint=up)
-        if not {have.volumes[volume].path for volume in machine.disks.values()} <= set(domain.disks.values()):
-            raise Refused(f"{name} of lab {record.instance} runs on old disks: a reset was interrupted", hint=up)
+def _settled(record: Record, have: Inventory, draft: Draft) -> list[Name]:
+    """The machines to take. Refuses a lab that is on its way from one state to another, as what would be taken is neither; what
+    left its file cannot be completed, and is left out."""
+    found = []
+    for name in record.machines:
+        why = _half_way(record, name, have)
+        if why and name in record.lab.machines:
+            up = f"pocketcloud lab up {record.instance} completes it"
+            raise Refused(f"{name} of lab {record.instance} {why}", hint=up)
+        if why:
+            draft.notes.append(f"{name} is no longer in the file, and {why}; it is left out (lab up --prune removes it)")
+        else:
+            found.append(name)
+    return found
+
+
+def _half_way(record: Record, name: Name, have: Inventory) -> str:
+    """Why no state of a machine can be taken now; empty: it can."""
+    machine, domain = record.machines[name], have.domains.get(name)
+    lost = [volume for volume in machine.disks.values() if volume not in have.volumes]
+    if machine.stage is not Stage.PROVISIONED:
+        return "was never ready; there is no state to take"
+    if lost:
+        return f"has lost its disk {lost[0]}"
+    if machine.restoring or any(have.volumes[volume].sealed for volume in machine.disks.values()):
+        return "was left half way by an interrupted command"
+    if domain is None or not domain.active:
+        return ""
+    if domain.state is not DomainState.RUNNING:
+        return f"is {domain.state}: its state cannot be taken"
+    old = not {have.volumes[volume].path for volume in machine.disks.values()} <= set(domain.disks.values())
+    return "runs on old disks: a reset was interrupted" if old else ""
 
 
 def plan_forget(instance: Name, state: str, have: Inventory, ground: Ground) -> Plan:

@@ -162,7 +162,8 @@ class WaitReady(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndRestoring(Step):
-    """Record that `machines`, which were brought back together, are all ready: from here on what they do is worth keeping."""
+    """Record that `machines`, which were brought back together or were off for a state, are all ready: from here on what they do
+    is worth keeping."""
 
     machines: tuple[str, ...]
 

@@ -47,17 +47,14 @@ from pocketcloud.plan.steps import (
     StartMachine,
     Step,
     StopMachine,
-    TakeSnapshot,
     UndefineMachine,
     WaitReady,
     WriteSeed,
 )
-from pocketcloud.plan.waking import kept_with_clean, off_for_state
+from pocketcloud.plan.waking import draw_clean, kept_with_clean
 
 # A change of these is made by a restart; of anything else, by making the machine anew.
 _RESTARTS = frozenset({"memory", "vcpus", "nested"})
-# What has machines of its own to switch off takes longer than others.
-_REST_SECONDS = 180.0
 _JUST_NOTED = frozenset({"ready", "protected"})
 
 
@@ -70,11 +67,13 @@ def plan_up(
     reconfigure: bool = False,
     prune: bool = False,
     onto_new: Collection[Name] = (),
+    only: Collection[Name] | None = None,
 ) -> Plan:
     """Bring the lab up: make what is missing, start what is off, wait until all is ready, take `clean` of what has none.
 
     Changes of an edited file are made only with `reconfigure`, what left the file goes only with `prune`; both are named in
-    the notes otherwise. Machines of `onto_new` are made anew where the kit has a newer base. Raises NotFound, Refused or NoSpace,
+    the notes otherwise. Machines of `onto_new` are made anew where the kit has a newer base. With `only` the
+    others are left as they are. Raises NotFound, Refused or NoSpace,
     with everything that is wrong, before anything is planned.
     """
     draft = Draft(instance)
@@ -90,10 +89,12 @@ def plan_up(
             name, machine, record, have, ground, generation, draft, rebridged, reconfigure=reconfigure, onto_new=name in onto_new
         )
         for name, machine in lab.machines.items()
+        if only is None or name in only
     ]
     leaving = [name for name in record.machines if name not in lab.machines]
     kept = {name: machine for name, machine in record.machines.items() if name in leaving and not prune}
     draft.notes += [f"{name} is no longer in the file; it is kept until --prune" for name in kept]
+    kept |= {name: machine for name, machine in record.machines.items() if only is not None and name not in only}
     made = {fate.name: fate.record for fate in fates} | kept
     networks = _without_unused(networks, lab, made, draft, prune=prune)
     machines = addressed(made, networks)
@@ -378,44 +379,16 @@ def _draw_up(
     ready = {fate.name: _draw_machine(draft, fate, have, (*commit, *stops[fate.name]), nets) for fate in fates}
     clean = record.clean.machines if record.clean else {}
     fresh = tuple(fate.name for fate in fates if fate.name not in clean)
-    back = [fate.name for fate in fates if fate.record.restoring]
+    taking = record.taking.machines if record.taking else ()
+    back = [fate.name for fate in fates if fate.record.restoring or fate.name in taking]
     last = draw_end_restoring(draft, back, tuple(ready.values()))
     if fresh:
-        last = (*last, *_draw_clean(draft, record, fresh, generation + 1, ready, ground))
+        last = (*last, *draw_clean(draft, record, fresh, generation + 1, ready, ground))
     else:
         kept_with_clean(draft, record, fresh, ground)
     for name in pruned:
         _draw_removal(draft, name, have, commit)
     draw_sweep(draft, after_up, have, ground, last)
-
-
-def _draw_clean(
-    draft: Draft, record: Record, fresh: tuple[Name, ...], generation: int, ready: Mapping[Name, str], ground: Ground
-) -> list[str]:
-    """Take `clean` of machines; the ids of what comes last."""
-    memory = kept_with_clean(draft, record, fresh, ground)
-    off = off_for_state(record, fresh, ground)
-    why = "its state is taken while it is off, for the machines that run in it"
-    stops = [draft.add(StopMachine(id=f"rest.{n}", reason=why, machine=n, after=(ready[n],), within=_REST_SECONDS)) for n in off]
-    take = TakeSnapshot(
-        id="clean",
-        reason="what reset returns to",
-        after=(*(ready[name] for name in fresh), *stops),
-        name=CLEAN,
-        machines=fresh,
-        generation=generation,
-        memory=memory,
-    )
-    taken = draft.add(take)
-    again = "it was off for its state"
-    return [taken] + [
-        draft.chain(
-            DefineMachine(id=f"redefine.{name}", reason="its disks are new", machine=name, after=(taken,)),
-            StartMachine(id=f"restart.{name}", reason=again, machine=name),
-            WaitReady(id=f"again.{name}", reason=again, machine=name),
-        )
-        for name in off
-    ]
 
 
 def _draw_volumes(draft: Draft, fates: Sequence[Fate], instance: str) -> list[str]:

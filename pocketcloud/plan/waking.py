@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.lab import Machine, ResetKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import CLEAN, Memory, Record, SnapshotPart
 from pocketcloud.plan.drafting import Draft, Ground
-from pocketcloud.plan.steps import StartMachine, Step, WakeMachine
+from pocketcloud.plan.steps import DefineMachine, StartMachine, Step, StopMachine, TakeSnapshot, WaitReady, WakeMachine
 
 # Linux, Documentation/virt/kvm/x86/running-nested-guests.rst: what is saved of such a machine on AMD does not run again.
 _NESTED = "it runs machines of its own, whose state does not survive that on a processor of AMD"
+# What has machines of its own to switch off takes longer than others.
+_REST_SECONDS = 180.0
 
 
 def memory_to_wake(name: Name, part: SnapshotPart, record: Record, state: str, ground: Ground) -> Memory | None:
@@ -55,6 +57,35 @@ def kept_with_clean(draft: Draft, record: Record, fresh: tuple[Name, ...], groun
             f" --ram` takes a state to which `lab restore` goes back warm"
         )
     return tuple(name for name in fresh if not whys[name])
+
+
+def draw_clean(
+    draft: Draft, record: Record, fresh: tuple[Name, ...], generation: int, ready: Mapping[Name, str], ground: Ground
+) -> list[str]:
+    """Take `clean` of machines, which are `ready` after these steps; the ids of what comes last."""
+    memory = kept_with_clean(draft, record, fresh, ground)
+    off = off_for_state(record, fresh, ground)
+    why = "its state is taken while it is off, for the machines that run in it"
+    stops = [draft.add(StopMachine(id=f"rest.{n}", reason=why, machine=n, after=(ready[n],), within=_REST_SECONDS)) for n in off]
+    take = TakeSnapshot(
+        id="clean",
+        reason="what reset returns to",
+        after=(*(ready[name] for name in fresh), *stops),
+        name=CLEAN,
+        machines=fresh,
+        generation=generation,
+        memory=memory,
+    )
+    taken = draft.add(take)
+    again = "it was off for its state"
+    return [taken] + [
+        draft.chain(
+            DefineMachine(id=f"redefine.{name}", reason="its disks are new", machine=name, after=(taken,)),
+            StartMachine(id=f"restart.{name}", reason=again, machine=name),
+            WaitReady(id=f"again.{name}", reason=again, machine=name),
+        )
+        for name in off
+    ]
 
 
 def off_for_state(record: Record, machines: Iterable[Name], ground: Ground) -> tuple[Name, ...]:

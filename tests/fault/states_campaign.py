@@ -151,7 +151,7 @@ class StatesBed:
         """Whether all was done but sweeping: the same command would be another one."""
         record = self.record
         if verb in ("snapshot", "forget"):
-            return ("taken" in record.snapshots) == (verb == "snapshot")
+            return ("taken" in record.snapshots) == (verb == "snapshot") and record.taking is None
         return self.stamp() == _BROUGHT[verb] and not any(machine.restoring for machine in record.machines.values())
 
     # -- what is there
@@ -218,8 +218,8 @@ class StatesBed:
 
 
 def block_of_cases(bed: StatesBed, verb: str, count: int, block: int = 0, blocks: int = 1) -> None:
-    """`count` points of a verb, evenly over all it has; every `blocks`th of these, from `block` on. The same command and `up`
-    take turns."""
+    """`count` points of a verb, evenly over all it has; every `blocks`th of these, from `block` on. Two of three are
+    completed by the same command, the others by `up`."""
     chance = drawn("states", verb, block)
     last = len(bed.recorded(verb))
     chosen = (
@@ -227,5 +227,5 @@ def block_of_cases(bed: StatesBed, verb: str, count: int, block: int = 0, blocks
         if count > 1
         else [1 + chance.randrange(last)]
     )
-    for turn, point in enumerate(chosen[block::blocks]):
-        bed.case(verb, point, chance.choice((0.001, 0.01, 0.05, 0.2, 0.5)), same=(turn + block) % 3 != 0)
+    for point in chosen[block::blocks]:
+        bed.case(verb, point, chance.choice((0.001, 0.01, 0.05, 0.2, 0.5)), same=chance.randrange(3) != 0)

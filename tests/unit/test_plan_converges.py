@@ -27,6 +27,7 @@ from pocketcloud.plan.removal import plan_destroy, plan_down
 from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
 from pocketcloud.plan.states import plan_forget, plan_snapshot
 from pocketcloud.plan.steps import Plan
+from pocketcloud.plan.taking import plan_taking_again
 from pocketcloud.plan.up import plan_up
 from tests.plans import check_plan, check_up, ids
 from tests.simulation import INSTANCE, KIT, Host, base, ground, lab, machine
@@ -82,6 +83,8 @@ def of_states(command: str, have: Inventory, here: Ground, draw: random.Random) 
     state = draw.choice([*there, "none"])
     match command:
         case "snapshot":
+            if again := plan_taking_again(INSTANCE, have, here):
+                return again
             return plan_snapshot(INSTANCE, draw.choice(["s1", "s2", "s3"]), have, here, ram=draw.random() < 0.5)
         case "restore":
             return plan_restore(INSTANCE, state, have, here, undo=draw.random() < 0.5)

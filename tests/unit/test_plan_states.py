@@ -19,9 +19,11 @@ from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record
 from pocketcloud.model.sizes import GIB, MIB, Size
 from pocketcloud.plan.drafting import Ground
+from pocketcloud.plan.removal import plan_down
 from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
 from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
 from pocketcloud.plan.steps import KillMachine, Plan, RemoveVolumes, StartMachine
+from pocketcloud.plan.taking import plan_taking_again, was_taken
 from pocketcloud.plan.up import plan_up
 from tests.plans import check_plan, check_up, ids, raise_lab, removed
 from tests.simulation import INSTANCE, KIT, Host, base, ground, lab, machine
@@ -52,8 +54,8 @@ def contents(host: Host) -> dict[str, tuple[str, ...]]:
     return {name: host.content(name) for name in "ab"} | {"a.nvram": host.nvrams["a"]}
 
 
-def snapshot(state: str) -> Planner:
-    return lambda have, here: plan_snapshot(INSTANCE, state, have, here)
+def snapshot(state: str, *, ram: bool = False) -> Planner:
+    return lambda have, here: plan_snapshot(INSTANCE, state, have, here, ram=ram)
 
 
 def restore(state: str, *, undo: bool = True) -> Planner:
@@ -527,6 +529,65 @@ def test_a_snapshot_that_is_cut_anywhere_is_there_whole_or_not_at_all() -> None:
         do(host, reset)
         do(host, restore("s"))
         assert contents(host) == left
+
+
+def test_a_snapshot_that_is_cut_anywhere_is_completed_by_the_same_command() -> None:
+    """What ran is brought up again, what was off stays so; the state is taken once."""
+
+    def prepare(host: Host) -> None:
+        homework(host)
+        host.apply(plan_up(more, INSTANCE, host.inventory(), ground()))
+        host.apply(plan_down(INSTANCE, ["c"], host.inventory(), KIT, within=1))
+
+    more = replace(LAB, machines={**LAB.machines, Name("c"): machine("front")})
+    prepared = up_host()
+    prepare(prepared)
+    left = contents(prepared)
+    for ram in (False, True):
+        take = snapshot("s", ram=ram)
+        for at in every_cut(prepared, take):
+            for boots in (False, True):
+                host = cut_host(prepare, take, at)
+                if boots:
+                    host.reboot()
+                before, again = record(host), plan_taking_again(INSTANCE, host.inventory(), ground())
+                if again:
+                    check_plan(again, host.inventory())
+                    host.apply(again)
+                    host.sweep()
+                    assert record(host).taking is None
+                if not was_taken(before, "s", protected=False, ram=ram):
+                    if "s" in record(host).snapshots or (boots and not again):
+                        continue  # it was over, or had not begun when the host went down
+                    do(host, take)
+                running = {name for name, vm in host.domains.items() if vm.state is DomainState.RUNNING}
+                assert running == {"a", "b"}, f"cut at {at}"
+                assert contents(host) == left
+                memory = {name for name, part in record(host).snapshots[Name("s")].machines.items() if part.memory}
+                assert memory == ({"a", "b"} if ram else set())
+
+
+def test_what_is_switched_off_or_brought_back_meanwhile_is_not_brought_up() -> None:
+    for planner in (reset, up, lambda have, _: plan_down(INSTANCE, [], have, KIT, within=1)):
+        host = up_host()
+        host.apply(snapshot("s")(host.inventory(), ground()), cut=0, part=2)
+        assert record(host).taking is not None
+        do(host, planner)
+        assert record(host).taking is None
+        assert plan_taking_again(INSTANCE, host.inventory(), ground()) is None
+
+
+def test_what_left_the_file_half_made_keeps_no_state_from_being_taken() -> None:
+    host = up_host()
+    more = replace(LAB, machines={**LAB.machines, Name("c"): machine("front", provision="touch x")})
+    plan = plan_up(more, INSTANCE, host.inventory(), ground())
+    host.apply(plan, cut=ids(plan).index("provision.c"))
+    with pytest.raises(Refused, match="c of lab demo was never ready"):
+        do(host, snapshot("s"))
+    host.apply(plan_up(LAB, INSTANCE, host.inventory(), ground()))
+    made = do(host, snapshot("s"))
+    assert any("c is no longer in the file, and was never ready" in note and "--prune" in note for note in made.notes)
+    assert set(record(host).snapshots[Name("s")].machines) == {"a", "b"}
 
 
 def test_a_forgetting_that_is_cut_anywhere_is_completed() -> None:

@@ -169,7 +169,7 @@ def spared(
         planned = plan(())
     except PocketcloudError as error:
         # It may be one of them that keeps the others from it.
-        if named or (others := _without_protected(bench, instance, plan)) is None or allow(others[1]):
+        if named or (others := planned_without_protected(bench, instance, plan)) is None or allow(others[1]):
             raise error from None
         return others
     names = guarded(planned.plan, planned.have)
@@ -183,7 +183,7 @@ def spared(
     return planned, names
 
 
-def _without_protected(
+def planned_without_protected(
     bench: Workbench, instance: Name, plan: Callable[[Collection[str]], Planned]
 ) -> tuple[Planned, tuple[str, ...]] | None:
     """The plan without all protected machines of a lab, and who those are; None where there is none."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from pocketcloud.apply.effects import effect_of
@@ -15,7 +16,15 @@ from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.events import Event, Note, PlanStarted, StepDone, StepFailed, StepProgress, StepStarted
-from pocketcloud.lab.commands import Confirm, Planned, plan_for_reset, plan_for_up, reset, say_how
+from pocketcloud.lab.commands import (
+    Confirm,
+    Planned,
+    plan_for_reset,
+    plan_for_up,
+    planned_without_protected,
+    reset,
+    say_how,
+)
 from pocketcloud.lab.host_names import settle_names
 from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.lab import Lab
@@ -227,6 +236,10 @@ def choose_all(bench: Workbench, *, undo: bool) -> Chosen:
     of those that are down as many as the host has memory for."""
     sight = bench.look()
     plans, left, notes = list[Planned](), list[Ended](), list[str]()
+
+    def plan(instance: Name, but: Collection[str] = ()) -> Planned:
+        return plan_for_reset(bench, instance, (), undo=undo, sight=sight, but=but)
+
     for instance in instances(bench.kit):
         try:
             record = read_record(bench.files(instance))
@@ -234,9 +247,12 @@ def choose_all(bench: Workbench, *, undo: bool) -> Chosen:
                 half = "is half there" if record is None else "has no clean state yet"
                 notes.append(f"{instance} {half} and is left alone: pocketcloud lab up {instance}")
             else:
-                plans.append(plan_for_reset(bench, instance, (), undo=undo, sight=sight))
+                plans.append(plan(instance))
         except PocketcloudError as error:
-            left.append(Ended(instance, 0.0, {}, error))
+            if others := planned_without_protected(bench, instance, partial(plan, instance)):
+                plans.append(others[0])
+            else:
+                left.append(Ended(instance, 0.0, {}, error))
     room = memory_for_labs(
         bench.facts, bench.profile, memory_needed(bench.profile, (d.memory for d in sight.domains if d.active))
     )

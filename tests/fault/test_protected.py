@@ -141,3 +141,6 @@ def test_a_protected_machine_that_cannot_be_brought_back_holds_up_no_other(kit: 
     after = disks(kit)
     assert after["teacher"] == before["teacher"]
     assert after["student"] != before["student"]
+    kit.cli("lab", "reset", "--all", "-y").expect(0, "1 of 1 labs are back to clean")
+    assert disks(kit)["teacher"] == before["teacher"]
+    assert disks(kit)["student"] != after["student"]

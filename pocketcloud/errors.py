@@ -1,6 +1,7 @@
 """Every error a user can meet, with its exit code and the next command.
 
     PocketcloudError
+    +- Bug                  1   not expected, in one of many labs
     +- UsageError           2   the command line is wrong
     |  `- BadDocument       2   a file is wrong: every fault in it, with line and key path
     +- HostLacks            3   a tool, a service, a permission or a feature of the host is missing
@@ -34,6 +35,20 @@ class PocketcloudError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class Bug(PocketcloudError):
+    """Something that pocketcloud did not expect, where it is to hold up nobody else."""
+
+    @classmethod
+    def of(cls, error: Exception) -> Bug:
+        """What an error that is not ours comes to, with where it was raised."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f" in {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return cls(f"a bug in pocketcloud: {said}{where}", hint="please report it with that line and the command you ran")
 
 
 class UsageError(PocketcloudError):

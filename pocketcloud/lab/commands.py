@@ -100,8 +100,13 @@ def up(
     with bench.lock(instance), ExitStack() as allocation:
         allocation.enter_context(bench.allocation())
         planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
-        check_spared(planned, allow, "made anew or removed")
-        confirm(planned.plan)
+        if planned.plan.loses or guarded(planned.plan, planned.have):
+            # A question may stay open for long: no other lab waits for its answer.
+            allocation.close()
+            check_spared(planned, allow, "made anew or removed")
+            confirm(planned.plan)
+            allocation.enter_context(bench.allocation())
+            planned = plan_for_up(bench, lab, instance, reconfigure=reconfigure, prune=prune)
         say_how(bench, planned)
         if not bench.served:
             bench.servers.end(instance)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from pocketcloud.apply.effects import effect_of
 from pocketcloud.apply.graph import Outcome, run_graph
 from pocketcloud.apply.world import World
-from pocketcloud.errors import NoSpace, PartlyDone, PocketcloudError
+from pocketcloud.errors import Bug, NoSpace, PartlyDone, PocketcloudError
 from pocketcloud.events import Event, Note, PlanStarted, StepDone, StepFailed, StepProgress, StepStarted
 from pocketcloud.lab.commands import (
     Confirm,
@@ -253,6 +253,8 @@ def choose_all(bench: Workbench, *, undo: bool) -> Chosen:
                 plans.append(others[0])
             else:
                 left.append(Ended(instance, 0.0, {}, error))
+        except Exception as error:  # noqa: BLE001 - a bug that one lab meets holds up no other, and is told as one
+            left.append(Ended(instance, 0.0, {}, Bug.of(error)))
     room = memory_for_labs(
         bench.facts, bench.profile, memory_needed(bench.profile, (d.memory for d in sight.domains if d.active))
     )
@@ -288,6 +290,8 @@ def without_protected(bench: Workbench, chosen: Chosen, *, undo: bool) -> Chosen
                 plans.append(plan_for_reset(bench, instance, (), undo=undo, but=names))
             except PocketcloudError as error:
                 left.append(Ended(instance, 0.0, {}, error))
+            except Exception as error:  # noqa: BLE001 - a bug that one lab meets holds up no other, and is told as one
+                left.append(Ended(instance, 0.0, {}, Bug.of(error)))
     there = {each.plan.instance for each in plans}
     return Chosen(tuple(plans), tuple(name for name in chosen.starting if name in there), tuple(left), tuple(notes))
 
@@ -319,6 +323,8 @@ def reset_all(bench: Workbench, *, confirm: Callable[[Chosen], None], undo: bool
                 done = reset(mine, instance, (), confirm=lambda _plan: None, undo=undo, allow=lambda _names: free)
             except PocketcloudError as error:
                 return Ended(instance, time.monotonic() - started, {}, error)
+            except Exception as error:  # noqa: BLE001 - a bug that one lab meets holds up no other, and is told as one
+                return Ended(instance, time.monotonic() - started, {}, Bug.of(error))
             return Ended(instance, done.seconds, done.ready)
 
     return (*_all(bench, bring_back, chosen.plans), *chosen.left)

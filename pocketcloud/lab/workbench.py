@@ -135,7 +135,7 @@ class Workbench:
 
     def allocation(self) -> AbstractContextManager[None]:
         """Hold the host's subnets, from looking which are free to having recorded which are taken."""
-        return held(self.places.locks, "subnets", self.command, wait=True)
+        return held(self.places.locks, "subnets", self.command, wait=True, stop=self.stop)
 
     def _say_waiting(self, holder: str) -> None:
         self.emit(Note(f"waiting for {holder} to end (--no-wait fails instead)", warn=True))

@@ -11,7 +11,7 @@ from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.inventory import Clone, Domain, DomainState, Inventory
 from pocketcloud.model.lab import NATIVE, Lab, Machine
 from pocketcloud.model.names import Name, mac_address
-from pocketcloud.model.record import CLEAN, RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Stage
+from pocketcloud.model.record import RECORD_SCHEMA, ROOT_DISK, MachineRecord, NetworkRecord, Record, Stage
 from pocketcloud.model.sizes import Size
 from pocketcloud.plan.demands import check_demands
 from pocketcloud.plan.drafting import (

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocketcloud.apply.graph import Outcome, run_graph
-from pocketcloud.errors import HostLacks, NoSpace, NotReady, PartlyDone, PocketcloudError
+from pocketcloud.errors import Bug, HostLacks, NoSpace, NotReady, PartlyDone, PocketcloudError
 from pocketcloud.events import Event, PlanStarted, StepDone, StepFailed, StepStarted
 from pocketcloud.plan.steps import Plan, StartMachine, Step
 from pocketcloud.system import CommandFailed, Completed
@@ -130,6 +130,15 @@ def test_a_bug_is_raised_as_it_is_whatever_else_failed(bug: BaseException) -> No
     assert raised.value is bug
     assert raised.value.__traceback__ is not None
     assert any(isinstance(event, StepFailed) and type(bug).__name__ in event.message for event in events)
+
+
+def test_a_bug_that_is_to_hold_up_nobody_names_itself_and_its_line() -> None:
+    with pytest.raises(KeyError) as raised:
+        dict[str, str]()["nothing there"]
+    told = Bug.of(raised.value)
+    assert told.message.startswith("a bug in pocketcloud: KeyError: 'nothing there' in ")
+    assert "test_graph.py:" in told.message
+    assert "report" in told.hint
 
 
 def test_when_stopped_nothing_more_starts_and_that_is_no_success() -> None:

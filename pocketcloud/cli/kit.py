@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import kit_care, kit_space
+from pocketcloud.cli import kit_care, kit_clone, kit_space
+from pocketcloud.cli.holding import hold_labs, one_at_a_time
 from pocketcloud.cli.options import (
     now,
     open_bench,
@@ -101,7 +101,7 @@ def _init_file(places: Places, file: Path, size: str, name: str | None, profile_
     except ValueError as error:
         raise UsageError(f"--size: {error}", hint="as: --size 60GiB") from None
     check_host(run)
-    with _one_at_a_time(places):
+    with one_at_a_time(places):
         plan = plan_file(places, file, wanted, name, _profile(profile_name).media[Medium.LOOP].chunk, run)
         _print_init(plan, dry_run=dry_run)
         return None if dry_run else init_file(plan, file, places, run, now=now())
@@ -126,7 +126,7 @@ def _init_device(
     from pocketcloud.verdict import verdict
 
     check_host(run)
-    with _one_at_a_time(places):
+    with one_at_a_time(places):
         chosen = choose(places, device, run)
         with measuring("auto", 0, SECONDS) as measure:
             measured = measure(chosen.target)
@@ -162,21 +162,6 @@ def _profile(name: str | None) -> Profile:
     from pocketcloud.host import read_facts
 
     return profiles.find(name) if name else profiles.choose(read_facts())
-
-
-def _one_at_a_time(places: Places) -> AbstractContextManager[None]:
-    """Hold what makes, attaches and detaches kits on this host."""
-    from pocketcloud.locks import held
-
-    return held(places.locks, "kits", _command_line(), wait=True, on_wait=_say_waiting)
-
-
-def _say_waiting(holder: str) -> None:
-    click.echo(f"waiting for {holder} to end", err=True)
-
-
-def _command_line() -> str:
-    return shlex.join(["pocketcloud", *sys.argv[1:]])
 
 
 @command.command("list")
@@ -231,7 +216,7 @@ def attach(what: str | None, rename: str | None, progress: str, verbose: int) ->
 
     require_root("attach a kit")
     places = Places.from_environment()
-    with _one_at_a_time(places):
+    with one_at_a_time(places):
         done = attach_kit(places, what, rename=rename, now=now())
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
@@ -279,11 +264,11 @@ def detach(name: str | None, force: bool, within: float, trim: bool, yes: bool) 
 
     require_root("detach a kit")
     places = Places.from_environment()
-    with _one_at_a_time(places):
+    with one_at_a_time(places):
         kit = leaving(places, name)
         with ExitStack() as labs:
             if kit.kit is not None:
-                _hold_labs(places, kit.kit, labs)
+                hold_labs(places, kit.kit, labs)
             left = _take_out_of_libvirt(kit, yes=yes, within=0 if force else within)
             if kit.kit is not None:
                 Servers(kit.kit, places.run / "cache").end_all()
@@ -300,18 +285,6 @@ def _has_disk(kit: Leaving) -> bool:
     from pocketcloud.model.profile import Medium
 
     return kit.kit is None or kit.kit.medium is not Medium.LOOP
-
-
-def _hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
-    """Hold all labs of a kit, and the bases that were ever built, so that no other command is at work in one; fails, naming
-    it, if one is."""
-    from pocketcloud.locks import held
-    from pocketcloud.records import instances
-
-    names = {f"{kit.id}.{instance}" for instance in instances(kit)}
-    names |= {path.name.removesuffix(".lock") for path in places.locks.glob(f"{kit.id}.*.lock")}
-    for name in sorted(names):
-        labs.enter_context(held(places.locks, name, _command_line(), wait=False))
 
 
 def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:
@@ -344,5 +317,5 @@ def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:
     return f" ({domains} domains and {networks} networks left libvirt)"
 
 
-for _other in (kit_space.status, kit_space.trim, kit_care.repair, kit_care.erase):
+for _other in (kit_clone.clone, kit_space.status, kit_space.trim, kit_care.repair, kit_care.erase):
     command.add_command(_other)

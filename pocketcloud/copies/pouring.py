@@ -37,7 +37,8 @@ Digests = Sequence[bytes]
 class Outlet:
     """A disk that is written to, open with O_DIRECT; `aims` are the bytes at which it takes the pieces. `begin` pieces were
     written to it by an earlier run: what they hold is looked at, and written again where it is not what the source has.
-    `fault` is why it left; `done` are pieces, `written` bytes."""
+    `fault` is why it left; `done` are pieces, `written` bytes. `noted` is told of `done` each time that `noted_every` more
+    bytes went by."""
 
     name: str
     handle: int
@@ -46,6 +47,8 @@ class Outlet:
     done: int = 0
     written: int = 0
     fault: str = ""
+    noted: Callable[[int], None] | None = None
+    noted_every: int = 1 << 30
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class _Writer(threading.Thread):
         self._ring = ring
         self._coming: queue.SimpleQueue[tuple[int, _Buffer] | None] = queue.SimpleQueue()
         self._own: mmap.mmap | None = None
+        self._unnoted = 0
 
     @property
     def behind(self) -> bool:
@@ -125,6 +129,7 @@ class _Writer(threading.Thread):
                 if not self.outlet.fault and not self.aside:
                     self._write(index, buffer)
                     self.outlet.done = index + 1
+                    self._note(self._pieces[index].length)
             except OSError as error:
                 self.outlet.fault = _told(error)
             finally:
@@ -134,6 +139,12 @@ class _Writer(threading.Thread):
                 os.fdatasync(self.outlet.handle)
             except OSError as error:
                 self.outlet.fault = _told(error)
+
+    def _note(self, length: int) -> None:
+        self._unnoted += length
+        if self.outlet.noted and self._unnoted >= self.outlet.noted_every:
+            self.outlet.noted(max(self.outlet.done, self.outlet.begin))
+            self._unnoted = 0
 
     def _write(self, index: int, buffer: _Buffer) -> None:
         length, aim = self._pieces[index].length, self.outlet.aims[index]

@@ -142,7 +142,12 @@ def draw_up(
 
 
 def _file_systems(vg: str) -> tuple[tuple[str, ...], ...]:
-    return (*_EXT4, "-L", "pc-state", f"/dev/{vg}/{STATE}"), content_file_system(Path("/dev", vg, CONTENT))
+    return state_file_system(Path("/dev", vg, STATE)), content_file_system(Path("/dev", vg, CONTENT))
+
+
+def state_file_system(device: Path, content: Path | None = None) -> tuple[str, ...]:
+    """The command that makes the file system of `state` on a device, or in a file, with what lies in the folder `content`."""
+    return (*_EXT4, "-L", "pc-state", *(("-d", str(content)) if content else ()), str(device))
 
 
 def content_file_system(device: Path) -> tuple[str, ...]:

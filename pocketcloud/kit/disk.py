@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pocketcloud.errors import NotFound, NotReady, Refused
+from pocketcloud.errors import NotFound, NotReady, Refused, UsageError
 from pocketcloud.host import kits as host
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.aside import aside
@@ -98,6 +98,43 @@ def confirm(chosen: Chosen, erase_serial: str | None, ask_serial: Callable[[str]
         ask()
 
 
+def confirm_all(
+    targets: Sequence[Chosen], given: Sequence[str], ask_serials: Callable[[str], str] | None, ask: Callable[[], None]
+) -> None:
+    """Have the erasure of many confirmed in one question: by the serials of those that are not empty (`given`, or typed with
+    blanks between them), else by `ask`, which raises on a no.
+
+    Raises Refused where something else was typed or a serial is none of theirs, UsageError if nobody can be asked.
+    """
+    wanted = {confirmation(chosen.devices, chosen.target): chosen for chosen in targets}
+    folded = {_folded(text) for text in wanted}
+    for text in given:
+        if _folded(text) not in folded:
+            raise Refused(
+                f"--erase-serial {text} is none of the disks: nothing was changed", hint=f"theirs are: {', '.join(wanted)}"
+            )
+    full = [text for text, chosen in wanted.items() if chosen.unfinished is None and contents(chosen.devices, chosen.target)]
+    if not full:
+        ask()
+        return
+    missing = [text for text in full if _folded(text) not in set(map(_folded, given))]
+    if not missing:
+        return
+    if given or ask_serials is None:
+        raise UsageError(
+            f"{len(missing)} of the disks are not empty: {', '.join(str(wanted[text].target.path) for text in missing)}",
+            hint="if all of that may be erased: " + " ".join(f"--erase-serial '{text}'" for text in full),
+        )
+    number = f"these {len(full)} disks" if len(full) > 1 else str(wanted[full[0]].target.path)
+    typed = ask_serials(f"Everything on {number} will be lost. To go on, type what tells them apart: {' '.join(full)}")
+    if sorted(_folded(typed).split()) != sorted(" ".join(map(_folded, full)).split()):
+        raise Refused("that was not typed: nothing was changed", hint="look at the disks once more: lsblk")
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
 def _check(chosen: Chosen, erase_serial: str | None, ask_serial: Callable[[str], str] | None) -> None:
     check_target(chosen.devices, chosen.target, erase_serial=erase_serial, ask_serial=ask_serial, kit_sources=chosen.kit_sources)
 
@@ -138,8 +175,15 @@ def _shown_before(chosen: Chosen) -> list[str]:
 
 
 def init_disk(chosen: Chosen, plan: InitPlan, places: Places, run: Runner, *, now: str) -> Kit:
-    """Make the kit, on a disk whose erasure was confirmed. The disk is looked at once more, and held against all others,
-    from just before the first write. Raises Refused if it is in use, or not the same any more."""
+    """Make the kit, on a disk whose erasure was confirmed. Raises as `cleared` does."""
+    carrier = cleared(chosen, places, run)
+    return register(places, build(replace(plan, device=carrier), carrier, places, run, now=now))
+
+
+def cleared(chosen: Chosen, places: Places, run: Runner) -> Path:
+    """Take away what is on a disk whose erasure was confirmed, and give it the partition table of a kit; what the kit is to lie
+    on. The disk is looked at once more, and held against all others, from just before the first write. Raises Refused if it is
+    in use, or not the same any more."""
     if chosen.unfinished is not None:
         # The question may have been open for long: another disk, with a whole kit, may have the name by now.
         _same(chosen, run)
@@ -155,8 +199,7 @@ def init_disk(chosen: Chosen, plan: InitPlan, places: Places, run: Runner, *, no
             # Only whoever holds a disk may have its table read anew while it is held.
             with suppress(OSError):
                 fcntl.ioctl(handle, _BLKRRPART)
-    carrier = _appeared(chosen, run) if chosen.whole else chosen.target.path
-    return register(places, build(replace(plan, device=carrier), carrier, places, run, now=now))
+    return _appeared(chosen, run) if chosen.whole else chosen.target.path
 
 
 def _same(chosen: Chosen, run: Runner) -> Chosen:

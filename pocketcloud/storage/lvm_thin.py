@@ -27,6 +27,7 @@ from pocketcloud.storage.devmapper import METADATA_BLOCK, PoolMode, PoolStatus, 
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
 from pocketcloud.storage.thin_volumes import (
     BALLAST,
+    CONTENT,
     KEPT,
     MAKING,
     NAME,
@@ -223,6 +224,23 @@ class ThinPool:
         if all(row.name != BALLAST for row in rows):
             with contextlib.suppress(NoSpace):
                 restore_ballast(self._vg, self._lvm, self._run, self._folder)
+
+    @contextlib.contextmanager
+    def content_of_now(self) -> Iterator[int]:
+        """Keep what `content` holds at this moment, although it is mounted and may be written to: yields the thin id of a
+        snapshot of it, which goes afterwards. One that a kill leaves is removed by the next verb."""
+        name = f"{CONTENT}.now"
+        logical = volume_of(self._vg, name)
+        with self._errors(name), self._making() as maker:
+            with self._held() as rows:
+                self._absent(rows, name)
+                self._check_room(rows, reserve=False)
+                self._lvm.command(*snapshot_words(self._vg, CONTENT, logical, f"{NAME}={name}", f"{MAKING}={maker}"))
+            try:
+                yield next(row.thin_id for row in self._rows() if row.name == logical)
+            finally:
+                with self._held():
+                    self._lvm.command("lvremove", "-f", f"{self._vg}/{logical}")
 
     # -- what the verbs stand on
 

@@ -124,8 +124,8 @@ def _moved(device: ThinDevice, begins: list[int], places: Mapping[int, int]) -> 
 # -- the text of thin_dump
 
 
-class _Reader:
-    """Reads the XML as it comes, in bounded memory but for the runs themselves."""
+class DumpReader:
+    """Reads the XML of `thin_dump` as it comes, in bounded memory but for the runs themselves."""
 
     def __init__(self) -> None:
         self._parser = expat.ParserCreate()
@@ -143,12 +143,14 @@ class _Reader:
         self._runs = 0
 
     def feed(self, text: bytes) -> None:
+        """Take the next part. Raises Refused for what is no map."""
         try:
             self._parser.Parse(text)
         except expat.ExpatError as error:
             raise _damaged(f"it is no XML: {error}") from None
 
     def end(self) -> PoolMap:
+        """The map, when all parts were fed. Raises Refused if it is not whole."""
         try:
             self._parser.Parse(b"", _LAST)
         except expat.ExpatError as error:
@@ -252,7 +254,7 @@ def _number(told: Mapping[str, str], name: str, most: int) -> int:
 
 def read_dump(parts: Iterable[bytes]) -> PoolMap:
     """The map that the XML of `thin_dump` tells, which comes in parts. Raises Refused for what is none."""
-    reader = _Reader()
+    reader = DumpReader()
     for part in parts:
         reader.feed(part)
     return reader.end()

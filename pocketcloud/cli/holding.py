@@ -1,0 +1,41 @@
+"""What commands that work on whole kits hold, so that no other does at the same time."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pocketcloud.kit.attached import Places
+    from pocketcloud.model.kit import Kit
+
+
+def one_at_a_time(places: Places) -> AbstractContextManager[None]:
+    """Hold what makes, attaches and detaches kits on this host."""
+    from pocketcloud.locks import held
+
+    return held(places.locks, "kits", _command_line(), wait=True, on_wait=_say_waiting)
+
+
+def _say_waiting(holder: str) -> None:
+    click.echo(f"waiting for {holder} to end", err=True)
+
+
+def _command_line() -> str:
+    return shlex.join(["pocketcloud", *sys.argv[1:]])
+
+
+def hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
+    """Hold all labs of a kit, and the bases that were ever built, so that no other command is at work in one; fails, naming
+    it, if one is."""
+    from pocketcloud.locks import held
+    from pocketcloud.records import instances
+
+    names = {f"{kit.id}.{instance}" for instance in instances(kit)}
+    names |= {path.name.removesuffix(".lock") for path in places.locks.glob(f"{kit.id}.*.lock")}
+    for name in sorted(names):
+        labs.enter_context(held(places.locks, name, _command_line(), wait=False))

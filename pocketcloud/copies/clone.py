@@ -1,0 +1,318 @@
+"""`kit clone`: one kit poured onto many disks, each of which becomes a kit of its own.
+
+What is asked and chosen comes first; then the source is read once, all targets are written, each is read again, and gets its
+label last. A target that fails leaves by itself; the report says which one is what.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pocketcloud.copies.pieces import Piece, cut
+from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
+from pocketcloud.copies.source import Source, source_of
+from pocketcloud.copies.target import (
+    Drawn,
+    Written,
+    draw,
+    label,
+    layout_of_copy,
+    metadata_image,
+    put_image,
+    sector_of,
+    state_image,
+)
+from pocketcloud.copies.unfinished import Unfinished, read_note, strike_note, write_note
+from pocketcloud.errors import PocketcloudError, Refused
+from pocketcloud.events import Event, StepDone, StepFailed, StepProgress, StepStarted
+from pocketcloud.host.disks import read_block_devices
+from pocketcloud.kit.attached import Places
+from pocketcloud.kit.disk import Chosen, cleared
+from pocketcloud.kit.interlocks import claimed, described
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import size_text
+from pocketcloud.system import Runner
+
+_BLKFLSBUF = 0x1261
+# A copy that is killed has to look again at no more than that.
+_NOTED_EVERY = 1 << 30
+_TOLD_EVERY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A disk that is to become the kit `name`."""
+
+    chosen: Chosen
+    name: Name
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What became of a disk: `fault` is empty where it is a whole, verified kit now, named `kit`; `digest` is that of the map of
+    which it is a copy. `written` and `verified` are bytes."""
+
+    kit: Name
+    device: Path
+    disk: str
+    serial: str
+    port: str
+    id: str = ""
+    digest: str = ""
+    written: int = 0
+    verified: int = 0
+    seconds: float = 0.0
+    fault: str = ""
+
+
+@dataclass(slots=True)
+class _Target:
+    """A disk on its way."""
+
+    wanted: Wanted
+    since: float
+    carrier: Path = Path()
+    drawn: Drawn | None = None
+    outlet: Outlet | None = None
+    images: Written = field(default_factory=lambda: Written((), (), ()))
+    checked: Checked = field(default_factory=Checked)
+    fault: str = ""
+
+    @property
+    def failed(self) -> str:
+        """Why it is out; empty while it is in."""
+        return self.fault or (self.outlet.fault if self.outlet else "")
+
+
+def clone(
+    kit: Kit,
+    wanted: Sequence[Wanted],
+    places: Places,
+    run: Runner,
+    *,
+    now: str,
+    stop: threading.Event,
+    tell: Callable[[Event], None],
+) -> tuple[Copied, ...]:
+    """Make copies of an attached kit whose labs are down, on disks whose erasure was confirmed; what became of each.
+
+    A disk with an unfinished copy of the same is gone on with. The caller holds what makes kits, and the kit's labs and bases.
+    Raises Refused, NoSpace and the like before anything is written where that concerns the source, or all of them.
+    """
+    targets = [_Target(each, time.monotonic()) for each in wanted]
+    for target in targets:
+        tell(StepStarted(target.wanted.name, f"copy to {target.wanted.chosen.target.path}", ""))
+    with ExitStack() as held:
+        with source_of(kit, run) as source:
+            pieces = tuple(cut(source.runs, source.pool.chunk))
+            for target in targets:
+                _tried(target, lambda t: _prepare(t, source, places, held, run))
+            show = _Show(targets, sum(piece.length for piece in pieces), tell)
+            left = [target for target in targets if target.outlet and not target.failed]
+            if not left:
+                return _told(targets, tell)
+            digests = pour(
+                source.handle, pieces, [target.outlet for target in left if target.outlet], stop=stop, tick=show.writing
+            )
+            _each(left, stop, lambda t: _put_images(t, source, run, now=now))
+        with show.reading():
+            _each(left, stop, lambda t: _check(t, pieces, digests, stop))
+    if stop.is_set():
+        raise InterruptedError
+    for target in left:
+        if not target.failed:
+            _tried(target, lambda t: _finish(t, run))
+    return _told(targets, tell)
+
+
+def _tried(target: _Target, work: Callable[[_Target], None]) -> None:
+    """Do something for a target; what goes wrong is its own."""
+    try:
+        work(target)
+    except PocketcloudError as error:
+        target.fault = error.message
+    except OSError as error:
+        target.fault = error.strerror or str(error)
+
+
+def _each(targets: Sequence[_Target], stop: threading.Event, work: Callable[[_Target], None]) -> None:
+    with ThreadPoolExecutor(max(len(targets), 1)) as pool:
+        try:
+            list(pool.map(lambda t: None if t.failed else _tried(t, work), targets))
+        except BaseException:
+            stop.set()  # the threads end, too
+            raise
+
+
+def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, run: Runner) -> None:
+    chosen = target.wanted.chosen
+    kit = source.kit
+    if kit.manifest.sector_size and sector_of(chosen.target.path) != kit.manifest.sector_size:
+        raise Refused(
+            f"it has sectors of {sector_of(chosen.target.path)} bytes, kit {kit.name} is of {kit.manifest.sector_size}: its file"
+            " systems could not be read there",
+            hint="choose another disk, or plug it in through another adapter",
+        )
+    note = known_note(chosen, source)
+    if note is None:
+        layout = layout_of_copy(source, chosen.room, run)
+        note = Unfinished(kit.id, source.pool.digest(), str(uuid.uuid4()), target.wanted.name, layout)
+        target.carrier = cleared(chosen, places, run)
+    else:
+        target.carrier = chosen.unfinished or chosen.target.path
+    devices = read_block_devices(run=run)
+    carrier = devices.get(target.carrier)
+    if carrier is None:
+        raise Refused(f"{target.carrier} is not there any more", hint="plug it in again, then run the command with --resume")
+    held.enter_context(claimed(carrier, lambda: read_block_devices(run=run)))
+    handle = os.open(target.carrier, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+    held.callback(os.close, handle)
+    target.drawn = drawn = draw(source, note, carrier.size)
+    write_note(handle, note)
+
+    def noted(done: int) -> None:
+        write_note(handle, replace(note, pieces=done))
+
+    target.outlet = Outlet(note.name, handle, drawn.aims, begin=note.pieces, noted=noted, noted_every=_NOTED_EVERY)
+
+
+def known_note(chosen: Chosen, source: Source) -> Unfinished | None:
+    """The note of an unfinished copy of this very source on a disk; None if there is none."""
+    if chosen.whole and chosen.unfinished is None:
+        return None
+    handle = os.open(chosen.unfinished or chosen.target.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        note = read_note(handle)
+    finally:
+        os.close(handle)
+    return note if note and (note.source, note.digest) == (source.kit.id, source.pool.digest()) else None
+
+
+def _put_images(target: _Target, source: Source, run: Runner, *, now: str) -> None:
+    drawn, outlet = target.drawn, target.outlet
+    if drawn is None or outlet is None:
+        return
+    places = drawn.group.places
+    with metadata_image(drawn, run) as image:
+        target.images += put_image(image, outlet.handle, places.metadata, holes=False)
+    with state_image(source, drawn, run, now=now) as image:
+        target.images += put_image(image, outlet.handle, places.state, holes=True)
+    outlet.written += sum(piece.length for piece in target.images.pieces)
+    write_note(outlet.handle, replace(drawn.note, pieces=len(drawn.aims)))
+
+
+def _check(target: _Target, pieces: Sequence[Piece], digests: Digests, stop: threading.Event) -> None:
+    outlet, images = target.outlet, target.images
+    if outlet is None:
+        return
+    # What the page cache has is not what the disk has.
+    with suppress(OSError):
+        fcntl.ioctl(outlet.handle, _BLKFLSBUF)
+    check(
+        outlet.handle, [*pieces, *images.pieces], [*outlet.aims, *images.aims], [*digests, *images.digests], target.checked, stop
+    )
+    wrong = target.checked.wrong
+    if wrong:
+        bad = sum(length for _, length in wrong)
+        target.fault = (
+            f"{size_text(bad)} read again are not what was written, first at byte {wrong[0][0]}: the disk is failing, or smaller"
+            " than it says"
+        )
+    target.fault = target.fault or target.checked.fault
+
+
+def _finish(target: _Target, run: Runner) -> None:
+    if target.drawn is None:
+        return
+    label(target.carrier, target.drawn, run)
+    handle = os.open(target.carrier, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    try:
+        strike_note(handle)
+    finally:
+        os.close(handle)
+
+
+def _told(targets: Sequence[_Target], tell: Callable[[Event], None]) -> tuple[Copied, ...]:
+    found = []
+    for target in targets:
+        chosen, seconds = target.wanted.chosen, time.monotonic() - target.since
+        disk = chosen.devices.disk_of(chosen.target)
+        name = target.wanted.name if target.drawn is None else target.drawn.note.name
+        found.append(
+            Copied(
+                kit=name,
+                device=chosen.target.path,
+                disk=described(chosen.devices, chosen.target),
+                serial=disk.serial,
+                port=disk.port,
+                id=target.drawn.note.id if target.drawn and not target.failed else "",
+                digest=target.drawn.note.digest if target.drawn and not target.failed else "",
+                written=target.outlet.written if target.outlet else 0,
+                verified=target.checked.read,
+                seconds=seconds,
+                fault=target.failed,
+            )
+        )
+        title = f"copy to {chosen.target.path}"
+        event: Event = (
+            StepFailed(name, title, "", seconds, target.failed) if target.failed else StepDone(name, title, "", seconds)
+        )
+        tell(event)
+    return tuple(found)
+
+
+class _Show:
+    """Tells now and then how far the targets are."""
+
+    def __init__(self, targets: Sequence[_Target], total: int, tell: Callable[[Event], None]) -> None:
+        self._targets, self._total, self._tell = targets, max(total, 1), tell
+        self._at = 0.0
+        self._begun = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self._end = threading.Event()
+
+    def writing(self) -> None:
+        """Tell of what is written."""
+        if time.monotonic() - self._at < _TOLD_EVERY:
+            return
+        self._at = time.monotonic()
+        for target in self._targets:
+            if target.outlet and not target.failed:
+                self._say(target, "written", target.outlet.written)
+
+    def _say(self, target: _Target, what: str, done: int) -> None:
+        seconds = max(time.monotonic() - self._begun, 0.001)
+        rate = done / seconds
+        rest = (self._total - done) / rate if rate else 0.0
+        text = f"{what} {size_text(done)} of {size_text(self._total)}, {rate / 1e6:.0f} MB/s, {max(rest, 0):.0f} s left"
+        self._tell(StepProgress(target.wanted.name, min(done / self._total, 1.0), text))
+
+    def reading(self) -> _Show:
+        """From here on, and while this is entered, tell of what is read again."""
+        self._begun = time.monotonic()
+        return self
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._tell_reading, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        if self._thread:
+            self._thread.join()
+
+    def _tell_reading(self) -> None:
+        while not self._end.wait(_TOLD_EVERY):
+            for target in self._targets:
+                if target.outlet and not target.failed:
+                    self._say(target, "read again", target.checked.read)

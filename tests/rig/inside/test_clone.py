@@ -1,0 +1,181 @@
+"""A kit with bases, layers, machines and states is copied to disks: with its sharing, its content, and an identity of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.copies.clone import Copied, Wanted, clone
+from pocketcloud.copies.source import source_of
+from pocketcloud.events import Event
+from pocketcloud.host import kits as host
+from pocketcloud.kit.attached import Places
+from pocketcloud.kit.disk import choose
+from pocketcloud.kit.plugged import Plugged, plugged_kits
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.storage import Clone, Storage, open_storage
+from pocketcloud.storage.devmapper import node_name, pool_status
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.metadata_snapshot import metadata_snapshot
+from pocketcloud.storage.thin_metadata import PoolMap, read_dump
+from pocketcloud.storage.thin_volumes import POOL
+from pocketcloud.system import run
+from tests.rig.inside.filed import attached, detached
+from tests.rig.inside.made import NOW
+from tests.rig.inside.test_kit_device import erase, in_file
+
+DISKS = (Path("/dev/ram0"), Path("/dev/ram1"))
+MACHINES = 20
+STATE_SIZE = 32 * MIB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def disks() -> None:
+    run(["modprobe", "brd", f"rd_nr={len(DISKS)}", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+
+
+@pytest.fixture
+def targets() -> Iterator[tuple[Path, ...]]:
+    for disk in DISKS:
+        erase(disk)
+    yield DISKS
+    for disk in DISKS:
+        erase(disk)
+
+
+def noise(size: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(size)  # noqa: S311 - keeps no secret
+
+
+def write(storage: Storage, name: str, at: int, size: int, seed: int) -> None:
+    storage.activate(name)
+    with storage.place(name)[0].open("r+b") as file:
+        file.seek(at)
+        file.write(noise(size, seed))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def furnish(kit: Kit) -> Storage:
+    """A base, three layers on it, twenty machines that wrote something, states of some of them, and a file among the media."""
+    storage = open_storage(kit)
+
+    def fill(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.write(noise(24 * MIB, 1))
+
+    storage.create("base.one", 64 * MIB, fill)
+    below = "base.one"
+    for number in range(3):
+        name = f"layer.{number}"
+        storage.clone(below, name)
+        write(storage, name, (5 + 10 * number) * MIB + 12345, MIB, 10 + number)
+        storage.seal(name)
+        below = name
+    storage.clone_all([Clone(below, f"lab.{number}") for number in range(MACHINES)])
+    changed = range(0, MACHINES, 5)
+    for number in changed:
+        write(storage, f"lab.{number}", number * MIB, 200 * KIB, 100 + number)
+    storage.clone_all([Clone(f"lab.{number}", f"state.{number}") for number in changed])
+    (kit.path / "media/notes").write_bytes(noise(3 * MIB, 5))
+    (kit.path / "labs/demo").mkdir()
+    (kit.path / "labs/demo/lab.json").write_text("{}")
+    return storage
+
+
+def contents(kit: Kit) -> dict[str, str]:
+    """A digest of each volume of the kit."""
+    storage = open_storage(kit)
+    found = {}
+    names = [volume.name for volume in storage.volumes()]
+    storage.activate(*names)
+    for volume in storage.volumes():
+        with storage.place(volume.name)[0].open("rb") as file:
+            found[volume.name] = hashlib.file_digest(file, "blake2b").hexdigest()
+    Lvm(kit.devices).command("lvchange", "-an", *(storage.place(name)[0] for name in names))
+    return found
+
+
+def unique_bytes(kit: Kit) -> int:
+    """How many bytes of the pool are somebody's, each counted once."""
+    with source_of(kit, run) as source:
+        return source.bytes
+
+
+def dumped(kit: Kit) -> PoolMap:
+    """The map of an attached kit's pool, as the tool tells it."""
+    with metadata_snapshot(kit.vg, run, kit.path / "volumes") as metadata:
+        return read_dump([run(["thin_dump", "-m", metadata]).out.encode()])
+
+
+def dumped_of(copy: Plugged) -> PoolMap:
+    """The same of a copy that was never attached."""
+    lvm, metadata = Lvm([copy.device]), f"{copy.group.name}/{POOL}_tmeta"
+    lvm.command("lvchange", "-ay", metadata)
+    try:
+        return read_dump([run(["thin_dump", f"/dev/{metadata}"]).out.encode()])
+    finally:
+        lvm.command("lvchange", "-an", metadata)
+
+
+def held(kit: Kit) -> int | None:
+    status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
+    assert status is not None
+    return status.held
+
+
+def copied(kit: Kit, places: Places, *disks: Path) -> tuple[Copied, ...]:
+    told: list[Event] = []
+    wanted = [Wanted(choose(places, disk, run), Name(f"{kit.name}-{number:02}")) for number, disk in enumerate(disks, 1)]
+    return clone(kit, wanted, places, run, now=NOW, stop=threading.Event(), tell=told.append)
+
+
+def same_maps(one: PoolMap, two: PoolMap) -> bool:
+    """Equal but for how often LVM has changed each."""
+    assert one.chunk == two.chunk
+    return {n: (d.created, d.snapped, d.packed) for n, d in one.devices.items()} == {
+        n: (d.created, d.snapped, d.packed) for n, d in two.devices.items()
+    }
+
+
+def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
+    kit = in_file(places, tmp_path / "usb.img")
+    furnish(kit)
+    before = contents(kit)
+    found = copied(kit, places, *targets)
+    assert [(each.kit, each.fault) for each in found] == [("usb-01", ""), ("usb-02", "")]
+    assert held(kit) is None
+    source = dumped(kit)
+    unique = unique_bytes(kit)
+    beside = 8 * MIB + STATE_SIZE  # metadata, and the state volume
+    assert all(unique < each.written <= 1.02 * unique + beside for each in found)
+    assert all(each.verified == each.written for each in found)
+    plugged = {each.name: each for each in plugged_kits(run)}
+    assert {each.id for each in found} == {plugged["usb-01"].id, plugged["usb-02"].id}
+    assert kit.id not in {each.id for each in found}
+    assert all(same_maps(dumped_of(copy), source) for copy in plugged.values() if copy.name != "usb")
+
+    copies = [attached(places, disk).kit for disk in targets]
+    assert [copy.manifest.derived_from for copy in copies] == [kit.id] * 2
+    assert len({copy.vg for copy in (kit, *copies)}) == 3
+    for copy in copies:
+        assert contents(copy) == before
+        assert (copy.path / "media/notes").read_bytes() == noise(3 * MIB, 5)
+        assert (copy.path / "labs/demo/lab.json").read_text() == "{}"
+    # All are used at once, each for itself.
+    for number, one in enumerate((kit, *copies)):
+        own = open_storage(one)
+        write(own, "lab.1", MIB, MIB, 500 + number)
+    assert len({contents(one)["lab.1"] for one in (kit, *copies)}) == 3
+    assert all(contents(one)["lab.2"] == before["lab.2"] for one in (kit, *copies))
+    for name in ("usb", "usb-01", "usb-02"):
+        detached(places, name)
+    assert not host.loops_of(tmp_path / "usb.img")

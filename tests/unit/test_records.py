@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from pocketcloud.records import (
     InstanceFiles,
     drop_memories,
     instances,
+    is_written,
     read_record,
     remove_instance,
     remove_machine,
@@ -225,3 +231,39 @@ def test_what_an_interruption_left_aside_is_swept(files: InstanceFiles) -> None:
     sweep_unfinished(files)
     assert not any(path.exists() for path in (*left, files.memory("web")))
     assert all(path.exists() for path in (*kept, theirs))
+
+
+@contextmanager
+def closed_folder() -> Iterator[InstanceFiles]:
+    """Files of an instance in a folder that an ordinary user may write to and not open, so that no name in it can be made
+    durable."""
+    folder = Path(tempfile.mkdtemp(prefix="pocketcloud-test-", dir="/var/tmp"))
+    try:
+        folder.chmod(0o755)
+        kit = Kit(Manifest(1, str(uuid.uuid4()), Name("k"), "now", "0", "qcow2"), folder, Medium.DIR)
+        files = InstanceFiles(kit, "demo")
+        files.folder.mkdir(parents=True)
+        files.folder.chmod(0o733)
+        yield files
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can become somebody who may not open a folder")
+def test_a_record_that_lies_there_counts_although_it_could_not_be_made_durable(record: Record) -> None:
+    with closed_folder() as files:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                try:
+                    write_record(files, record)
+                except PermissionError:
+                    code = 0 if is_written(files, record) and not is_written(files, replace(record, generation=99)) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert read_record(files) == record

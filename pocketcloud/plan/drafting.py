@@ -15,7 +15,7 @@ from pocketcloud.model.inventory import Clone, Inventory
 from pocketcloud.model.lab import NATIVE, Lab
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.profile import Profile
-from pocketcloud.model.record import CLEAN, MachineRecord, Record
+from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.plan.demands import Lack
 from pocketcloud.plan.steps import (
@@ -196,15 +196,20 @@ def check_room(
             f" ({', '.join(parts)}, and {size_text(overhead)} each for QEMU); this host can give labs"
             f" {size_text(max(ground.memory, 0))} (profile {profile.profile} keeps {size_text(profile.host_memory)} for the host)"
         )
+    hints = ["stop another lab (pocketcloud lab list), or give the machines less"] if problems else []
     space = sum(f.record.definition.memory for f in fates if f.name in saved) + ROOM_PER_MACHINE * len(starting)
     if space > ground.space and not frees:
+        hints.append(
+            "pocketcloud kit status shows what takes the space; what another lab keeps for undo goes with"
+            f" pocketcloud lab forget LAB@{UNDO}"
+        )
         free = size_text(ground.space)
         problems.append(f"space: the lab needs at least {size_text(space)}; kit {ground.kit} has {free} free")
     for fate in fates:
         if (vcpus := fate.record.definition.vcpus) > profile.max_vcpus:
             problems += [f"{fate.name}: {vcpus} vcpus; profile {profile.profile} allows {profile.max_vcpus}"]
     if problems:
-        raise NoSpace("\n".join(problems), hint="stop another lab (pocketcloud lab list), or give the machines less")
+        raise NoSpace("\n".join(problems), hint="; ".join(hints) or "give the machines less")
 
 
 def _growth(fate: Fate, have: Inventory) -> int:

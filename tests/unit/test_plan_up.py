@@ -419,6 +419,7 @@ def test_memory_is_refused_with_the_figures_and_everything_else_that_is_wrong() 
     assert "1 GiB free" in space
     assert vcpus == "b: 5 vcpus; profile emulated allows 4"
     assert refused.value.exit_code == 6
+    assert "pocketcloud lab forget LAB@undo" in refused.value.hint
 
 
 def test_a_lab_that_fits_exactly_is_not_refused() -> None:

@@ -103,10 +103,13 @@ def clone(
     now: str,
     stop: threading.Event,
     tell: Callable[[Event], None],
+    noted_every: int = _NOTED_EVERY,
 ) -> tuple[Copied, ...]:
     """Make copies of an attached kit whose labs are down, on disks whose erasure was confirmed; what became of each.
 
-    A disk with an unfinished copy of the same is gone on with. The caller holds what makes kits, and the kit's labs and bases.
+    A disk with an unfinished copy of it is gone on with; each notes how far it is every `noted_every` bytes. The caller holds
+    what makes kits, and the kit's labs and bases.
+
     Raises Refused, NoSpace and the like before anything is written where that concerns the source, or all of them.
     """
     targets = [_Target(each, time.monotonic()) for each in wanted]
@@ -116,7 +119,7 @@ def clone(
         with source_of(kit, run) as source:
             pieces = tuple(cut(source.runs, source.pool.chunk))
             for target in targets:
-                _tried(target, lambda t: _prepare(t, source, places, held, run))
+                _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
             show = _Show(targets, sum(piece.length for piece in pieces), tell)
             left = [target for target in targets if target.outlet and not target.failed]
             if not left:
@@ -154,7 +157,7 @@ def _each(targets: Sequence[_Target], stop: threading.Event, work: Callable[[_Ta
             raise
 
 
-def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, run: Runner) -> None:
+def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, run: Runner, noted_every: int) -> None:
     chosen = target.wanted.chosen
     kit = source.kit
     if kit.manifest.sector_size and sector_of(chosen.target.path) != kit.manifest.sector_size:
@@ -183,7 +186,7 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
     def noted(done: int) -> None:
         write_note(handle, replace(note, pieces=done))
 
-    target.outlet = Outlet(note.name, handle, drawn.aims, begin=note.pieces, noted=noted, noted_every=_NOTED_EVERY)
+    target.outlet = Outlet(note.name, handle, drawn.aims, begin=note.pieces, noted=noted, noted_every=noted_every)
 
 
 def known_note(chosen: Chosen, source: Source) -> Unfinished | None:

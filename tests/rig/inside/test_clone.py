@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import pytest
 
 from pocketcloud.copies.clone import Copied, Wanted, clone
 from pocketcloud.copies.source import source_of
+from pocketcloud.copies.unfinished import Unfinished, read_note
+from pocketcloud.errors import NotFound
 from pocketcloud.events import Event
 from pocketcloud.host import kits as host
 from pocketcloud.kit.attached import Places
@@ -179,3 +183,99 @@ def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_p
     for name in ("usb", "usb-01", "usb-02"):
         detached(places, name)
     assert not host.loops_of(tmp_path / "usb.img")
+
+
+def one_base(kit: Kit, size: int) -> None:
+    """A base of so many bytes of noise, which do not compress and are not zeros."""
+
+    def fill(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.write(noise(size, 1))
+
+    open_storage(kit).create("base.one", size, fill)
+
+
+def cut_short(kit: Kit, places: Places, disk: Path, seconds: float) -> bool:
+    """Copy in a process of its own, which is killed after so long; whether it was before it was done."""
+    wanted = [Wanted(choose(places, disk, run), Name("copy"))]
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            (done,) = clone(kit, wanted, places, run, now=NOW, stop=threading.Event(), tell=lambda _: None, noted_every=MIB)
+            code = 1 if done.fault else 0
+        finally:
+            os._exit(code)
+    threading.Timer(seconds, os.kill, (child, signal.SIGKILL)).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@pytest.mark.sampled(20)
+@pytest.mark.parametrize("number", range(20))
+def test_a_copy_that_was_killed_is_no_kit_and_is_gone_on_with(
+    places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int
+) -> None:
+    disk, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 64 * MIB)
+    chance = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{number}")  # noqa: S311 - keeps no secret
+    for _ in range(3):
+        if not cut_short(kit, places, disk, chance.uniform(0.2, 6.0)):
+            break
+        assert held(kit) is None or read_note_of(disk) is None, "a count that was killed is known"
+        names = [each.name for each in plugged_kits(run)]
+        if "copy" not in names:
+            with pytest.raises(NotFound, match="no kit"):
+                attached(places, disk)
+    else:
+        (done,) = copied(kit, places, disk)
+        assert done.fault == ""
+    copy = attached(places, disk).kit
+    assert contents(copy) == contents(kit)
+    assert held(kit) is None
+    for name in (copy.name, kit.name):
+        detached(places, name)
+
+
+def read_note_of(disk: Path) -> Unfinished | None:
+    parts = host.partitions(disk.name)
+    if not parts:
+        return None
+    handle = os.open(host.node(parts[0]), os.O_RDONLY)
+    try:
+        return read_note(handle)
+    finally:
+        os.close(handle)
+
+
+@pytest.fixture
+def liar() -> Iterator[Path]:
+    """A disk that says it has four GiB, and keeps 64 MiB: what is written past that lands on what was there."""
+    run(["modprobe", "scsi_debug", "dev_size_mb=64", "virtual_gb=4"])
+    until = time.monotonic() + 20
+    while not (found := list(Path("/dev").glob("sd?"))):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    yield found[0]
+    for _ in range(50):
+        if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
+            return
+        time.sleep(0.1)
+    raise AssertionError("something still holds the disk")
+
+
+def test_a_disk_that_is_smaller_than_it_says_is_found_out(
+    places: Places, tmp_path: Path, targets: tuple[Path, ...], liar: Path
+) -> None:
+    good, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 96 * MIB)
+    whole, fake = copied(kit, places, good, liar)
+    assert whole.fault == ""
+    assert fake.fault
+    assert {each.name for each in plugged_kits(run)} == {"usb", "usb-01"}
+    attached(places, good)
+    for name in ("usb", "usb-01"):
+        detached(places, name)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pocketcloud.copies.ledger import FILE as LEDGER
 from pocketcloud.copies.pieces import LARGEST, Piece, aims, placed
 from pocketcloud.copies.pouring import digest
 from pocketcloud.copies.source import Source
@@ -97,6 +98,9 @@ def state_image(source: Source, drawn: Drawn, run: Runner, *, now: str) -> Itera
         tree, image = Path(aside, "tree"), Path(aside, "image")
         # Not what is mounted below: `content` is a volume of its own.
         run(["cp", "--archive", "--one-file-system", source.kit.path, tree])
+        # The copy has made no copies, and nobody is making volumes in it.
+        for path in (tree / LEDGER, *(tree / "volumes").glob(".*")):
+            path.unlink(missing_ok=True)
         manifest = read_manifest(tree)
         changed = replace(
             manifest, id=drawn.note.id, name=drawn.note.name, created=now, derived_from=manifest.id, vg=drawn.group.name,

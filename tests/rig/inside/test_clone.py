@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.copies.clone import Copied, Wanted, clone
+from pocketcloud.copies.ledger import CopyEntry, add_copies, next_names, read_ledger
 from pocketcloud.copies.source import source_of
 from pocketcloud.copies.unfinished import Unfinished, read_note
 from pocketcloud.errors import NotFound
@@ -90,6 +91,7 @@ def furnish(kit: Kit) -> Storage:
         write(storage, f"lab.{number}", number * MIB, 200 * KIB, 100 + number)
     storage.clone_all([Clone(f"lab.{number}", f"state.{number}") for number in changed])
     (kit.path / "media/notes").write_bytes(noise(3 * MIB, 5))
+    add_copies(kit, [CopyEntry(Name("usb-00"), "id", "serial", NOW, "digest")])
     (kit.path / "labs/demo").mkdir()
     (kit.path / "labs/demo/lab.json").write_text("{}")
     return storage
@@ -156,6 +158,7 @@ def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_p
     before = contents(kit)
     found = copied(kit, places, *targets)
     assert [(each.kit, each.fault) for each in found] == [("usb-01", ""), ("usb-02", "")]
+    assert next_names(kit, 2, ["usb-07", "usb-x", "other-99"]) == ("usb-08", "usb-09")
     assert held(kit) is None
     source = dumped(kit)
     unique = unique_bytes(kit)
@@ -174,6 +177,8 @@ def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_p
         assert contents(copy) == before
         assert (copy.path / "media/notes").read_bytes() == noise(3 * MIB, 5)
         assert (copy.path / "labs/demo/lab.json").read_text() == "{}"
+        assert not read_ledger(copy).copies
+        assert not list((copy.path / "volumes").glob(".making-*"))
     # All are used at once, each for itself.
     for number, one in enumerate((kit, *copies)):
         own = open_storage(one)

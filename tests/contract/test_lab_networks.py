@@ -27,6 +27,8 @@ networks:
   front: {KIND}
 """
 
+pytestmark = pytest.mark.sampled(2)
+
 
 @pytest.fixture
 def kit() -> Iterator[LabKit]:

@@ -86,7 +86,11 @@ def test_a_warm_reset_of_two_machines_is_no_boot_and_takes_the_work_back(lab: Cl
     assert abs(drift) < 60, "their clocks are set"
 
 
+@pytest.mark.slow
 def test_what_the_reset_took_away_comes_back(lab: Class) -> None:
+    """With two boots; what undo does is tried with boot sectors in `make test`."""
+    lab.mark("homework")
+    lab.lab("reset", "class", "-y").expect(0)
     lab.lab("undo", "class", "-y").expect(0)
     assert lab.marks() == {"homework"}
     lab.lab("reset", "class", "-y").expect(0)
@@ -113,6 +117,7 @@ def test_a_tree_of_states_in_any_order(lab: Class) -> None:
         lab.lab("forget", f"class@{name}", "-y").expect(0)
 
 
+@pytest.mark.slow
 def test_checks_give_points(lab: Class) -> None:
     lab.lab("reset", "class", "-y").expect(0)
     for done, points in (("true", 2), ("touch /root/homework", 3)):

@@ -24,6 +24,8 @@ checks:
 - {name: third, machine: b, run: "true", points: 0}
 """
 
+pytestmark = pytest.mark.sampled(3)
+
 
 @pytest.fixture(scope="module")
 def kit() -> Iterator[LabKit]:

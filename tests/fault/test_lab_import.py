@@ -19,6 +19,8 @@ checks:
 - {name: first, machine: a, run: "printf '\\u001b[2J'; true"}
 """
 
+pytestmark = pytest.mark.sampled(3)
+
 
 @pytest.fixture(scope="module")
 def kit() -> Iterator[LabKit]:

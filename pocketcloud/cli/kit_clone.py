@@ -16,7 +16,7 @@ import click
 from pocketcloud.cli.holding import hold_labs, one_at_a_time
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
-from pocketcloud.errors import PartlyDone, Refused, UsageError
+from pocketcloud.errors import NotFound, PartlyDone, Refused, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.copies.clone import Copied, Wanted
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source", metavar="KIT")
-@click.argument("targets", metavar="DISK...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("targets", metavar="[DISK...]", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--name", "names", metavar="NAME", multiple=True, help="A copy's name, once for each DISK; left out: KIT-01 ...")
 @click.option("--erase-serial", "serials", metavar="SERIAL", multiple=True, help="Erase what is on the disk of this serial.")
+@click.option("--resume", is_flag=True, help="Go on with unfinished copies: those on each DISK, or all that are plugged in.")
 @click.option(
     "--labels", type=click.Path(path_type=Path, dir_okay=False), help="Write which disk is what as CSV, to print labels."
 )
@@ -39,19 +40,20 @@ if TYPE_CHECKING:
 @yes_option
 def clone(
     source: str,
-    targets: tuple[Path, ...],
+    targets: Sequence[Path],
     names: tuple[str, ...],
     serials: tuple[str, ...],
+    resume: bool,
     labels: Path | None,
     output: str,
     progress: str,
     verbose: int,
     yes: bool,
 ) -> None:
-    """Copy the attached kit KIT to each DISK... at once: the copies are kits of their own, and may be plugged in side by side.
+    """Copy the attached kit KIT to each [DISK...] at once: the copies are kits of their own, and may be plugged in side by side.
 
     Only what is in use is read, once, and each disk is read again before it becomes a kit. The labs of KIT are down meanwhile. A
-    copy that was interrupted is no kit; the same command again goes on with it.
+    copy that was interrupted is no kit; the same command again goes on with it, or --resume.
     """
     from pocketcloud.copies.clone import clone as clone_kit
     from pocketcloud.copies.ledger import CopyEntry, add_copies
@@ -68,6 +70,10 @@ def clone(
     with ExitStack() as held:
         held.enter_context(one_at_a_time(places))
         hold_labs(places, kit, held)
+        if resume:
+            targets = _unfinished(kit, targets)
+        elif not targets:
+            raise UsageError("no DISK is named", hint=f"lsblk shows them; as: pocketcloud kit clone {source} /dev/sdb /dev/sdc")
         wanted = _choose(places, kit, targets, names, serials, yes=yes)
         view = open_view(progress, verbose)
         try:
@@ -88,7 +94,7 @@ def _choose(
     places: Places, kit: Kit, targets: Sequence[Path], names: Sequence[str], serials: Sequence[str], *, yes: bool
 ) -> list[Wanted]:
     """Look at all disks, show what is on them, and ask once."""
-    from pocketcloud.copies.clone import Wanted
+    from pocketcloud.copies.clone import Wanted, note_on
     from pocketcloud.kit.disk import choose, confirm_all
     from pocketcloud.kit.interlocks import contents, described
     from pocketcloud.model.sizes import size_text
@@ -96,11 +102,16 @@ def _choose(
 
     chosen = [choose(places, target, run) for target in targets]
     _check_apart(chosen)
-    wanted = [Wanted(one, name) for one, name in zip(chosen, _names(places, kit, names, len(chosen)), strict=True)]
+    notes = [note if (note := note_on(one)) and note.source == kit.id else None for one in chosen]
+    fresh = iter(_names(places, kit, names, notes.count(None), {note.name for note in notes if note}))
+    wanted = [Wanted(one, note.name if note else next(fresh)) for one, note in zip(chosen, notes, strict=True)]
     click.echo(f"kit {kit.name} is copied to {len(wanted)} disk{'s' * (len(wanted) > 1)}:", err=True)
-    for each in wanted:
+    for each, note in zip(wanted, notes, strict=True):
         devices, target = each.chosen.devices, each.chosen.target
         click.echo(f"  {each.name} on {described(devices, target)}, {size_text(each.chosen.room)} for the kit", err=True)
+        if note:
+            click.echo("    now on it: an unfinished copy of this kit, which is gone on with", err=True)
+            continue
         for line in contents(devices, target) or ("nothing",):
             click.echo(f"    now on it: {line}", err=True)
     question = f"Copy kit {kit.name} to {'these disks' if len(wanted) > 1 else 'this disk'}?"
@@ -118,13 +129,30 @@ def _check_apart(chosen: Sequence[Chosen]) -> None:
         seen[disk] = one
 
 
-def _names(places: Places, kit: Kit, given: Sequence[str], count: int) -> Sequence[Name]:
+def _unfinished(kit: Kit, targets: Sequence[Path]) -> Sequence[Path]:
+    """The disks to go on with."""
+    from pocketcloud.copies.clone import unfinished_copies
+
+    there = unfinished_copies(kit)
+    if not there:
+        raise NotFound(f"no unfinished copy of kit {kit.name} is plugged in", hint="lsblk shows what is plugged in")
+    if other := [path for path in targets if path.resolve() not in there]:
+        raise NotFound(
+            f"there is no unfinished copy of kit {kit.name} on {other[0]}; there is on {', '.join(map(str, there))}",
+            hint=f"to make one there: pocketcloud kit clone {kit.name} {other[0]}",
+        )
+    return targets or there
+
+
+def _names(places: Places, kit: Kit, given: Sequence[str], count: int, begun: set[Name]) -> Sequence[Name]:
     from pocketcloud.copies.ledger import next_names
     from pocketcloud.kit.attached import attached_kits, checked_name
     from pocketcloud.kit.plugged import plugged_kits
     from pocketcloud.system import run
 
-    taken = {str(one.name) for one in attached_kits(places)} | {one.name for one in plugged_kits(run)}
+    taken = (
+        {str(one.name) for one in attached_kits(places)} | {one.name for one in plugged_kits(run)} | {str(name) for name in begun}
+    )
     if not given:
         return next_names(kit, count, taken)
     if len(given) != count:

@@ -34,9 +34,10 @@ from pocketcloud.copies.target import (
 from pocketcloud.copies.unfinished import Unfinished, read_note, strike_note, write_note
 from pocketcloud.errors import PocketcloudError, Refused
 from pocketcloud.events import Event, StepDone, StepFailed, StepProgress, StepStarted
+from pocketcloud.host import kits as host
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.attached import Places
-from pocketcloud.kit.disk import Chosen, cleared
+from pocketcloud.kit.disk import PARTITION_NAME, Chosen, cleared
 from pocketcloud.kit.interlocks import claimed, described
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
@@ -191,14 +192,36 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
 
 def known_note(chosen: Chosen, source: Source) -> Unfinished | None:
     """The note of an unfinished copy of this very source on a disk; None if there is none."""
+    note = note_on(chosen)
+    return note if note and (note.source, note.digest) == (source.kit.id, source.pool.digest()) else None
+
+
+def note_on(chosen: Chosen) -> Unfinished | None:
+    """The note of an unfinished copy on a disk; None if there is none."""
     if chosen.whole and chosen.unfinished is None:
         return None
-    handle = os.open(chosen.unfinished or chosen.target.path, os.O_RDONLY | os.O_CLOEXEC)
+    return _note_at(chosen.unfinished or chosen.target.path)
+
+
+def unfinished_copies(kit: Kit) -> tuple[Path, ...]:
+    """The disks that are plugged in with unfinished copies of a kit."""
+    found = [
+        host.node(host.disk_of(part))
+        for part in host.partitions_named(PARTITION_NAME)
+        if (note := _note_at(host.node(part))) and note.source == kit.id
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def _note_at(path: Path) -> Unfinished | None:
     try:
-        note = read_note(handle)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if host.has_label(path) else read_note(handle)
     finally:
         os.close(handle)
-    return note if note and (note.source, note.digest) == (source.kit.id, source.pool.digest()) else None
 
 
 def _put_images(target: _Target, source: Source, run: Runner, *, now: str) -> None:

@@ -123,6 +123,16 @@ def partitions(kernel: str, root: Path = _ROOT) -> tuple[str, ...]:
     return tuple(sorted(entry.parent.name for entry in (root / "sys/class/block" / kernel).glob("*/partition")))
 
 
+def partitions_named(name: str, root: Path = _ROOT) -> tuple[str, ...]:
+    """The kernel names of the partitions that are called `name` in their partition table."""
+    found = []
+    for folder in sorted((root / "sys/class/block").glob("*")):
+        with contextlib.suppress(OSError):
+            if f"PARTNAME={name}" in (folder / "uevent").read_text(errors="replace").splitlines():
+                found.append(folder.name)
+    return tuple(found)
+
+
 def disk_of(kernel: str, root: Path = _ROOT) -> str:
     """The kernel name of the disk that a partition is on; any other device's own."""
     folder = (root / "sys/class/block" / kernel).resolve()

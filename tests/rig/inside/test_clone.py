@@ -33,6 +33,7 @@ from pocketcloud.storage.metadata_snapshot import metadata_snapshot
 from pocketcloud.storage.thin_metadata import PoolMap, read_dump
 from pocketcloud.storage.thin_volumes import POOL
 from pocketcloud.system import run
+from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.test_kit_device import erase, in_file
@@ -271,6 +272,7 @@ def liar() -> Iterator[Path]:
     raise AssertionError("something still holds the disk")
 
 
+@pytest.mark.sampled(20)
 def test_a_disk_that_is_smaller_than_it_says_is_found_out(
     places: Places, tmp_path: Path, targets: tuple[Path, ...], liar: Path
 ) -> None:
@@ -284,3 +286,39 @@ def test_a_disk_that_is_smaller_than_it_says_is_found_out(
     attached(places, good)
     for name in ("usb", "usb-01"):
         detached(places, name)
+
+
+@pytest.mark.sampled(20)
+def test_by_hand_one_question_a_table_and_labels(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
+    full, empty = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 8 * MIB)
+    run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", full])
+    for answer in ("y", str(full)):
+        asked = Asked(places, "kit", "clone", "usb", full, empty)
+        asked.until("To go on, type")
+        asked.answer(answer)
+        asked.ends(5, "nothing was changed")
+    Asked(places, "kit", "clone", "usb", empty, empty).ends(2, "are on one disk")
+    Asked(places, "kit", "clone", "usb").ends(2, "no DISK is named")
+    Asked(places, "kit", "clone", "usb", "--resume").ends(4, "no unfinished copy of kit usb")
+    labels = tmp_path / "labels.csv"
+    asked = Asked(places, "kit", "clone", "usb", full, empty, "--labels", labels)
+    shown, wanted = asked.until(r"type what tells them apart: (\S+):")
+    assert f"usb-01 on {full}" in shown.replace("disk (4 GiB, no serial, ", "").replace(")", "")
+    assert "ext4" in shown
+    asked.answer(wanted)
+    asked.ends(0, "usb-01", "usb-02", "verified")
+    rows = labels.read_text().splitlines()
+    assert rows[0] == "kit,id,serial,port,device,state"
+    assert [(row.split(",")[0], row.split(",")[-1]) for row in rows[1:]] == [("usb-01", "verified"), ("usb-02", "verified")]
+    Asked(places, "kit", "clone", "usb", full, "-y").ends(5, "there is a kit named usb-01")
+    erase(empty)
+    seconds = 1.0
+    while (early := cut_short(kit, places, empty, seconds)) is False or read_note_of(empty) is None:
+        erase(empty)
+        seconds *= 1.3 if early else 0.8
+    asked = Asked(places, "kit", "clone", "usb", "--resume", "-y")
+    asked.until("an unfinished copy of this kit, which is gone on with")
+    asked.ends(0, "copy", "verified")
+    detached(places)

@@ -180,7 +180,7 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         raise Refused(f"{target.carrier} is not there any more", hint="plug it in again, then run the command with --resume")
     held.enter_context(claimed(carrier, lambda: read_block_devices(run=run)))
     handle = os.open(target.carrier, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
-    held.callback(os.close, handle)
+    held.callback(_close, target, handle)
     target.drawn = drawn = draw(source, note, carrier.size)
     write_note(handle, note)
 
@@ -188,6 +188,11 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         write_note(handle, replace(note, pieces=done))
 
     target.outlet = Outlet(note.name, handle, drawn.aims, begin=note.pieces, noted=noted, noted_every=noted_every)
+
+
+def _close(target: _Target, handle: int) -> None:
+    if target.outlet is None or not target.outlet.stuck:
+        os.close(handle)
 
 
 def known_note(chosen: Chosen, source: Source) -> Unfinished | None:

@@ -38,7 +38,8 @@ class Outlet:
     """A disk that is written to, open with O_DIRECT; `aims` are the bytes at which it takes the pieces. `begin` pieces were
     written to it by an earlier run: what they hold is looked at, and written again where it is not what the source has.
     `fault` is why it left; `done` are pieces, `written` bytes. `noted` is told of `done` each time that `noted_every` more
-    bytes went by."""
+    bytes went by. One that is `stuck` has a write on its way that never came back: its handle must stay open, as that number
+    would be another file's."""
 
     name: str
     handle: int
@@ -49,6 +50,7 @@ class Outlet:
     fault: str = ""
     noted: Callable[[int], None] | None = None
     noted_every: int = 1 << 30
+    stuck: bool = False
 
 
 @dataclass(slots=True)
@@ -240,15 +242,31 @@ def _pass(
                 sums.append((index, hasher.submit(_summed, ring, buffer, pieces[index].length)))
                 for writer in now:
                     writer.give(index, buffer)
+        except BaseException:
+            _abandon(writers)
+            raise
         finally:
             for writer in writers:
                 writer.end()
             for index, summed in sums:
                 digests[index] = summed.result()
-    _join(writers, stop, tick)
-    if stop.is_set():
-        raise InterruptedError
+    try:
+        _join(writers, tick, stop)
+    except BaseException:
+        _abandon(writers)
+        raise
     return late
+
+
+def _abandon(writers: Sequence[_Writer]) -> None:
+    """Have no more written, and wait until nobody writes any more: who opened the outlets is going to close them."""
+    until = time.monotonic() + _ANSWERS
+    for writer in writers:
+        writer.aside = True
+        writer.end()
+    for writer in writers:
+        writer.join(max(0.0, until - time.monotonic()))
+        writer.outlet.stuck = writer.is_alive()
 
 
 def _summed(ring: _Ring, buffer: _Buffer, length: int) -> bytes:
@@ -310,17 +328,20 @@ def _holding_up(writers: Sequence[_Writer]) -> list[_Writer]:
     ]
 
 
-def _join(writers: Sequence[_Writer], stop: threading.Event, tick: Callable[[], None]) -> None:
+def _join(writers: Sequence[_Writer], tick: Callable[[], None], stop: threading.Event) -> None:
     """Wait until all have written what they were given. One that was set aside may be stuck: it gets some time to answer."""
     until = 0.0
     for writer in sorted(writers, key=lambda each: each.aside):
         if writer.aside and not until:
             until = time.monotonic() + _ANSWERS
-        while writer.is_alive() and not stop.is_set():
+        while writer.is_alive():
             writer.join(_PAUSE)
             tick()
+            if stop.is_set():
+                raise InterruptedError
             if writer.aside and time.monotonic() > until:
                 writer.outlet.fault = f"it has not answered for {_ANSWERS:.0f} s"
+                writer.outlet.stuck = True
                 break
 
 

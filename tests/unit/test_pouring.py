@@ -126,6 +126,7 @@ def test_it_stops_when_told(source: int, tmp_path: Path) -> None:
     stop = threading.Event()
     with opened(blank(tmp_path / "target")) as handle, pytest.raises(InterruptedError):
         pour(source, PIECES * 40, [Outlet("target", handle, AIMS * 40)], stop=stop, tick=stop.set)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("write ")], "its handle is closed now"
 
 
 @settings(max_examples=60, deadline=None)

@@ -241,6 +241,7 @@ def destroy(bench: Workbench, instance: Name, *, confirm: Confirm, allow: Allow 
         check_spared(planned, allow, "removed")
         confirm(planned.plan)
         done = apply_planned(bench, planned, f"pocketcloud lab destroy {instance}")
+        bench.storage.remove()  # the first volume that a killed `up` was making is none yet, so no step removes it
         bench.servers.end(instance)
         bench.sweep_bases()
         return done

@@ -113,7 +113,7 @@ class Storage(Protocol):
 
     def remove(self, *names: str) -> None:
         """Remove volumes; absent is success. Refused while one is open, or others that are not among `names` stand on it:
-        then none is removed."""
+        then none is removed. What interrupted verbs have left half made goes too, also if no name is given."""
         ...
 
     def volumes(self) -> tuple[Volume, ...]:

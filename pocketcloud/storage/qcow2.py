@@ -177,12 +177,12 @@ class Qcow2Directory:
         there = {name: path for name, path in paths.items() if path.exists()}
         for name in there:
             self._unused(name, "removed", going=there)
-        if there:
-            with self._store_errors():
-                for path in there.values():
-                    path.unlink(missing_ok=True)
+        with self._store_errors():
+            for path in there.values():
+                path.unlink(missing_ok=True)
+            if there:
                 sync_folder(self._folder)
-                self._settle()
+            self._settle()
 
     # -- what the verbs stand on
 

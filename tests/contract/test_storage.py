@@ -516,6 +516,9 @@ def _killed_at(bench: Bench, name: str, points: Iterable[int], watched: Callable
         done = frozenset(v for v in before if v[0] not in case.gone) | case.made
         between = (before | case.made,) if case.in_steps else ()
         assert _seen(store) in (before, done, *between), f"killed before command {at}"
+        if at % 2 and watched is Watched:
+            store.remove()
+            assert bench.leftovers() == [], f"killed before command {at}"
         store.create("next", UNIT)  # whatever comes next puts right what was left
         if _seen(store) - {("next", None, UNIT)} != done and not case.always_dies:
             case.verb(store)  # the same again

@@ -39,6 +39,7 @@ from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.disk import PARTITION_NAME, Chosen, cleared
 from pocketcloud.kit.interlocks import claimed, described
+from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import size_text
@@ -174,10 +175,12 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         target.carrier = cleared(chosen, places, run)
     else:
         target.carrier = chosen.unfinished or chosen.target.path
-    devices = read_block_devices(run=run)
-    carrier = devices.get(target.carrier)
-    if carrier is None:
-        raise Refused(f"{target.carrier} is not there any more", hint="plug it in again, then run the command with --resume")
+    carrier = _still_there(target, run)
+    if note.pieces and carrier.signatures:
+        raise Refused(
+            f"somebody has written to {target.carrier} since the copy was begun: {', '.join(carrier.signatures)} is on it",
+            hint="see what that is; to begin anew: wipefs --all " + str(target.carrier),
+        )
     held.enter_context(claimed(carrier, lambda: read_block_devices(run=run)))
     handle = os.open(target.carrier, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     held.callback(_close, target, handle)
@@ -188,6 +191,19 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         write_note(handle, replace(note, pieces=done))
 
     target.outlet = Outlet(note.name, handle, drawn.aims, begin=note.pieces, noted=noted, noted_every=noted_every)
+
+
+def _still_there(target: _Target, run: Runner) -> BlockDevice:
+    """What the copy lies on. Raises Refused if its disk was pulled, or another one has its name now."""
+    devices, chosen = read_block_devices(run=run), target.wanted.chosen
+    carrier, before = devices.get(target.carrier), chosen.devices.disk_of(chosen.target)
+    disk = devices.disk_of(carrier) if carrier else None
+    if carrier is None or any(getattr(disk, what) != getattr(before, what) for what in ("number", "size", "diskseq", "serial")):
+        raise Refused(
+            f"{chosen.target.path} is not the disk any more that was chosen",
+            hint="plug that one in again; pocketcloud kit clone --resume goes on with it",
+        )
+    return carrier
 
 
 def _close(target: _Target, handle: int) -> None:
@@ -203,8 +219,8 @@ def known_note(chosen: Chosen, source: Source) -> Unfinished | None:
 
 def note_on(chosen: Chosen) -> Unfinished | None:
     """The note of an unfinished copy on a disk; None if there is none."""
-    if chosen.whole and chosen.unfinished is None:
-        return None
+    if chosen.unfinished is None and (chosen.whole or chosen.target.signatures):
+        return None  # a note that something else was written over is none
     return _note_at(chosen.unfinished or chosen.target.path)
 
 
@@ -265,6 +281,7 @@ def _check(target: _Target, pieces: Sequence[Piece], digests: Digests, stop: thr
 def _finish(target: _Target, run: Runner) -> None:
     if target.drawn is None:
         return
+    _still_there(target, run)
     label(target.carrier, target.drawn, run)
     handle = os.open(target.carrier, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     try:

@@ -361,22 +361,20 @@ class Checked:
 def check(
     handle: int, pieces: Sequence[Piece], aims: Sequence[int], digests: Digests, checked: Checked, stop: threading.Event
 ) -> None:
-    """Read the pieces where they went, past the page cache, and compare their digests; an empty digest is passed over. What is
-    found stands in `checked`."""
+    """Read the pieces where they went, past the page cache, and compare their digests. What is found stands in `checked`."""
     with _memory() as memory:
         for index, (piece, aim, wanted) in enumerate(zip(pieces, aims, digests, strict=True)):
             if stop.is_set():
                 return
-            if wanted:
-                try:
-                    with memory[: piece.length] as data:
-                        same = _read(handle, data, aim) == piece.length and digest(data) == wanted
-                except OSError as error:
-                    checked.fault = f"byte {aim} cannot be read: {_told(error)}"
-                    return
-                if not same:
-                    checked.wrong.append((aim, piece.length))
-                checked.read += piece.length
+            try:
+                with memory[: piece.length] as data:
+                    same = _read(handle, data, aim) == piece.length and digest(data) == wanted
+            except OSError as error:
+                checked.fault = f"byte {aim} cannot be read: {_told(error)}"
+                return
+            if not same:
+                checked.wrong.append((aim, piece.length))
+            checked.read += piece.length
             checked.done = index + 1
 
 

@@ -17,9 +17,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pocketcloud.copies.pieces import Piece, cut
+from pocketcloud.copies.pieces import Piece, cut, unit_of
 from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
-from pocketcloud.copies.source import Source, source_of
+from pocketcloud.copies.shipped import sums_of
+from pocketcloud.copies.source import Source, source_of, write_content
 from pocketcloud.copies.target import (
     Drawn,
     Written,
@@ -27,6 +28,7 @@ from pocketcloud.copies.target import (
     label,
     layout_of_copy,
     metadata_image,
+    own_manifest,
     put_image,
     sector_of,
     state_image,
@@ -118,7 +120,7 @@ def clone(
     for target in targets:
         tell(StepStarted(target.wanted.name, f"copy to {target.wanted.chosen.target.path}", ""))
     with ExitStack() as held:
-        with source_of(kit, run) as source:
+        with source_of(kit, run, now=now) as source:
             pieces = tuple(cut(source.runs, source.pool.chunk))
             for target in targets:
                 _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
@@ -126,12 +128,14 @@ def clone(
             left = [target for target in targets if target.outlet and not target.failed]
             if not left:
                 return _told(targets, tell)
-            digests = pour(
-                source.handle, pieces, [target.outlet for target in left if target.outlet], stop=stop, tick=show.writing
-            )
-            _each(left, stop, lambda t: _put_images(t, source, run, now=now))
+            outlets = [target.outlet for target in left if target.outlet]
+            unit = unit_of(source.pool.chunk)
+            digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
+            sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
+            write_content(source, sums)
+            _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
         with show.reading():
-            _each(left, stop, lambda t: _check(t, pieces, digests, stop))
+            _each(left, stop, lambda t: _check(t, pieces, digests, unit, stop))
     if stop.is_set():
         raise InterruptedError
     for target in left:
@@ -245,29 +249,29 @@ def _note_at(path: Path) -> Unfinished | None:
         os.close(handle)
 
 
-def _put_images(target: _Target, source: Source, run: Runner, *, now: str) -> None:
+def _put_images(target: _Target, source: Source, digests: Digests, run: Runner, *, now: str) -> None:
     drawn, outlet = target.drawn, target.outlet
     if drawn is None or outlet is None:
         return
-    places = drawn.group.places
-    with metadata_image(drawn, run) as image:
-        target.images += put_image(image, outlet.handle, places.metadata, holes=False)
-    with state_image(source, drawn, run, now=now) as image:
-        target.images += put_image(image, outlet.handle, places.state, holes=True)
+    places, unit = drawn.group.places, unit_of(drawn.pool.chunk)
+    sums = sums_of(((aim - places.data) // unit, told) for aim, told in zip(drawn.aims, digests, strict=True))
+    with metadata_image(drawn.pool, drawn.note.layout.metadata, run) as image:
+        target.images += put_image(image, outlet.handle, places.metadata, unit=unit, holes=False)
+    with state_image(source, drawn.note.layout.state, sums, own_manifest(source, drawn, now), run) as image:
+        target.images += put_image(image, outlet.handle, places.state, unit=unit, holes=True)
     outlet.written += sum(piece.length for piece in target.images.pieces)
     write_note(outlet.handle, replace(drawn.note, pieces=len(drawn.aims)))
 
 
-def _check(target: _Target, pieces: Sequence[Piece], digests: Digests, stop: threading.Event) -> None:
+def _check(target: _Target, pieces: Sequence[Piece], digests: Digests, unit: int, stop: threading.Event) -> None:
     outlet, images = target.outlet, target.images
     if outlet is None:
         return
     # What the page cache has is not what the disk has.
     with suppress(OSError):
         fcntl.ioctl(outlet.handle, _BLKFLSBUF)
-    check(
-        outlet.handle, [*pieces, *images.pieces], [*outlet.aims, *images.aims], [*digests, *images.digests], target.checked, stop
-    )
+    what, where, known = [*pieces, *images.pieces], [*outlet.aims, *images.aims], [*digests, *images.digests]
+    check(outlet.handle, what, where, known, target.checked, unit=unit, stop=stop)
     wrong = target.checked.wrong
     if wrong:
         bad = sum(length for _, length in wrong)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 # Large enough that a disk behind USB works at its full rate, small enough that a ring of them is little memory.
 LARGEST = 4 << 20
+_LEAST_CHUNK = 64 << 10  # all chunks of thin pools are a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +19,21 @@ class Piece:
     length: int
 
 
+def unit_of(chunk: int) -> int:
+    """In what units, in bytes, the content of a pool in chunks of `chunk` bytes is hashed: chunks, if a piece can have one."""
+    return chunk if chunk <= LARGEST else _LEAST_CHUNK
+
+
+def _step(chunk: int) -> int:
+    unit = unit_of(chunk)
+    return LARGEST // unit * unit
+
+
 def cut(runs: Iterable[tuple[int, int]], unit: int) -> Iterator[Piece]:
     """Cut runs of `unit` bytes (first, length), in their order, into pieces."""
     for first, length in runs:
         begin, end = first * unit, (first + length) * unit
-        yield from (Piece(at, min(LARGEST, end - at)) for at in range(begin, end, LARGEST))
+        yield from (Piece(at, min(_step(unit), end - at)) for at in range(begin, end, _step(unit)))
 
 
 def aims(runs: Iterable[tuple[int, int]], unit: int, places: Mapping[int, int], offset: int) -> array[int]:
@@ -30,7 +41,7 @@ def aims(runs: Iterable[tuple[int, int]], unit: int, places: Mapping[int, int], 
     the byte `offset` on."""
     return array(
         "Q",
-        (offset + places[first] * unit + step for first, length in runs for step in range(0, length * unit, LARGEST)),
+        (offset + places[first] * unit + step for first, length in runs for step in range(0, length * unit, _step(unit))),
     )
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pocketcloud.copies.pieces import LARGEST, Piece
 from pocketcloud.errors import Refused
 
-_DIGEST = 16
+DIGEST = 16
 _BUFFERS = 16
 _PAUSE = 0.1
 # A disk is set aside when the others have waited for it so many seconds, and such a part of the time.
@@ -185,9 +185,14 @@ def _read(handle: int, into: memoryview, at: int) -> int:
     return done
 
 
-def digest(data: memoryview | bytes) -> bytes:
-    """What a piece is known by afterwards."""
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest()
+def digest(data: memoryview | bytes, unit: int) -> bytes:
+    """What a piece is known by afterwards: a digest of DIGEST bytes for each `unit` bytes of it."""
+    parts = []
+    with memoryview(data) as view:
+        for at in range(0, len(view), unit):
+            with view[at : at + unit] as part:
+                parts.append(hashlib.blake2b(part, digest_size=DIGEST).digest())
+    return b"".join(parts)
 
 
 def pour(
@@ -195,11 +200,12 @@ def pour(
     pieces: Sequence[Piece],
     outlets: Sequence[Outlet],
     *,
+    unit: int,
     stop: threading.Event,
     tick: Callable[[], None] = lambda: None,
 ) -> Digests:
-    """Write the pieces of `source` (open with O_DIRECT) to all outlets; the digest of each piece. `tick` is called now and
-    then, to show and to note how far they are.
+    """Write the pieces of `source` (open with O_DIRECT) to all outlets; the digests of each piece by its units. `tick` is
+    called now and then, to show and to note how far they are.
 
     What an outlet fails of stands in its `fault`. Raises Refused if the source cannot be read or no outlet is left, and
     InterruptedError when `stop` was set.
@@ -208,7 +214,7 @@ def pour(
     left = list(outlets)
     while left:
         first = min(outlet.done for outlet in left)
-        late = _pass(source, pieces, left, first, digests, stop, tick)
+        late = _pass(source, pieces, left, first, digests, unit, stop, tick)
         left = [outlet for outlet in late if not outlet.fault]
     return digests
 
@@ -219,6 +225,7 @@ def _pass(
     outlets: Sequence[Outlet],
     first: int,
     digests: list[bytes],
+    unit: int,
     stop: threading.Event,
     tick: Callable[[], None],
 ) -> list[Outlet]:
@@ -239,7 +246,7 @@ def _pass(
                 _fill(source, buffer, pieces[index])
                 # The hash uses the buffer as a writer does.
                 buffer.users = len(now) + 1
-                sums.append((index, hasher.submit(_summed, ring, buffer, pieces[index].length)))
+                sums.append((index, hasher.submit(_summed, ring, buffer, pieces[index].length, unit)))
                 for writer in now:
                     writer.give(index, buffer)
         except BaseException:
@@ -269,10 +276,10 @@ def _abandon(writers: Sequence[_Writer]) -> None:
         writer.outlet.stuck = writer.is_alive()
 
 
-def _summed(ring: _Ring, buffer: _Buffer, length: int) -> bytes:
+def _summed(ring: _Ring, buffer: _Buffer, length: int, unit: int) -> bytes:
     try:
         with memoryview(buffer.memory) as whole, whole[:length] as data:
-            return digest(data)
+            return digest(data, unit)
     finally:
         ring.release(buffer)
 
@@ -350,7 +357,7 @@ def _join(writers: Sequence[_Writer], tick: Callable[[], None], stop: threading.
 
 @dataclass(slots=True)
 class Checked:
-    """What reading an outlet again found: pieces read so far, and where it holds something else, as (byte, length)."""
+    """What reading an outlet again found: pieces and bytes read so far, and where it holds something else, as (byte, length)."""
 
     done: int = 0
     read: int = 0
@@ -359,7 +366,14 @@ class Checked:
 
 
 def check(
-    handle: int, pieces: Sequence[Piece], aims: Sequence[int], digests: Digests, checked: Checked, stop: threading.Event
+    handle: int,
+    pieces: Sequence[Piece],
+    aims: Sequence[int],
+    digests: Digests,
+    checked: Checked,
+    *,
+    unit: int,
+    stop: threading.Event,
 ) -> None:
     """Read the pieces where they went, past the page cache, and compare their digests. What is found stands in `checked`."""
     with _memory() as memory:
@@ -368,14 +382,41 @@ def check(
                 return
             try:
                 with memory[: piece.length] as data:
-                    same = _read(handle, data, aim) == piece.length and digest(data) == wanted
+                    found = digest(data, unit) if _read(handle, data, aim) == piece.length else b""
             except OSError as error:
                 checked.fault = f"byte {aim} cannot be read: {_told(error)}"
                 return
-            if not same:
-                checked.wrong.append((aim, piece.length))
+            if found != wanted:
+                checked.wrong += _different(found, wanted, aim, piece.length, unit)
             checked.read += piece.length
             checked.done = index + 1
+
+
+def _different(found: bytes, wanted: bytes, aim: int, length: int, unit: int) -> list[tuple[int, int]]:
+    """Which units of a piece; all of it where it cannot be told."""
+    if len(found) != len(wanted):
+        return [(aim, length)]
+    at = range(0, len(wanted), DIGEST)
+    wrong = [number for number, begin in enumerate(at) if found[begin : begin + DIGEST] != wanted[begin : begin + DIGEST]]
+    return [(aim + number * unit, min(unit, length - number * unit)) for number in wrong]
+
+
+def summed(handle: int, pieces: Sequence[Piece], *, unit: int, stop: threading.Event, tell: Callable[[int], None]) -> Digests:
+    """Read pieces of a device that is open with O_DIRECT; the digests of each by its units, empty where it cannot be read.
+    `tell` gets the bytes read so far. Raises InterruptedError when `stop` was set."""
+    found, done = [], 0
+    with _memory() as memory:
+        for piece in pieces:
+            if stop.is_set():
+                raise InterruptedError
+            with memory[: piece.length] as data:
+                try:
+                    found.append(digest(data, unit) if _read(handle, data, piece.begin) == piece.length else b"")
+                except OSError:
+                    found.append(b"")
+            done += piece.length
+            tell(done)
+    return found
 
 
 @contextmanager

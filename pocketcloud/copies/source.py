@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,30 +11,52 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from pocketcloud.bases.records import built
+from pocketcloud.copies.pieces import unit_of
+from pocketcloud.copies.shipped import (
+    Kept,
+    Shipped,
+    ShippedBase,
+    Sums,
+    content_of,
+    drop,
+    fresh_generation,
+    read_all,
+    write,
+    write_sums,
+)
 from pocketcloud.errors import NotFound, Refused
+from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.model.kit import Kit
+from pocketcloud.records import instances
 from pocketcloud.storage.devmapper import METADATA_BLOCK, node_name, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
 from pocketcloud.storage.lvm_copy import read_group
 from pocketcloud.storage.lvm_text import Section
 from pocketcloud.storage.lvm_thin import ThinPool
 from pocketcloud.storage.metadata_snapshot import metadata_snapshot
+from pocketcloud.storage.shipped import forget, keep, sealed_for_good, snapshots_of, to_be_kept
 from pocketcloud.storage.thin_metadata import DumpReader, PoolMap
-from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL
+from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, NAME, POOL, SHIPPED
 from pocketcloud.system import CommandFailed, Runner
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kit whose labs are down, at one moment: what its pool maps, LVM's text of its volume group, the metadata in use (bytes),
-    the ids of volumes whose content is nothing (`empty`), and a handle of the pool's data, open with O_DIRECT."""
+    """A kit whose labs are down, at one moment: the generation that keeps it, what its pool maps, LVM's rows and text of its
+    volume group, the metadata in use (bytes), the ids of volumes whose content is nothing (`empty`), and a handle of the pool's
+    data, open with O_DIRECT. `whole` and `all_rows` have what keeps the generation before, too, which is not copied."""
 
     kit: Kit
+    shipped: Shipped
     pool: PoolMap
+    rows: tuple[LogicalVolume, ...]
     group: Section
     used_metadata: int
     empty: frozenset[int]
     handle: int
+    whole: PoolMap
+    all_rows: tuple[LogicalVolume, ...]
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
@@ -46,41 +69,123 @@ class Source:
         return sum(length for _, length in self.runs) * self.pool.chunk
 
 
+def write_content(source: Source, sums: Sums) -> None:
+    """Write down, with the kit's own words of the generation, the digests of all it holds."""
+    there = {row.uuid: source.pool.devices[row.thin_id] for row in source.rows if row.thin_id in source.pool.devices}
+    units = source.pool.chunk // unit_of(source.pool.chunk)
+    volumes = tuple(
+        replace(kept, content=content_of(there[kept.holder], units, sums)) if kept.holder in there else kept
+        for kept in source.shipped.volumes
+    )
+    write_sums(source.kit.path, source.shipped.generation, sums)
+    write(source.kit.path, replace(source.shipped, volumes=volumes))
+
+
 @contextmanager
-def source_of(kit: Kit, run: Runner) -> Iterator[Source]:
-    """Take an attached kit on LVM as a source. The caller holds its labs and bases; `content` may be in use, and what is copied
-    is what it held when this began. Raises NotFound, Refused if volumes are in use, NoSpace if the pool is too full."""
+def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
+    """Take an attached kit on LVM as a source; what it holds is kept in its pool as a generation, the last one if nothing has
+    changed since. The caller holds its labs and bases; `content` may be in use, and what is copied is what it held when this
+    began. Raises NotFound, Refused if volumes are in use, NoSpace if the pool is too full."""
     lvm = Lvm(kit.devices, run)
     folder = kit.path / "volumes"
     store = ThinPool(kit.vg, kit.devices, folder, run)
-    with store.content_of_now() as frozen:
-        rows = lvm.volumes(kit.vg)
-        _check_idle(kit, rows)
-        status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
-        if status is None:
-            raise NotFound(f"the pool of kit {kit.name} is not active", hint="pocketcloud kit attach")
-        pool = _map(kit, folder, run)
-        with tempfile.TemporaryDirectory(prefix="pocketcloud-") as aside:
-            group = read_group(lvm, kit.vg, Path(aside, "group"))
-        numbers = {row.name: row.thin_id for row in rows if row.thin}
-        unlisted = set(pool.devices) - set(numbers.values())
-        if unlisted:
-            raise Refused(
-                f"the pool of kit {kit.name} has volumes that LVM does not know: {sorted(unlisted)[:5]}",
-                hint="pocketcloud kit repair",
-            )
-        _leave_out(group, {row.name for row in rows if row.thin_id == frozen})
-        pool = replace(pool, devices={number: device for number, device in pool.devices.items() if number != frozen})
-        empty = frozenset(number for name, number in numbers.items() if name == BALLAST)
-        handle = _opened(Path("/dev/mapper", node_name(kit.vg, f"{POOL}_tdata")))
-        try:
-            yield Source(kit, pool, group, status.metadata_used * METADATA_BLOCK, empty, handle)
-        finally:
-            os.close(handle)
+    _check_idle(kit, lvm.volumes(kit.vg))
+    status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
+    if status is None:
+        raise NotFound(f"the pool of kit {kit.name} is not active", hint="pocketcloud kit attach")
+    shipped, rows, pool = _generation(kit, store, lvm, run, now)
+    with tempfile.TemporaryDirectory(prefix="pocketcloud-") as aside:
+        group = read_group(lvm, kit.vg, Path(aside, "group"))
+    numbers = {row.name: row.thin_id for row in rows if row.thin}
+    unlisted = set(pool.devices) - set(numbers.values())
+    if unlisted:
+        raise Refused(
+            f"the pool of kit {kit.name} has volumes that LVM does not know: {sorted(unlisted)[:5]}",
+            hint="pocketcloud kit repair",
+        )
+    left = {row.name for row in rows if row.tagged(SHIPPED) not in (None, shipped.generation)}
+    _leave_out(group, left)
+    empty = frozenset(number for name, number in numbers.items() if name == BALLAST)
+    handle = _opened(Path("/dev/mapper", node_name(kit.vg, f"{POOL}_tdata")))
+    try:
+        taken = _as_shipped(pool, rows, shipped.generation, {numbers[name] for name in left})
+        there = tuple(row for row in rows if row.name not in left)
+        yield Source(kit, shipped, taken, there, group, status.metadata_used * METADATA_BLOCK, empty, handle, pool, rows)
+    finally:
+        os.close(handle)
+
+
+def _generation(kit: Kit, store: ThinPool, lvm: Lvm, run: Runner, now: str) -> tuple[Shipped, tuple[LogicalVolume, ...], PoolMap]:
+    """The last generation if it is what the kit holds now, else one that is made."""
+    known = read_all(kit.path)
+    rows, pool = lvm.volumes(kit.vg), read_map(kit, run)
+    bases = tuple(ShippedBase(base.name, base.arch, base.digest, base.volume) for base in built(kit))
+    labs = tuple(map(str, instances(kit)))
+    last = known[0] if known else None
+    files = _files(kit.path / CONTENT_FOLDER)
+    told = (kit.id, bases, labs, files)
+    if last and (last.kit, last.bases, last.labs, last.files) == told and _is_of_now(last, rows, pool):
+        return last, rows, pool
+    # What a kill left has no words; older ones than the last go, so that they take no more space.
+    earlier = [last.generation] if last else []
+    forget(store, kit.vg, lvm, but=earlier)
+    drop(kit.path, but=earlier)
+    generation = fresh_generation()
+    rows = keep(store, kit.vg, lvm, generation)
+    holders = snapshots_of(rows, generation)
+    found = {**sealed_for_good(rows), **{row.uuid: row for row in to_be_kept(rows)}}
+    volumes = tuple(Kept(_name(row), uuid, holders.get(uuid, row).uuid) for uuid, row in found.items())
+    shipped = Shipped(generation, kit.id, now, tuple(sorted(volumes, key=lambda kept: kept.name)), bases, labs, files)
+    write(kit.path, shipped)
+    return shipped, rows, read_map(kit, run)
+
+
+def _is_of_now(shipped: Shipped, rows: tuple[LogicalVolume, ...], pool: PoolMap) -> bool:
+    snapshots, sealed, written = snapshots_of(rows, shipped.generation), sealed_for_good(rows), to_be_kept(rows)
+    names = {kept.uuid: kept.name for kept in shipped.volumes}
+    if names != {row.uuid: _name(row) for row in (*sealed.values(), *written)}:
+        return False
+    if any(shipped.holders[uuid] != uuid for uuid in sealed):
+        return False
+    for row in written:
+        snapshot = snapshots.get(row.uuid)
+        if snapshot is None or snapshot.uuid != shipped.holders[row.uuid] or snapshot.size != row.size:
+            return False
+        # Every snapshot of a mounted file system has it write a little: its files tell whether it is the same.
+        if row.name != CONTENT and pool.devices[snapshot.thin_id].packed != pool.devices[row.thin_id].packed:
+            return False
+    return True
+
+
+def _files(tree: Path) -> str:
+    """What the files in a file system are known by: their names, sizes, and when they changed."""
+    found = hashlib.blake2b(digest_size=16)
+    for folder, folders, files in os.walk(tree):
+        folders.sort()
+        for name in [".", *sorted(files)]:
+            path = Path(folder, name)
+            told = path.lstat()
+            words = f"{path.relative_to(tree)}\0{told.st_ino} {told.st_size} {told.st_ctime_ns}\n"
+            found.update(words.encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def _as_shipped(pool: PoolMap, rows: tuple[LogicalVolume, ...], generation: str, left: set[int]) -> PoolMap:
+    """The map at the generation's moment: what is in use has gone on since."""
+    snapshots = snapshots_of(rows, generation)
+    devices = {number: device for number, device in pool.devices.items() if number not in left}
+    for row in rows:
+        if row.uuid in snapshots and row.thin_id in devices:
+            devices[row.thin_id] = replace(devices[row.thin_id], packed=devices[snapshots[row.uuid].thin_id].packed)
+    return replace(pool, devices=devices)
+
+
+def _name(row: LogicalVolume) -> str:
+    return row.tagged(NAME) or row.name
 
 
 def _check_idle(kit: Kit, rows: tuple[LogicalVolume, ...]) -> None:
-    busy = [row.tagged("pc:name") or row.name for row in rows if row.thin and row.open and row.name not in (CONTENT, BALLAST)]
+    busy = [_name(row) for row in rows if row.thin and row.open and row.name not in (CONTENT, BALLAST)]
     if busy:
         raise Refused(
             f"volumes of kit {kit.name} are in use: {', '.join(sorted(busy)[:5])}",
@@ -88,7 +193,8 @@ def _check_idle(kit: Kit, rows: tuple[LogicalVolume, ...]) -> None:
         )
 
 
-def _map(kit: Kit, folder: Path, run: Runner) -> PoolMap:
+def read_map(kit: Kit, run: Runner) -> PoolMap:
+    """What the pool of an attached kit maps at this moment. Raises Refused if it cannot be read."""
     reader = DumpReader()
 
     def feed(line: str) -> None:
@@ -96,7 +202,7 @@ def _map(kit: Kit, folder: Path, run: Runner) -> PoolMap:
         if line.lstrip().startswith("<"):
             reader.feed(line.encode())
 
-    with metadata_snapshot(kit.vg, run, folder) as metadata:
+    with metadata_snapshot(kit.vg, run, kit.path / "volumes") as metadata:
         try:
             run(["thin_dump", "--metadata-snap", metadata], on_line=feed)
         except CommandFailed as failed:

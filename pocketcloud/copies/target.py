@@ -11,7 +11,7 @@ import os
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from pocketcloud.copies.ledger import FILE as LEDGER
 from pocketcloud.copies.pieces import LARGEST, Piece, aims, placed
 from pocketcloud.copies.pouring import digest
+from pocketcloud.copies.shipped import Sums, drop, write_sums
 from pocketcloud.copies.source import Source
 from pocketcloud.copies.unfinished import Unfinished
 from pocketcloud.errors import NoSpace, Refused
@@ -92,8 +93,9 @@ def draw(source: Source, note: Unfinished, size: int) -> Drawn:
 
 
 @contextmanager
-def state_image(source: Source, drawn: Drawn, run: Runner, *, now: str) -> Iterator[Path]:
-    """A file with the file system of the copy's `state`: the source's files, with the manifest of a kit of its own."""
+def state_image(source: Source, size: int, sums: Sums, finish: Callable[[Path], None], run: Runner) -> Iterator[Path]:
+    """A file of `size` bytes with the file system of a copy's `state`: the source's files and the digests of what the copy's
+    pool holds; `finish` makes the rest of its tree that of a kit of its own. Raises NoSpace if that does not fit."""
     with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp") as aside:
         tree, image = Path(aside, "tree"), Path(aside, "image")
         # Not what is mounted below: `content` is a volume of its own.
@@ -101,33 +103,44 @@ def state_image(source: Source, drawn: Drawn, run: Runner, *, now: str) -> Itera
         # The copy has made no copies, and nobody is making volumes in it.
         for path in (tree / LEDGER, *(tree / "volumes").glob(".*")):
             path.unlink(missing_ok=True)
-        manifest = read_manifest(tree)
-        changed = replace(
-            manifest, id=drawn.note.id, name=drawn.note.name, created=now, derived_from=manifest.id, vg=drawn.group.name,
-            dirty=False, last_host="", detached=now,
-        )  # fmt: skip
-        write_manifest(tree, changed)
+        drop(tree, but=[source.shipped.generation])
+        write_sums(tree, source.shipped.generation, sums)
+        finish(tree)
         with image.open("wb") as file:
-            file.truncate(drawn.note.layout.state)
+            file.truncate(size)
         try:
             run(state_file_system(image, tree))
         except CommandFailed as failed:
             raise NoSpace(
-                f"the files of kit {source.kit.name} do not fit into {size_text(drawn.note.layout.state)}: {complaint(failed)}",
+                f"the files of kit {source.kit.name} do not fit into {size_text(size)}: {complaint(failed)}",
                 hint="choose a larger disk",
             ) from failed
         yield image
 
 
+def own_manifest(source: Source, drawn: Drawn, now: str) -> Callable[[Path], None]:
+    """What makes the copied tree of the source that of the drawn copy."""
+
+    def finish(tree: Path) -> None:
+        manifest = read_manifest(tree)
+        changed = replace(
+            manifest, id=drawn.note.id, name=drawn.note.name, created=now, derived_from=source.kit.id, vg=drawn.group.name,
+            dirty=False, last_host="", detached=now,
+        )  # fmt: skip
+        write_manifest(tree, changed)
+
+    return finish
+
+
 @contextmanager
-def metadata_image(drawn: Drawn, run: Runner) -> Iterator[Path]:
-    """A file with the metadata of the copy's pool, made and checked by the pool's own tools."""
+def metadata_image(pool: PoolMap, size: int, run: Runner) -> Iterator[Path]:
+    """A file of `size` bytes with the metadata of a pool, made and checked by the pool's own tools."""
     with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp") as aside:
         told, image = Path(aside, "map"), Path(aside, "image")
         with told.open("w") as file:
-            write_dump(drawn.pool, file.write)
+            write_dump(pool, file.write)
         with image.open("wb") as file:
-            file.truncate(drawn.note.layout.metadata)
+            file.truncate(size)
         # The tools read and write past the page cache, which not every file system lets them.
         device, _ = loops.put_before(image, run)
         try:
@@ -153,7 +166,7 @@ class Written:
         return Written(self.pieces + other.pieces, self.aims + other.aims, self.digests + other.digests)
 
 
-def put_image(image: Path, handle: int, aim: int, *, holes: bool) -> Written:
+def put_image(image: Path, handle: int, aim: int, *, unit: int, holes: bool) -> Written:
     """Write an image to `aim` of a device that is open with O_DIRECT; with `holes` also where the image has none, as zeros: what
     was on the device before must not be read there."""
     pieces, digests = [], []
@@ -167,7 +180,7 @@ def put_image(image: Path, handle: int, aim: int, *, holes: bool) -> Written:
                         raise OSError(f"{image} is cut short")
                     _put(handle, data, aim + at)
                     pieces.append(Piece(at, length))
-                    digests.append(digest(data))
+                    digests.append(digest(data, unit))
     return Written(tuple(pieces), tuple(aim + piece.begin for piece in pieces), tuple(digests))
 
 

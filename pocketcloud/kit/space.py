@@ -22,7 +22,7 @@ from pocketcloud.storage.ballast import is_filled
 from pocketcloud.storage.devmapper import node_name, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
 from pocketcloud.storage.thin_shares import Share, thin_shares
-from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
+from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, SHIPPED, STATE
 from pocketcloud.storage.watermarks import REFUSE_DATA, REFUSE_METADATA, WARN_DATA, WARN_METADATA, percent, warning
 from pocketcloud.system import Runner, run
 
@@ -40,6 +40,7 @@ class Role(StrEnum):
     LEFTOVER = "leftover"
     CONTENT = "content"
     BALLAST = "ballast"
+    SHIPPED = "shipped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +248,12 @@ def _own_holdings(rows: Iterable[LogicalVolume], shares: Mapping[int, Share]) ->
             share = shares.get(row.thin_id)
             figures = (share.exclusive, share.shared) if share else (None, None)
             found.append(Holding(roles[row.name], row.name, (row.name,), row.size, *figures))
+    kept = [row for row in rows if row.tagged(SHIPPED)]
+    if kept:
+        counted = [share for row in kept if (share := shares.get(row.thin_id))]
+        figures = (sum(s.exclusive for s in counted), sum(s.shared for s in counted)) if counted else (None, None)
+        names = tuple(row.name for row in kept)
+        found.append(Holding(Role.SHIPPED, "what copies were made of", names, sum(row.size for row in kept), *figures))
     return sorted(found, key=lambda held: held.name, reverse=True)
 
 

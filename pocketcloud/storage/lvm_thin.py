@@ -27,12 +27,12 @@ from pocketcloud.storage.devmapper import METADATA_BLOCK, PoolMode, PoolStatus, 
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
 from pocketcloud.storage.thin_volumes import (
     BALLAST,
-    CONTENT,
     KEPT,
     MAKING,
     NAME,
     NEXT,
     POOL,
+    SHIPPED,
     SPARE,
     create_words,
     mark_tags,
@@ -107,9 +107,9 @@ class ThinPool:
         """See Storage.create. A filled one is written in place, and has no name until it is whole."""
         logical = volume_of(self._vg, name)
         with self._errors(name), self._making() as maker:
-            with self._held() as rows:
+            with self.held() as rows:
                 self._absent(rows, name)
-                self._check_room(rows, reserve=False)
+                self.check_room(rows, reserve=False)
                 tags = [f"{NAME}={name}", *mark_tags(marks)]
                 if fill:
                     tags += [f"{MAKING}={maker}", KEPT]
@@ -128,31 +128,31 @@ class ThinPool:
 
     def clone_all(self, clones: Sequence[Clone], *, reserve: bool = False) -> None:
         """See Storage.clone_all: spares are published by one command, the rest is made by one process."""
-        with self._errors(", ".join(clone.name for clone in clones)), self._held() as rows:
+        with self._errors(", ".join(clone.name for clone in clones)), self.held() as rows:
             ready = [clone for clone in clones if self._is_spare_of(rows, clone)]
             missing = [clone for clone in clones if clone not in ready]
             for clone in missing:
                 self._absent(rows, clone.name)
             if missing:
-                rows = self._check_room(rows, reserve=reserve)
+                rows = self.check_room(rows, reserve=reserve)
                 self._make(rows, missing)
             if ready:
                 self._lvm.command("lvchange", "--deltag", SPARE, *(self._full(clone.name) for clone in ready))
 
     def prepare(self, clones: Sequence[Clone]) -> None:
         """See Storage.prepare."""
-        with self._errors(", ".join(clone.name for clone in clones)), self._held() as rows:
+        with self._errors(", ".join(clone.name for clone in clones)), self.held() as rows:
             missing = [clone for clone in clones if not self._is_spare_of(rows, clone)]
             for clone in missing:
                 self._absent(rows, clone.name)
             if missing:
-                self._make(self._check_room(rows, reserve=False), missing, SPARE)
+                self._make(self.check_room(rows, reserve=False), missing, SPARE)
 
     def activate(self, *names: str) -> None:
         """See Storage.activate."""
         if all(self.place(name)[0].exists() for name in names):
             return  # only active ones have a node
-        with self._errors(", ".join(names)), self._held() as rows:
+        with self._errors(", ".join(names)), self.held() as rows:
             wanted = [self._existing(rows, name) for name in names]
             sleeping = [row.name for row in wanted if not (row.active and path_of(self._vg, row.name).exists())]
             if sleeping:
@@ -163,24 +163,24 @@ class ThinPool:
         if name == source:
             raise Refused(f"volume {name} cannot be replaced by a clone of itself")
         logical = volume_of(self._vg, name)
-        with self._errors(name), self._held() as rows:
+        with self._errors(name), self.held() as rows:
             old = named(rows, name)
             if old:
                 if old.tags & {KEPT}:
                     raise Refused(f"volume {name} is sealed and cannot be replaced")
                 self._unused(rows, [old], "replaced")
-                rows = self._check_room(rows, reserve=True)
+                rows = self.check_room(rows, reserve=True)
                 aside = volume_of(self._vg, f"{name}.next")
                 self._make(rows, [Clone(source, name, size or 0)], NEXT, logical=aside)
                 self._lvm.command("lvremove", "-f", f"{self._vg}/{logical}")
                 self._settled(self._rows())
             else:
-                self._make(self._check_room(rows, reserve=False), [Clone(source, name, size or 0)])
+                self._make(self.check_room(rows, reserve=False), [Clone(source, name, size or 0)])
         return self._volume(name)
 
     def seal(self, name: str) -> Volume:
         """See Storage.seal: the tag is what counts; clones would make it read-only as well."""
-        with self._errors(name), self._held() as rows:
+        with self._errors(name), self.held() as rows:
             row = self._existing(rows, name)
             if row.open and row.writable and not self._let_go(row):
                 raise Refused(
@@ -196,7 +196,7 @@ class ThinPool:
 
     def grow(self, name: str, size: int) -> Volume:
         """See Storage.grow."""
-        with self._errors(name), self._held() as rows:
+        with self._errors(name), self.held() as rows:
             row, wanted = self._existing(rows, name), whole_extents(size)
             if self._sealed(rows, row):
                 raise Refused(f"volume {name} is sealed and cannot be grown")
@@ -212,7 +212,7 @@ class ThinPool:
         """See Storage.remove: all in one command, with the spares that stand on them."""
         for name in names:
             volume_of(self._vg, name)
-        with self._errors(", ".join(names)), self._held() as rows:
+        with self._errors(", ".join(names)), self.held() as rows:
             going = [row for row in (named(rows, name) for name in names) if row]
             if not going:
                 return
@@ -224,23 +224,6 @@ class ThinPool:
         if all(row.name != BALLAST for row in rows):
             with contextlib.suppress(NoSpace):
                 restore_ballast(self._vg, self._lvm, self._run, self._folder)
-
-    @contextlib.contextmanager
-    def content_of_now(self) -> Iterator[int]:
-        """Keep what `content` holds at this moment, although it is mounted and may be written to: yields the thin id of a
-        snapshot of it, which goes afterwards. One that a kill leaves is removed by the next verb."""
-        name = f"{CONTENT}.now"
-        logical = volume_of(self._vg, name)
-        with self._errors(name), self._making() as maker:
-            with self._held() as rows:
-                self._absent(rows, name)
-                self._check_room(rows, reserve=False)
-                self._lvm.command(*snapshot_words(self._vg, CONTENT, logical, f"{NAME}={name}", f"{MAKING}={maker}"))
-            try:
-                yield next(row.thin_id for row in self._rows() if row.name == logical)
-            finally:
-                with self._held():
-                    self._lvm.command("lvremove", "-f", f"{self._vg}/{logical}")
 
     # -- what the verbs stand on
 
@@ -281,7 +264,7 @@ class ThinPool:
         return row.origin == source.name and row.size >= max(whole_extents(clone.size), source.size)
 
     def _sealed(self, rows: Iterable[LogicalVolume], row: LogicalVolume) -> bool:
-        return KEPT in row.tags or any(other.origin == row.name and not other.tags & {SPARE, MAKING} for other in rows)
+        return KEPT in row.tags or any(other.origin == row.name and not _depends_not(other) for other in rows)
 
     def _make(self, rows: Sequence[LogicalVolume], clones: Sequence[Clone], *tags: str, logical: str = "") -> None:
         """Make clones, all by one process, and seal what they stand on. One that has to be larger than its source is not
@@ -315,9 +298,9 @@ class ThinPool:
         writable = [f"{self._vg}/{row.name}" for row in sources.values() if row.writable]
         if writable and SPARE not in tags:
             commands.append(("lvchange", "-pr", *writable))
-        self._do(commands, {logical or volume_of(self._vg, clone.name) for clone in clones})
+        self.make(commands, {logical or volume_of(self._vg, clone.name) for clone in clones})
 
-    def _do(self, commands: Sequence[tuple[str, ...]], wanted: set[str]) -> None:
+    def make(self, commands: Sequence[tuple[str, ...]], wanted: set[str]) -> None:
         """Run commands that make volumes: a single one by itself, more in one process, which is judged by what is there."""
         if len(commands) == 1:
             self._lvm.command(*commands[0])
@@ -332,7 +315,7 @@ class ThinPool:
         for row in going:
             name = row.tagged(NAME) or row.name
             standing = [
-                o.tagged(NAME) or o.name for o in rows if o.origin == row.name and o.name not in names and SPARE not in o.tags
+                o.tagged(NAME) or o.name for o in rows if o.origin == row.name and o.name not in names and not _depends_not(o)
             ]
             if standing:
                 raise Refused(f"volume {name} cannot be {done}: {', '.join(standing)} stand{'s' * (len(standing) == 1)} on it")
@@ -357,10 +340,10 @@ class ThinPool:
                 fill(path)
             _sync(path)
         except BaseException:
-            with self._held():
+            with self.held():
                 self._lvm.command("lvremove", "-f", f"{self._vg}/{logical}")
             raise
-        with self._held():
+        with self.held():
             # Closed, read-only, and only then by its name.
             self._lvm.command("lvchange", "-an", f"{self._vg}/{logical}")
             self._lvm.command("lvchange", "-pr", f"{self._vg}/{logical}")
@@ -375,7 +358,7 @@ class ThinPool:
             raise NotFound(f"volume group {self._vg} has no active pool", hint="pocketcloud kit attach")
         return status, pool.size
 
-    def _check_room(self, rows: tuple[LogicalVolume, ...], *, reserve: bool) -> tuple[LogicalVolume, ...]:
+    def check_room(self, rows: tuple[LogicalVolume, ...], *, reserve: bool) -> tuple[LogicalVolume, ...]:
         """Refuse new volumes on a pool that is nearly full; for `reserve` give up what is kept back: extents for
         metadata, the ballast for data. The rows afterwards."""
         status, _ = self._pool(rows)
@@ -396,7 +379,7 @@ class ThinPool:
     # -- one at a time, and after the interrupted
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[tuple[LogicalVolume, ...]]:
+    def held(self) -> Iterator[tuple[LogicalVolume, ...]]:
         """Hold the store against others of us; gives its rows, with what a kill left half put right."""
         handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -476,6 +459,11 @@ class ThinPool:
                     hint="remove labs or bases that are not needed",
                 ) from failed
             raise
+
+
+def _depends_not(row: LogicalVolume) -> bool:
+    """Whether it is no matter to it what becomes of its origin."""
+    return SPARE in row.tags or row.tagged(SHIPPED) is not None
 
 
 def _sync(path: Path) -> None:

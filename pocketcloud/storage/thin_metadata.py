@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO
 from xml.parsers import expat
@@ -119,6 +119,58 @@ def _moved(device: ThinDevice, begins: list[int], places: Mapping[int, int]) -> 
         begin = begins[bisect_right(begins, packed[at]) - 1]
         packed[at] += places[begin] - begin
     return replace(device, packed=packed)
+
+
+def remapped(device: ThinDevice, table: Sequence[tuple[int, int, int]], number: int) -> ThinDevice:
+    """The volume as number `number` of another pool: what lies in a run of `table` (first chunk, length, first chunk there),
+    which is in order and has all that the volume maps, lies there."""
+    begins = [first for first, _, _ in table]
+    packed: array[int] = array("Q")
+    for run in device.runs:
+        at, end = run.data, run.data + run.length
+        while at < end:
+            first, length, there = table[bisect_right(begins, at) - 1]
+            if not first <= at < first + length:
+                raise ValueError(f"chunk {at} has no place")
+            taken = min(end, first + length) - at
+            packed.extend((run.origin + at - run.data, there + at - first, taken, run.time))
+            at += taken
+    return replace(device, id=number, packed=packed)
+
+
+def aligned(one: ThinDevice, two: ThinDevice) -> Iterator[tuple[int, int, int, int]]:
+    """What both volumes map: (first chunk of the volumes, where that of the first lies in the pool, the second's, length)."""
+    others = two.runs
+    other = next(others, None)
+    for run in one.runs:
+        while other and other.origin + other.length <= run.origin:
+            other = next(others, None)
+        while other and other.origin < run.origin + run.length:
+            begin, end = max(run.origin, other.origin), min(run.origin + run.length, other.origin + other.length)
+            yield begin, run.data + begin - run.origin, other.data + begin - other.origin, end - begin
+            if other.origin + other.length > end:
+                break
+            other = next(others, None)
+
+
+def without(runs: Iterable[tuple[int, int]], others: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What of the runs (first, length), which are in order, is in none of the others, which are, too."""
+    found, at = [], 0
+    for first, length in runs:
+        end = first + length
+        while at < len(others) and sum(others[at]) <= first:
+            at += 1
+        look = at
+        while first < end:
+            begin, count = others[look] if look < len(others) else (end, 0)
+            if begin >= end:
+                found.append((first, end - first))
+                break
+            if begin > first:
+                found.append((first, begin - first))
+            first = max(first, begin + count)
+            look += 1
+    return found
 
 
 # -- the text of thin_dump

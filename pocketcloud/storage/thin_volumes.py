@@ -2,7 +2,8 @@
 
 A volume is a thin volume with the tag `pc:name=NAME`; names of logical volumes are derived from that and never read back.
 Others of its tags: `pc:kept`, sealed for good; `pc:making=MAKER`, not whole yet; `pc:next`, about to take the place of the
-volume of its name; `pc:spare`, made in advance; the rest are the marks it was made with.
+volume of its name; `pc:spare`, made in advance; the rest are the marks it was made with. What has `pc:shipped=GENERATION` and
+`pc:of=UUID` is no volume: it keeps what the logical volume of that UUID held when copies of the kit were made.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pocketcloud.storage.lvm import LogicalVolume
 POOL, STATE, CONTENT, BALLAST = "pool", "state", "content", "ballast"
 NAME, KEPT, MAKING, NEXT, SPARE = "pc:name", "pc:kept", "pc:making", "pc:next", "pc:spare"
 EXTENT = 4 << 20
-_RESERVED = frozenset({NAME, KEPT, MAKING, NEXT, SPARE})
+SHIPPED, OF = "pc:shipped", "pc:of"
+_RESERVED = frozenset({NAME, KEPT, MAKING, NEXT, SPARE, SHIPPED, OF})
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 _MARK = re.compile(r"[A-Za-z0-9._:-]*")
 _LONGEST = 200

@@ -60,14 +60,14 @@ def test_all_get_the_pieces_and_nothing_else(source: int, tmp_path: Path) -> Non
     with ExitStack() as stack:
         paths = [blank(tmp_path / f"target{number}") for number in range(3)]
         outlets = [Outlet(path.name, stack.enter_context(opened(path)), AIMS) for path in paths]
-        digests = pour(source, PIECES, outlets, stop=threading.Event())
+        digests = pour(source, PIECES, outlets, unit=UNIT, stop=threading.Event())
         assert all(path.read_bytes() == wanted(source) for path in paths)
-        assert list(digests) == [digest(os.pread(source, piece.length, piece.begin)) for piece in PIECES]
+        assert list(digests) == [digest(os.pread(source, piece.length, piece.begin), UNIT) for piece in PIECES]
         assert [(outlet.done, outlet.fault) for outlet in outlets] == [(len(PIECES), "")] * 3
         assert {outlet.written for outlet in outlets} == {sum(length for _, length in RUNS) * UNIT}
         for outlet in outlets:
             checked = Checked()
-            check(outlet.handle, PIECES, AIMS, digests, checked, threading.Event())
+            check(outlet.handle, PIECES, AIMS, digests, checked, unit=UNIT, stop=threading.Event())
             assert (checked.done, checked.wrong, checked.fault) == (len(PIECES), [], "")
             assert checked.read == outlet.written
 
@@ -80,7 +80,7 @@ def test_one_that_fails_leaves_and_the_others_go_on(source: int, tmp_path: Path)
             Outlet("good", stack.enter_context(opened(good)), AIMS),
             Outlet("read-only", stack.enter_context(opened(blank(tmp_path / "ro"), os.O_RDONLY)), AIMS),
         ]
-        pour(source, PIECES, outlets, stop=threading.Event())
+        pour(source, PIECES, outlets, unit=UNIT, stop=threading.Event())
         assert good.read_bytes() == wanted(source)
         assert [bool(outlet.fault) for outlet in outlets] == [True, False, True]
         assert "space" in outlets[0].fault
@@ -89,7 +89,7 @@ def test_one_that_fails_leaves_and_the_others_go_on(source: int, tmp_path: Path)
 def test_when_none_is_left_it_ends(source: int) -> None:
     with opened(Path("/dev/full")) as handle:
         outlet = Outlet("full", handle, AIMS * 30)
-        pour(source, PIECES * 30, [outlet], stop=threading.Event())
+        pour(source, PIECES * 30, [outlet], unit=UNIT, stop=threading.Event())
         assert outlet.fault
         assert outlet.done == 0
 
@@ -99,11 +99,11 @@ def test_going_on_writes_what_is_not_there(source: int, tmp_path: Path, begin: i
     """What an earlier run wrote is looked at: a flip in it is mended, and what is whole is not written again."""
     path = blank(tmp_path / "target")
     with opened(path) as handle:
-        pour(source, PIECES[:begin], [Outlet("first", handle, AIMS)], stop=threading.Event())
+        pour(source, PIECES[:begin], [Outlet("first", handle, AIMS)], unit=UNIT, stop=threading.Event())
         if begin > 1:
             os.pwrite(handle, b"flip", AIMS[1] + 7)
         outlet = Outlet("again", handle, AIMS, begin=begin)
-        digests = pour(source, PIECES, [outlet], stop=threading.Event())
+        digests = pour(source, PIECES, [outlet], unit=UNIT, stop=threading.Event())
         assert path.read_bytes() == wanted(source)
         assert all(digests)
         rewritten = PIECES[begin:] + (PIECES[1:2] if begin > 1 else ())
@@ -112,20 +112,26 @@ def test_going_on_writes_what_is_not_there(source: int, tmp_path: Path, begin: i
 
 def test_a_source_that_ends_is_told(source: int, tmp_path: Path) -> None:
     with opened(blank(tmp_path / "target")) as handle, pytest.raises(Refused, match="the source ends at byte"):
-        pour(source, [*PIECES, Piece(SIZE - UNIT, 2 * UNIT)], [Outlet("target", handle, [*AIMS, 0])], stop=threading.Event())
+        pour(
+            source,
+            [*PIECES, Piece(SIZE - UNIT, 2 * UNIT)],
+            [Outlet("target", handle, [*AIMS, 0])],
+            unit=UNIT,
+            stop=threading.Event(),
+        )
     path = tmp_path / "target"
     with (
         opened(path) as handle,
         opened(path, os.O_WRONLY) as unreadable,
         pytest.raises(Refused, match="cannot be read at byte 0"),
     ):
-        pour(unreadable, PIECES, [Outlet("target", handle, AIMS)], stop=threading.Event())
+        pour(unreadable, PIECES, [Outlet("target", handle, AIMS)], unit=UNIT, stop=threading.Event())
 
 
 def test_it_stops_when_told(source: int, tmp_path: Path) -> None:
     stop = threading.Event()
     with opened(blank(tmp_path / "target")) as handle, pytest.raises(InterruptedError):
-        pour(source, PIECES * 40, [Outlet("target", handle, AIMS * 40)], stop=stop, tick=stop.set)
+        pour(source, PIECES * 40, [Outlet("target", handle, AIMS * 40)], unit=UNIT, stop=stop, tick=stop.set)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("write ")], "its handle is closed now"
 
 
@@ -135,13 +141,13 @@ def test_every_flip_is_found(tmp_path_factory: pytest.TempPathFactory, index: in
     path = tmp_path_factory.mktemp("flip") / "target"
     content = random.Random(2).randbytes(SIZE + (1 << 20))  # noqa: S311 - keeps no secret
     path.write_bytes(content)
-    digests = [digest(content[aim : aim + piece.length]) for piece, aim in zip(PIECES, AIMS, strict=True)]
+    digests = [digest(content[aim : aim + piece.length], UNIT) for piece, aim in zip(PIECES, AIMS, strict=True)]
     at = AIMS[index] + where % PIECES[index].length
     with opened(path) as handle:
         os.pwrite(handle, bytes([content[at] ^ flip]), at)
         checked = Checked()
-        check(handle, PIECES, AIMS, digests, checked, threading.Event())
-    assert checked.wrong == [(AIMS[index], PIECES[index].length)]
+        check(handle, PIECES, AIMS, digests, checked, unit=UNIT, stop=threading.Event())
+    assert checked.wrong == [((at - AIMS[index]) // UNIT * UNIT + AIMS[index], UNIT)], "the very chunk"
 
 
 def test_a_target_that_is_cut_short_is_wrong_where_it_ends(tmp_path: Path) -> None:
@@ -149,8 +155,8 @@ def test_a_target_that_is_cut_short_is_wrong_where_it_ends(tmp_path: Path) -> No
     path.write_bytes(bytes(AIMS[-1]))
     with opened(path) as handle:
         checked = Checked()
-        digests = [digest(bytes(piece.length)) for piece in PIECES]
-        check(handle, PIECES, AIMS, digests, checked, threading.Event())
+        digests = [digest(bytes(piece.length), UNIT) for piece in PIECES]
+        check(handle, PIECES, AIMS, digests, checked, unit=UNIT, stop=threading.Event())
     assert checked.wrong == [(AIMS[-1], PIECES[-1].length)]
 
 

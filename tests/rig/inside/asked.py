@@ -39,11 +39,12 @@ class Asked:
         """Press Ctrl-C."""
         self._child.sendintr()
 
-    def ends(self, code: int, *said: str) -> None:
-        """Wait for its end: its exit code is `code`, and since the last match it has said all of `said`."""
+    def ends(self, code: int, *said: str) -> str:
+        """Wait for its end: its exit code is `code`, and since the last match it has said all of `said`; what it has said."""
         self._child.expect(pexpect.EOF)
         self._child.close()
         rest = self._child.before or ""
         assert (self._child.exitstatus, self._child.signalstatus) == (code, None), rest
         assert [words for words in said if words not in rest] == [], rest
         assert "Traceback" not in rest
+        return rest

@@ -9,12 +9,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pocketcloud.copies.clone import Copied, Wanted, clone
 from pocketcloud.copies.ledger import CopyEntry, add_copies, next_names, read_ledger
+from pocketcloud.copies.shipped import read_all
 from pocketcloud.copies.source import source_of
 from pocketcloud.copies.unfinished import Unfinished, read_note
 from pocketcloud.errors import NotFound
@@ -31,7 +33,7 @@ from pocketcloud.storage.devmapper import node_name, pool_status
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.metadata_snapshot import metadata_snapshot
 from pocketcloud.storage.thin_metadata import PoolMap, read_dump
-from pocketcloud.storage.thin_volumes import POOL
+from pocketcloud.storage.thin_volumes import CONTENT, OF, POOL
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
@@ -113,7 +115,7 @@ def contents(kit: Kit) -> dict[str, str]:
 
 def unique_bytes(kit: Kit) -> int:
     """How many bytes of the pool are somebody's, each counted once."""
-    with source_of(kit, run) as source:
+    with source_of(kit, run, now=NOW) as source:
         return source.bytes
 
 
@@ -145,6 +147,15 @@ def copied(kit: Kit, places: Places, *disks: Path) -> tuple[Copied, ...]:
     return clone(kit, wanted, places, run, now=NOW, stop=threading.Event(), tell=told.append)
 
 
+def as_shipped(pool: PoolMap, kit: Kit) -> PoolMap:
+    """The map with that of `content` as it was kept: it is mounted, and every snapshot makes its file system write a little."""
+    rows = Lvm(kit.devices).volumes(kit.vg)
+    content = next(row for row in rows if row.name == CONTENT)
+    kept = next(row for row in rows if row.tagged(OF) == content.uuid)
+    packed = pool.devices[kept.thin_id].packed
+    return replace(pool, devices={**pool.devices, content.thin_id: replace(pool.devices[content.thin_id], packed=packed)})
+
+
 def same_maps(one: PoolMap, two: PoolMap) -> bool:
     """Equal but for how often LVM has changed each."""
     assert one.chunk == two.chunk
@@ -161,8 +172,9 @@ def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_p
     assert [(each.kit, each.fault) for each in found] == [("usb-01", ""), ("usb-02", "")]
     assert next_names(kit, 2, ["usb-07", "usb-x", "other-99"]) == ("usb-08", "usb-09")
     assert held(kit) is None
-    source = dumped(kit)
+    source = as_shipped(dumped(kit), kit)
     unique = unique_bytes(kit)
+    (shipped,) = read_all(kit.path)  # nothing has changed since
     beside = 8 * MIB + STATE_SIZE  # metadata, and the state volume
     assert all(unique < each.written <= 1.02 * unique + beside for each in found)
     assert all(each.verified == each.written for each in found)
@@ -179,6 +191,7 @@ def test_copies_are_kits_with_the_same_sharing_and_content(places: Places, tmp_p
         assert (copy.path / "media/notes").read_bytes() == noise(3 * MIB, 5)
         assert (copy.path / "labs/demo/lab.json").read_text() == "{}"
         assert not read_ledger(copy).copies
+        assert read_all(copy.path) == (shipped,)
         assert not list((copy.path / "volumes").glob(".making-*"))
     # All are used at once, each for itself.
     for number, one in enumerate((kit, *copies)):
@@ -212,7 +225,11 @@ def cut_short(kit: Kit, places: Places, disk: Path, seconds: float) -> bool:
             code = 1 if done.fault else 0
         finally:
             os._exit(code)
-    threading.Timer(seconds, os.kill, (child, signal.SIGKILL)).start()
+    kill = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    kill.start()
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number is its own until it is waited for
+    kill.cancel()
+    kill.join()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL)
     return code != 0

@@ -14,12 +14,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import IO, NoReturn, Protocol
 
 from pocketcloud.errors import HostLacks, PocketcloudError
 
@@ -212,6 +213,46 @@ def start(argv: Sequence[str | Path], log: Path) -> Callable[[], int | None]:
         )  # fmt: skip
     _abandoned.append(child)
     return child.poll
+
+
+# For a program that is to end when its input does, in seconds.
+_PATIENCE = 2.0
+
+
+@contextlib.contextmanager
+def echoing(argv: Sequence[str | Path], within: float) -> Iterator[str]:
+    """Have `argv` run meanwhile, which has to pass on what it reads, as `cat` does: yields what it complains of, or that it did
+    not answer `within` seconds; empty if it did. It ends when its input does, so also when this process is killed."""
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [str(word) for word in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+            env=environment(), process_group=0,
+        )  # fmt: skip
+        try:
+            yield "" if _echoes(process, within) else _complaint(said) or "it does not answer"
+        finally:
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+            if process.returncode is None:
+                _end(process)
+
+
+def _echoes(process: subprocess.Popen[bytes], within: float) -> bool:
+    if process.stdin is None or process.stdout is None:
+        return False
+    with contextlib.suppress(BrokenPipeError):
+        os.write(process.stdin.fileno(), b"\n")
+    with selectors.DefaultSelector() as ready:
+        ready.register(process.stdout, selectors.EVENT_READ)
+        return bool(ready.select(within)) and os.read(process.stdout.fileno(), 1) == b"\n"
+
+
+def _complaint(said: IO[bytes]) -> str:
+    said.seek(0)
+    return " ".join(said.read(_LONGEST_LINE).decode(errors="replace").split())
 
 
 def _own_environment() -> dict[str, str]:

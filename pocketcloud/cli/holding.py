@@ -39,3 +39,15 @@ def hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
     names |= {path.name.removesuffix(".lock") for path in places.locks.glob(f"{kit.id}.*.lock")}
     for name in sorted(names):
         labs.enter_context(held(places.locks, name, _command_line(), wait=False))
+
+
+def unhurried(held: ExitStack, why: str, verbose: int) -> None:
+    """Keep the computer awake until `held` ends, and have our reads and writes stand back behind others'; with -v it is said
+    where that cannot be had."""
+    from pocketcloud.host.rest import awake, stand_back
+    from pocketcloud.system import run
+
+    faults = {"the computer is not kept awake": held.enter_context(awake(why)), "reads do not stand back": stand_back(run)}
+    for what, fault in faults.items():
+        if fault and verbose:
+            click.echo(f"note: {what}: {fault}", err=True)

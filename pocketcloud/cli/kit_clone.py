@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.holding import hold_labs, one_at_a_time
+from pocketcloud.cli.holding import hold_labs, one_at_a_time, unhurried
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
 from pocketcloud.errors import NotFound, PartlyDone, Refused, UsageError
@@ -75,6 +75,7 @@ def clone(
         elif not targets:
             raise UsageError("no DISK is named", hint=f"lsblk shows them; as: pocketcloud kit clone {source} /dev/sdb /dev/sdc")
         wanted = _choose(places, kit, targets, names, serials, yes=yes)
+        unhurried(held, f"copying kit {kit.name}", verbose)
         view = open_view(progress, verbose)
         try:
             done = clone_kit(kit, wanted, places, run, now=now(), stop=threading.Event(), tell=view.emit)

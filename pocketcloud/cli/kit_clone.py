@@ -20,6 +20,7 @@ from pocketcloud.errors import NotFound, PartlyDone, Refused, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.copies.clone import Copied, Wanted
+    from pocketcloud.copies.unfinished import Unfinished
     from pocketcloud.kit.attached import Places
     from pocketcloud.kit.disk import Chosen
     from pocketcloud.model.kit import Kit
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--labels", type=click.Path(path_type=Path, dir_okay=False), help="Write which disk is what as CSV, to print labels."
 )
+@click.option("--dry-run", is_flag=True, help="Say what would be done to each DISK, and do nothing.")
 @output_option
 @progress_options
 @yes_option
@@ -45,6 +47,7 @@ def clone(
     serials: tuple[str, ...],
     resume: bool,
     labels: Path | None,
+    dry_run: bool,
     output: str,
     progress: str,
     verbose: int,
@@ -56,7 +59,8 @@ def clone(
     copy that was interrupted is no kit; the same command again goes on with it, or --resume.
     """
     from pocketcloud.copies.clone import clone as clone_kit
-    from pocketcloud.copies.ledger import CopyEntry, add_copies
+    from pocketcloud.copies.clone import entry_of
+    from pocketcloud.copies.ledger import add_copies
     from pocketcloud.kit.attached import Places
     from pocketcloud.system import run
 
@@ -74,7 +78,11 @@ def clone(
             targets = _unfinished(kit, targets)
         elif not targets:
             raise UsageError("no DISK is named", hint=f"lsblk shows them; as: pocketcloud kit clone {source} /dev/sdb /dev/sdc")
-        wanted = _choose(places, kit, targets, names, serials, yes=yes)
+        wanted = _look(places, kit, targets, names)
+        if dry_run:
+            _show_plan(kit, wanted, output)
+            return
+        _confirm(kit, wanted, serials, yes=yes)
         unhurried(held, f"copying kit {kit.name}", verbose)
         view = open_view(progress, verbose)
         try:
@@ -82,7 +90,7 @@ def clone(
         finally:
             view.close()
         whole = [each for each in done if not each.fault]
-        add_copies(kit, (CopyEntry(each.kit, each.id, each.serial, now(), each.digest) for each in whole))
+        add_copies(kit, (entry_of(each, now()) for each in whole))
     if labels is not None:
         _write_labels(labels, done)
     _show(done, output)
@@ -91,33 +99,66 @@ def clone(
         raise PartlyDone(f"{len(done) - len(whole)} of {len(done)} copies are not whole", hint=f"the others can be used; {again}")
 
 
-def _choose(
-    places: Places, kit: Kit, targets: Sequence[Path], names: Sequence[str], serials: Sequence[str], *, yes: bool
-) -> list[Wanted]:
-    """Look at all disks, show what is on them, and ask once."""
-    from pocketcloud.copies.clone import Wanted, note_on
-    from pocketcloud.kit.disk import choose, confirm_all
-    from pocketcloud.kit.interlocks import contents, described
-    from pocketcloud.model.sizes import size_text
+def _look(places: Places, kit: Kit, targets: Sequence[Path], names: Sequence[str]) -> list[Wanted]:
+    """Look at all disks, and give each copy a name."""
+    from pocketcloud.copies.clone import Wanted
+    from pocketcloud.kit.disk import choose
     from pocketcloud.system import run
 
     chosen = [choose(places, target, run) for target in targets]
     _check_apart(chosen)
-    notes = [note if (note := note_on(one)) and note.source == kit.id else None for one in chosen]
+    notes = [_own_note(kit, one) for one in chosen]
     fresh = iter(_names(places, kit, names, notes.count(None), {note.name for note in notes if note}))
-    wanted = [Wanted(one, note.name if note else next(fresh)) for one, note in zip(chosen, notes, strict=True)]
+    return [Wanted(one, note.name if note else next(fresh)) for one, note in zip(chosen, notes, strict=True)]
+
+
+def _own_note(kit: Kit, chosen: Chosen) -> Unfinished | None:
+    from pocketcloud.copies.clone import note_on
+
+    note = note_on(chosen)
+    return note if note and note.source == kit.id else None
+
+
+def _confirm(kit: Kit, wanted: Sequence[Wanted], serials: Sequence[str], *, yes: bool) -> None:
+    """Show what is on the disks, and ask once."""
+    from pocketcloud.kit.disk import confirm_all
+    from pocketcloud.kit.interlocks import contents, described
+    from pocketcloud.model.sizes import size_text
+
     click.echo(f"kit {kit.name} is copied to {len(wanted)} disk{'s' * (len(wanted) > 1)}:", err=True)
-    for each, note in zip(wanted, notes, strict=True):
+    for each in wanted:
         devices, target = each.chosen.devices, each.chosen.target
         click.echo(f"  {each.name} on {described(devices, target)}, {size_text(each.chosen.room)} for the kit", err=True)
-        if note:
+        if _own_note(kit, each.chosen):
             click.echo("    now on it: an unfinished copy of this kit, which is gone on with", err=True)
             continue
         for line in contents(devices, target) or ("nothing",):
             click.echo(f"    now on it: {line}", err=True)
     question = f"Copy kit {kit.name} to {'these disks' if len(wanted) > 1 else 'this disk'}?"
+    chosen = [each.chosen for each in wanted]
     confirm_all(chosen, serials, _typed if sys.stdin.isatty() else None, lambda: ask(question, yes=yes))
-    return wanted
+
+
+def _show_plan(kit: Kit, wanted: Sequence[Wanted], output: str) -> None:
+    from pocketcloud.copies.planned import planned
+    from pocketcloud.model.sizes import size_text
+    from pocketcloud.system import run
+
+    plan = planned(kit, wanted, run)
+    if output == "json":
+        print_json({"planned": list(plan)})
+        return
+    for each in plan:
+        click.echo(f"{each.kit} on {each.disk}")
+        for line in each.lost or ("an unfinished copy of this kit, which is gone on with" if each.resumed else "nothing",):
+            click.echo(f"  now on it: {line}")
+        click.echo(f"  up to {size_text(each.bytes)} of kit {kit.name} are written, and read again")
+        if each.layout:
+            sizes = {"state": each.layout.state, "pool": each.layout.pool, "metadata, twice": each.layout.metadata}
+            click.echo(f"  layout: {', '.join(f'{what} {size_text(size)}' for what, size in sizes.items())}")
+        if each.fault:
+            click.echo(f"  against it: {each.fault}")
+    click.echo("Nothing was done.", err=True)
 
 
 def _check_apart(chosen: Sequence[Chosen]) -> None:

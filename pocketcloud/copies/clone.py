@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pocketcloud.copies.ledger import CopyEntry
 from pocketcloud.copies.pieces import Piece, cut, unit_of
 from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import sums_of
@@ -64,7 +65,7 @@ class Wanted:
 @dataclass(frozen=True, slots=True)
 class Copied:
     """What became of a disk: `fault` is empty where it is a whole, verified kit now, named `kit`; `digest` is that of the map of
-    which it is a copy. `written` and `verified` are bytes."""
+    which it is a copy, `generation` what it was shipped. `written`, `verified` and the disk's `size` are bytes."""
 
     kit: Name
     device: Path
@@ -77,6 +78,15 @@ class Copied:
     verified: int = 0
     seconds: float = 0.0
     fault: str = ""
+    generation: str = ""
+    size: int = 0
+
+
+def entry_of(copied: Copied, now: str) -> CopyEntry:
+    """What the kit's list of copies has of a whole one."""
+    return CopyEntry(
+        copied.kit, copied.id, copied.serial, now, copied.digest, copied.generation, port=copied.port, size=copied.size
+    )
 
 
 @dataclass(slots=True)
@@ -91,6 +101,7 @@ class _Target:
     images: Written = field(default_factory=lambda: Written((), (), ()))
     checked: Checked = field(default_factory=Checked)
     fault: str = ""
+    told: bool = False  # that it failed
 
     @property
     def failed(self) -> str:
@@ -109,31 +120,47 @@ def clone(
     tell: Callable[[Event], None],
     noted_every: int = _NOTED_EVERY,
 ) -> tuple[Copied, ...]:
-    """Make copies of an attached kit whose labs are down, on disks whose erasure was confirmed; what became of each.
+    """Make copies of an attached kit whose labs are down, on disks whose erasure was confirmed; what became of each. The caller
+    holds what makes kits, and the kit's labs and bases. Raises as `source_of` and `clone_of` do."""
+    with source_of(kit, run, now=now) as source:
+        return clone_of(source, wanted, places, run, now=now, stop=stop, tell=tell, noted_every=noted_every)
 
-    A disk with an unfinished copy of it is gone on with; each notes how far it is every `noted_every` bytes. The caller holds
-    what makes kits, and the kit's labs and bases.
 
-    Raises Refused, NoSpace and the like before anything is written where that concerns the source, or all of them.
+def clone_of(
+    source: Source,
+    wanted: Sequence[Wanted],
+    places: Places,
+    run: Runner,
+    *,
+    now: str,
+    stop: threading.Event,
+    tell: Callable[[Event], None],
+    noted_every: int = _NOTED_EVERY,
+) -> tuple[Copied, ...]:
+    """Make copies of a source, as `clone` does; several may go on at once, each in a thread of its own.
+
+    A disk with an unfinished copy of it is gone on with; each notes how far it is every `noted_every` bytes.
+
+    Raises Refused, NoSpace and the like where that concerns the source, or all of them, InterruptedError when `stop` was set.
     """
     targets = [_Target(each, time.monotonic()) for each in wanted]
     for target in targets:
         tell(StepStarted(target.wanted.name, f"copy to {target.wanted.chosen.target.path}", ""))
     with ExitStack() as held:
-        with source_of(kit, run, now=now) as source:
-            pieces = tuple(cut(source.runs, source.pool.chunk))
-            for target in targets:
-                _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
-            show = _Show(targets, sum(piece.length for piece in pieces), tell)
-            left = [target for target in targets if target.outlet and not target.failed]
-            if not left:
-                return _told(targets, tell)
-            outlets = [target.outlet for target in left if target.outlet]
-            unit = unit_of(source.pool.chunk)
-            digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
-            sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
+        pieces = tuple(cut(source.runs, source.pool.chunk))
+        for target in targets:
+            _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
+        show = _Show(targets, sum(piece.length for piece in pieces), tell)
+        left = [target for target in targets if target.outlet and not target.failed]
+        if not left:
+            return _told(targets, tell)
+        outlets = [target.outlet for target in left if target.outlet]
+        unit = unit_of(source.pool.chunk)
+        digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
+        sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
+        with source.tree:
             write_content(source, sums)
-            _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
+        _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
         with show.reading():
             _each(left, stop, lambda t: _check(t, pieces, digests, unit, stop))
     if stop.is_set():
@@ -141,7 +168,7 @@ def clone(
     for target in left:
         if not target.failed:
             _tried(target, lambda t: _finish(t, run))
-    return _told(targets, tell)
+    return _told(targets, tell, source.shipped.generation)
 
 
 def _tried(target: _Target, work: Callable[[_Target], None]) -> None:
@@ -294,7 +321,7 @@ def _finish(target: _Target, run: Runner) -> None:
         os.close(handle)
 
 
-def _told(targets: Sequence[_Target], tell: Callable[[Event], None]) -> tuple[Copied, ...]:
+def _told(targets: Sequence[_Target], tell: Callable[[Event], None], generation: str = "") -> tuple[Copied, ...]:
     found = []
     for target in targets:
         chosen, seconds = target.wanted.chosen, time.monotonic() - target.since
@@ -313,8 +340,12 @@ def _told(targets: Sequence[_Target], tell: Callable[[Event], None]) -> tuple[Co
                 verified=target.checked.read,
                 seconds=seconds,
                 fault=target.failed,
+                generation="" if target.failed else generation,
+                size=disk.size,
             )
         )
+        if target.told:
+            continue
         title = f"copy to {chosen.target.path}"
         event: Event = (
             StepFailed(name, title, "", seconds, target.failed) if target.failed else StepDone(name, title, "", seconds)
@@ -340,14 +371,24 @@ class _Show:
         self._at = time.monotonic()
         for target in self._targets:
             if target.outlet and not target.failed:
-                self._say(target, "written", target.outlet.written)
+                self._say(target, "written", target.outlet.at)
+        self._say_failed()
+
+    def _say_failed(self) -> None:
+        """Who is out is told at once: its disk may be seen to while the others go on."""
+        for target in self._targets:
+            if target.failed and not target.told:
+                target.told = True
+                title = f"copy to {target.wanted.chosen.target.path}"
+                self._tell(StepFailed(target.wanted.name, title, "", time.monotonic() - target.since, target.failed))
 
     def _say(self, target: _Target, what: str, done: int) -> None:
         seconds = max(time.monotonic() - self._begun, 0.001)
         rate = done / seconds
-        rest = (self._total - done) / rate if rate else 0.0
-        text = f"{what} {size_text(done)} of {size_text(self._total)}, {rate / 1e6:.0f} MB/s, {max(rest, 0):.0f} s left"
-        self._tell(StepProgress(target.wanted.name, min(done / self._total, 1.0), text))
+        rest = f", {max(self._total - done, 0) / rate:.0f} s left" if rate else ""
+        text = f"{what} {size_text(done)} of {size_text(self._total)}, {rate / 1e6:.0f} MB/s{rest}"
+        name = target.wanted.name
+        self._tell(StepProgress(name, min(done / self._total, 1.0), text, name))
 
     def reading(self) -> _Show:
         """From here on, and while this is entered, tell of what is read again."""
@@ -368,3 +409,4 @@ class _Show:
             for target in self._targets:
                 if target.outlet and not target.failed:
                     self._say(target, "read again", target.checked.read)
+            self._say_failed()

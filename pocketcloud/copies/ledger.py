@@ -18,13 +18,18 @@ _LONGEST = 31
 
 @dataclass(frozen=True, slots=True)
 class CopyEntry:
-    """A copy that was made: its name, id, the serial of its disk, when (ISO 8601 in UTC), and of which map of the pool."""
+    """A copy that was made: its name, id, the serial of its disk, when (ISO 8601 in UTC), of which map of the pool, and what it
+    was shipped (`generation`). Cheap adapters share serials: `port` and `size` (bytes) tell more of the disk; empty and 0 in what
+    was written by older versions."""
 
     name: Name
     id: str
     serial: str
     made: str
     digest: str
+    generation: str = ""
+    port: str = ""
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,8 @@ Digests = Sequence[bytes]
 class Outlet:
     """A disk that is written to, open with O_DIRECT; `aims` are the bytes at which it takes the pieces. `begin` pieces were
     written to it by an earlier run: what they hold is looked at, and written again where it is not what the source has.
-    `fault` is why it left; `done` are pieces, `written` bytes. `noted` is told of `done` each time that `noted_every` more
+    `fault` is why it left; `done` are pieces, `written` bytes, `at`
+    those that went by: written, or found there. `noted` is told of `done` each time that `noted_every` more
     bytes went by. One that is `stuck` has a write on its way that never came back: its handle must stay open, as that number
     would be another file's."""
 
@@ -47,6 +48,7 @@ class Outlet:
     begin: int = 0
     done: int = 0
     written: int = 0
+    at: int = 0
     fault: str = ""
     noted: Callable[[int], None] | None = None
     noted_every: int = 1 << 30
@@ -131,6 +133,7 @@ class _Writer(threading.Thread):
                 if not self.outlet.fault and not self.aside:
                     self._write(index, buffer)
                     self.outlet.done = index + 1
+                    self.outlet.at += self._pieces[index].length
                     self._note(self._pieces[index].length)
             except OSError as error:
                 self.outlet.fault = _told(error)

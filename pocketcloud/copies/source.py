@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -45,7 +46,8 @@ from pocketcloud.system import CommandFailed, Runner
 class Source:
     """A kit whose labs are down, at one moment: the generation that keeps it, what its pool maps, LVM's rows and text of its
     volume group, the metadata in use (bytes), the ids of volumes whose content is nothing (`empty`), and a handle of the pool's
-    data, open with O_DIRECT. `whole` and `all_rows` have what keeps the generation before, too, which is not copied."""
+    data, open with O_DIRECT. `whole` and `all_rows` have what keeps the generation before, too, which is not copied.
+    `tree` is held by who reads or writes the kit's files while several copies are made of it."""
 
     kit: Kit
     shipped: Shipped
@@ -57,6 +59,7 @@ class Source:
     handle: int
     whole: PoolMap
     all_rows: tuple[LogicalVolume, ...]
+    tree: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:

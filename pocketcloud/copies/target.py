@@ -99,7 +99,8 @@ def state_image(source: Source, size: int, sums: Sums, finish: Callable[[Path], 
     with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp") as aside:
         tree, image = Path(aside, "tree"), Path(aside, "image")
         # Not what is mounted below: `content` is a volume of its own.
-        run(["cp", "--archive", "--one-file-system", source.kit.path, tree])
+        with source.tree:
+            run(["cp", "--archive", "--one-file-system", source.kit.path, tree])
         # The copy has made no copies, and nobody is making volumes in it.
         for path in (tree / LEDGER, *(tree / "volumes").glob(".*")):
             path.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
-from tests.rig.inside.test_kit_device import erase, in_file
+from tests.rig.inside.test_kit_device import erase, in_file, pattern
 
 DISKS = (Path("/dev/ram0"), Path("/dev/ram1"))
 MACHINES = 20
@@ -319,6 +319,14 @@ def test_by_hand_one_question_a_table_and_labels(places: Places, tmp_path: Path,
     Asked(places, "kit", "clone", "usb", empty, empty).ends(2, "are on one disk")
     Asked(places, "kit", "clone", "usb").ends(2, "no DISK is named")
     Asked(places, "kit", "clone", "usb", "--resume").ends(4, "no unfinished copy of kit usb")
+    before = [pattern(disk, 0) for disk in (full, empty)]
+    said = Asked(places, "kit", "clone", "usb", full, empty, "--dry-run").ends(0, "usb-01 on", "usb-02 on", "Nothing was done")
+    assert "now on it: ram0, 4 GiB: ext4" in said
+    assert "now on it: nothing" in said
+    assert "layout: state" in said
+    assert [pattern(disk, 0) for disk in (full, empty)] == before
+    assert not read_ledger(kit).copies
+    assert held(kit) is None
     labels = tmp_path / "labels.csv"
     asked = Asked(places, "kit", "clone", "usb", full, empty, "--labels", labels)
     shown, wanted = asked.until(r"type what tells them apart: (\S+):")

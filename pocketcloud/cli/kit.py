@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import kit_care, kit_clone, kit_space, kit_verify
+from pocketcloud.cli import kit_care, kit_clone, kit_space, kit_station, kit_verify
 from pocketcloud.cli.holding import hold_labs, one_at_a_time
 from pocketcloud.cli.options import (
     now,
@@ -317,5 +317,13 @@ def _take_out_of_libvirt(kit: Leaving, *, yes: bool, within: float) -> str:
     return f" ({domains} domains and {networks} networks left libvirt)"
 
 
-for _other in (kit_clone.clone, kit_verify.verify, kit_space.status, kit_space.trim, kit_care.repair, kit_care.erase):
+for _other in (
+    kit_clone.clone,
+    kit_station.station,
+    kit_verify.verify,
+    kit_space.status,
+    kit_space.trim,
+    kit_care.repair,
+    kit_care.erase,
+):
     command.add_command(_other)

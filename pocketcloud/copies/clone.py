@@ -158,8 +158,13 @@ def clone_of(
         unit = unit_of(source.pool.chunk)
         digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
         sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
-        with source.tree:
-            write_content(source, sums)
+        try:
+            with source.tree:
+                write_content(source, sums)
+        except OSError as error:
+            raise Refused(
+                f"kit {source.kit.name} cannot be written: {error.strerror}", hint="is its disk still plugged in? dmesg says more"
+            ) from error
         _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
         with show.reading():
             _each(left, stop, lambda t: _check(t, pieces, digests, unit, stop))

@@ -40,12 +40,16 @@ class Ledger:
 
 
 def read_ledger(kit: Kit) -> Ledger:
-    """What copies the kit has made. Raises Refused if that is damaged."""
+    """What copies the kit has made. Raises Refused if that is damaged or cannot be read."""
     path = kit.path / FILE
     try:
         text = path.read_text(errors="replace")
     except FileNotFoundError:
         return Ledger()
+    except OSError as error:
+        raise Refused(
+            f"the list of copies of kit {kit.name} cannot be read: {error.strerror}", hint="is the kit's disk still plugged in?"
+        ) from error
     try:
         return parse_json(text, Ledger, str(path))
     except BadDocument as error:
@@ -56,8 +60,14 @@ def read_ledger(kit: Kit) -> Ledger:
 
 
 def add_copies(kit: Kit, entries: Iterable[CopyEntry]) -> None:
-    """Add copies to the kit's list."""
-    write_whole(kit.path / FILE, dump_json(Ledger((*read_ledger(kit).copies, *entries))))
+    """Add copies to the kit's list. Raises Refused if that cannot be written."""
+    try:
+        write_whole(kit.path / FILE, dump_json(Ledger((*read_ledger(kit).copies, *entries))))
+    except OSError as error:
+        raise Refused(
+            f"the list of copies of kit {kit.name} cannot be written: {error.strerror}",
+            hint="is the kit's disk still plugged in? The copies that were verified are whole",
+        ) from error
 
 
 def next_names(kit: Kit, count: int, taken: Iterable[str]) -> tuple[Name, ...]:

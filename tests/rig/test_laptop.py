@@ -26,10 +26,11 @@ def test_laptop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _run(which: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    disk = folder / "ssd.img"
-    with disk.open("xb") as made:
-        made.truncate(8 * GIB)
-    job = run_job(f".venv/bin/python -B -m pytest -p no:cacheprovider -q -rA {which}", {"ssd": disk}, timeout=WITHIN)
+    disks = {name: folder / f"{name}.img" for name in ("ssd", "one", "two")}
+    for disk in disks.values():
+        with disk.open("xb") as made:
+            made.truncate(8 * GIB)
+    job = run_job(f".venv/bin/python -B -m pytest -p no:cacheprovider -q -rA {which}", disks, timeout=WITHIN)
     with capsys.disabled():
         print("", *(f"  in the laptop: {line}" for line in job.log.splitlines()[-5:] if " passed" in line), sep="\n")
     assert job.code == 0, job.log[-20000:]

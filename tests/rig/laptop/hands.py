@@ -26,6 +26,11 @@ def pull(disk: str) -> None:
     _changed(before, lambda now: before - now)
 
 
+def take(disk: str) -> None:
+    """Pull a disk out that was switched off before."""
+    _ask(f"pull {disk}")
+
+
 def _ask(line: str) -> None:
     (device,) = [path.name for path in _PORTS.iterdir() if (path / "name").read_text().strip() == _PORT]
     with Path("/dev", device).open("r+b", buffering=0) as port:

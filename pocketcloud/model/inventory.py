@@ -18,10 +18,9 @@ class Volume:
     """A volume as it is now.
 
     `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
-    `path` is what QEMU opens, in `format` (`qcow2`, `raw`); sizes in bytes: `size` is what a guest sees, `used` what it
     occupies by itself (None: the store would have to count first), without what it shares with `parent` (the name of the
-    volume it is a clone of; None: of nothing). A `spare` one was made in advance and is nobody's yet; `marks` are those it
-    was made with, where the store keeps them.
+    volume it is a clone of; None: of nothing). A `sealed` one that is `kept` stays so without clones, too. A `spare` one was
+    made in advance and is nobody's yet; `marks` are those it was made with, where the store keeps them.
     """
 
     name: str
@@ -33,6 +32,7 @@ class Volume:
     parent: str | None
     spare: bool = False
     marks: Mapping[str, str] = field(default_factory=dict)
+    kept: bool = False
 
 
 Marks = Mapping[str, str]

@@ -119,7 +119,8 @@ class ThinPool:
             if fill:
                 self._fill(logical, fill, maker)
         size = whole_extents(size)
-        return Volume(name, path_of(self._vg, logical), "raw", size, None, fill is not None, None, marks=dict(marks or {}))
+        kept = fill is not None
+        return Volume(name, path_of(self._vg, logical), "raw", size, None, kept, None, marks=dict(marks or {}), kept=kept)
 
     def clone(self, source: str, name: str, size: int | None = None) -> Volume:
         """See Storage.clone."""

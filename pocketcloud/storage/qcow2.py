@@ -207,7 +207,9 @@ class Qcow2Directory:
         path = self._folder / f"{name}{SUFFIX}"
         header, told = read_header(path), path.stat()
         parent = None if header.backing is None else header.backing.removesuffix(SUFFIX)
-        return Volume(name, path, "qcow2", header.size, told.st_blocks * 512, not told.st_mode & 0o222, parent)
+        sealed = not told.st_mode & 0o222
+        kept = sealed and told.st_mode & 0o7777 != _LENT
+        return Volume(name, path, "qcow2", header.size, told.st_blocks * 512, sealed, parent, kept=kept)
 
     def _larger(self, source: str, size: int | None) -> int | None:
         """The size for a clone, None for that of its source; never a smaller one, which would cut its content off."""

@@ -69,6 +69,7 @@ def volumes_in(vg: str, rows: Iterable[LogicalVolume]) -> tuple[Volume, ...]:
             parent=names.get(row.origin),
             spare=SPARE in row.tags,
             marks=marks_of(row),
+            kept=KEPT in row.tags,
         )
         for row in ours
     ]

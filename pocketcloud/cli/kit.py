@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pocketcloud.model.kit import Kit
     from pocketcloud.model.profile import Profile
 
+_PLUGGED, _UNFINISHED = "not attached", "unfinished copy"
+
 
 @click.group("kit")
 def command() -> None:
@@ -187,7 +189,7 @@ def list_kits(output: str) -> None:
         print_json(there + away)
         return
     rows = [(str(k.name), k.medium, k.manifest.storage, str(k.path), k.id) for k in kits]
-    rows += [(p.name, p.medium, "lvm", f"not attached: {p.device}", p.id) for p in plugged]
+    rows += [(p.name, p.medium, "lvm", f"{_UNFINISHED if p.unfinished else _PLUGGED}: {p.device}", p.id) for p in plugged]
     print_table(("KIT", "MEDIUM", "STORAGE", "PATH", "ID"), rows, empty="No kit is attached. pocketcloud kit init makes one.")
 
 

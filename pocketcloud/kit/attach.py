@@ -20,7 +20,7 @@ from pocketcloud.kit import loops
 from pocketcloud.kit.aside import aside, release
 from pocketcloud.kit.attached import Places, attached_kits, register, unreadable_kits
 from pocketcloud.kit.device import CONTENT_FOLDER, finished_name, put_down
-from pocketcloud.kit.directory import check_reachable
+from pocketcloud.kit.directory import PARTIAL, check_reachable
 from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identity, tag
 from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
 from pocketcloud.kit.mounts import mount, mounted_at, number_of
@@ -88,6 +88,11 @@ def _as_path(what: str | None) -> Path | None:
 def _attach_folder(places: Places, path: Path, rename: str | None) -> Attached:
     if rename is not None:
         raise Refused(f"{path}: kits in folders keep their identity", hint="detach the other one first")
+    if PARTIAL.fullmatch(path.resolve().name):
+        raise Refused(
+            f"{path} is an unfinished copy of a kit: `kit clone` was interrupted, or is at work",
+            hint=f"run that command again, which makes it anew; or: rm -r {shlex.quote(str(path))}",
+        )
     check_reachable(path.absolute())
     before = {kit.path for kit in attached_kits(places)}
     kit = register(places, path)
@@ -113,6 +118,11 @@ def _tried_away(device: Path, path: Path, run: Runner) -> None:
 
 def _attach_device(places: Places, device: Path, rename: str | None, now: str, run: Runner) -> Attached:
     found = kit_on(device, run)
+    if found.unfinished:
+        raise Refused(
+            f"the kit {found.name} on {found.device} is an unfinished copy: `kit clone` was interrupted",
+            hint=f"run that command again, which makes it anew; or: pocketcloud kit erase {found.device}",
+        )
     if (unreadable := unreadable_kits(places).get(found.name)) is not None:
         raise unreadable
     kits = attached_kits(places)

@@ -10,8 +10,8 @@ import os
 import re
 import shlex
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from pocketcloud.host import kits as host
 from pocketcloud.kit import loops
 from pocketcloud.kit.attached import Places, attached_kits, checked_name, register
 from pocketcloud.kit.directory import TREE_MODES, make_tree
-from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, fresh_group_name
+from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, UNFINISHED, fresh_group_name
 from pocketcloud.kit.manifest import host_mark, write_manifest
 from pocketcloud.kit.mounts import OPTIONS, mount, mounted_at, number_of, unmount
 from pocketcloud.kit.plugged import check_tools
@@ -64,7 +64,8 @@ class InitPlan:
     """A kit to be made: what it is called, on what it will lie, and the commands, as people type them, that make it.
 
     `device` is what becomes the physical volume (a placeholder for a file's loop device, which is found when it is made),
-    `size` its bytes, `title` what it is for people; `contents` everything now on it, and `verdict` what is known of it.
+    `size` its bytes, `title` what it is for people; `contents` everything now on it, and `verdict` what is known of it. With
+    `copy_of`, the id of another kit, it is to be a copy of that, and says so until it is whole.
     """
 
     name: Name
@@ -79,11 +80,13 @@ class InitPlan:
     contents: tuple[str, ...] = ()
     verdict: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    copy_of: str = ""
 
     @property
     def tags(self) -> tuple[str, ...]:
         """The tags of its volume group."""
-        return (f"{KIT}={self.id}", f"{KIT_NAME}={self.name}", f"{SCHEMA}={KIT_SCHEMA}")
+        unfinished = (f"{UNFINISHED}={self.copy_of}",) if self.copy_of else ()
+        return (f"{KIT}={self.id}", f"{KIT_NAME}={self.name}", f"{SCHEMA}={KIT_SCHEMA}", *unfinished)
 
 
 def check_host(run: Runner) -> None:
@@ -175,6 +178,23 @@ def shown(plan: InitPlan) -> tuple[str, ...]:
 def build(plan: InitPlan, device: Path, places: Places, run: Runner, *, now: str) -> Path:
     """Make the kit on a device that nothing is on any more; where it is mounted then. On a failure it is unmounted and
     inactive again; what is there is no kit, and may be begun anew."""
+    with laid_out(plan, device, places, run) as mount_point:
+        write_manifest(mount_point, replace(manifest_of(plan, device, run, now=now), dirty=True, last_host=host_mark()))
+    return mount_point
+
+
+def manifest_of(plan: InitPlan, device: Path, run: Runner, *, now: str) -> Manifest:
+    """The manifest of a kit that is made by the plan on a device."""
+    return Manifest(
+        KIT_SCHEMA, plan.id, plan.name, now, __version__, "lvm", sector_size=host.sector_size(host.kernel_name(device)),
+        derived_from=plan.copy_of, vg=plan.vg, arch=os.uname().machine, made_on=versions(run),
+    )  # fmt: skip
+
+
+@contextmanager
+def laid_out(plan: InitPlan, device: Path, places: Places, run: Runner) -> Iterator[Path]:
+    """All of a kit but its manifest, on a device that nothing is on any more: where it is mounted. On a failure, also of what is
+    done meanwhile, it is unmounted and inactive again."""
     lvm = Lvm([device], run)
     mount_point = places.mounts / plan.name
     with ExitStack() as undo:
@@ -193,14 +213,8 @@ def build(plan: InitPlan, device: Path, places: Places, run: Runner, *, now: str
         mount(Path("/dev", plan.vg, CONTENT), mount_point / CONTENT_FOLDER, run)
         (mount_point / CONTENT_FOLDER).chmod(TREE_MODES.get(CONTENT_FOLDER, 0o755))
         fill_ballast(plan.vg, lvm, run)
-        manifest = Manifest(
-            KIT_SCHEMA, plan.id, plan.name, now, __version__, "lvm",
-            sector_size=host.sector_size(host.kernel_name(device)), vg=plan.vg, arch=os.uname().machine, dirty=True,
-            last_host=host_mark(), made_on=versions(run),
-        )  # fmt: skip
-        write_manifest(mount_point, manifest)
+        yield mount_point
         undo.pop_all()
-    return mount_point
 
 
 def _check_alignment(lvm: Lvm, device: Path) -> None:

@@ -15,6 +15,8 @@ from pocketcloud.model.kit import KIT_SCHEMA, TREE, Kit, Manifest
 from pocketcloud.model.names import Name
 
 TREE_MODES = {"keys": 0o700}
+# A folder beside the one that it is to become, while `kit clone` makes it.
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 
 
 def name_for(path: Path, default: Path) -> Name:

@@ -292,6 +292,8 @@ def _signatures(chosen: Chosen, carrier: Path) -> tuple[str, ...]:
 
 def _check_not_whole(kit: Plugged, chosen: Chosen, run: Runner) -> None:
     where = chosen.target.path
+    if kit.unfinished:
+        return
     damaged = Refused(
         f"there is a kit named {kit.name} on {where}, and it is damaged",
         hint=f"pocketcloud kit repair {where}; if it is not needed any more: pocketcloud kit erase {where}",

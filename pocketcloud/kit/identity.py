@@ -32,6 +32,8 @@ from pocketcloud.system import CommandFailed, Runner
 KIT, KIT_NAME, SCHEMA = "pc:kit", "pc:kitname", "pc:schema"
 # On the volume group of a copy whose new identity is not complete: the name that its volume group is getting.
 BECOMING = "pc:becoming"
+# On the volume group of a copy that is being made, volume by volume: the id of the kit that it is a copy of.
+UNFINISHED = "pc:unfinished"
 # What `fresh_group_name` gives.
 _GROUP_NAME = re.compile(r"pc_[a-z2-7]{6}")
 _FSCK_MENDED = (0, 1, 2)

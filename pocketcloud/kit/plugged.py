@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pocketcloud.errors import HostLacks, NotFound, Refused, UsageError
 from pocketcloud.host import kits as host
-from pocketcloud.kit.identity import KIT, KIT_NAME, kit_group, tag
+from pocketcloud.kit.identity import KIT, KIT_NAME, UNFINISHED, kit_group, tag
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import GIB
@@ -36,6 +36,11 @@ class Plugged:
     def name(self) -> str:
         """The kit's name."""
         return tag(self.group, KIT_NAME) or ""
+
+    @property
+    def unfinished(self) -> str:
+        """The id of the kit that it is an unfinished copy of; empty for one that is whole, as far as its tags say."""
+        return tag(self.group, UNFINISHED) or ""
 
     @property
     def medium(self) -> Medium:
@@ -118,7 +123,7 @@ def _explain_sectors(kernel: str) -> None:
 def the_one(kits: Iterable[Plugged], attached: Iterable[Kit], name: str | None) -> Plugged:
     """Of the plugged kits that are not attached, the one of that name, or the only one. Raises NotFound, UsageError."""
     in_use = {device for kit in attached for device in kit.devices}
-    free = [kit for kit in kits if kit.device not in in_use]
+    free = [kit for kit in kits if kit.device not in in_use and not (kit.unfinished and name is None)]
     found = [kit for kit in free if name in (None, kit.name)]
     if len(found) == 1:
         return found[0]

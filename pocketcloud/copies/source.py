@@ -92,7 +92,7 @@ def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
     lvm = Lvm(kit.devices, run)
     folder = kit.path / "volumes"
     store = ThinPool(kit.vg, kit.devices, folder, run)
-    _check_idle(kit, lvm.volumes(kit.vg))
+    check_idle(kit, lvm.volumes(kit.vg))
     status = pool_status(f"{node_name(kit.vg, POOL)}-tpool", run)
     if status is None:
         raise NotFound(f"the pool of kit {kit.name} is not active", hint="pocketcloud kit attach")
@@ -109,7 +109,7 @@ def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
     left = {row.name for row in rows if row.tagged(SHIPPED) not in (None, shipped.generation)}
     _leave_out(group, left)
     empty = frozenset(number for name, number in numbers.items() if name == BALLAST)
-    handle = _opened(Path("/dev/mapper", node_name(kit.vg, f"{POOL}_tdata")))
+    handle = opened_data(kit)
     try:
         taken = _as_shipped(pool, rows, shipped.generation, {numbers[name] for name in left})
         there = tuple(row for row in rows if row.name not in left)
@@ -187,7 +187,8 @@ def _name(row: LogicalVolume) -> str:
     return row.tagged(NAME) or row.name
 
 
-def _check_idle(kit: Kit, rows: tuple[LogicalVolume, ...]) -> None:
+def check_idle(kit: Kit, rows: tuple[LogicalVolume, ...]) -> None:
+    """Raise Refused if volumes of the kit are in use."""
     busy = [_name(row) for row in rows if row.thin and row.open and row.name not in (CONTENT, BALLAST)]
     if busy:
         raise Refused(
@@ -222,7 +223,9 @@ def _leave_out(group: Section, names: set[str]) -> None:
             volumes.pop(name, None)
 
 
-def _opened(path: Path) -> int:
+def opened_data(kit: Kit) -> int:
+    """A handle of the data of an attached kit's pool, open with O_DIRECT. Raises Refused."""
+    path = Path("/dev/mapper", node_name(kit.vg, f"{POOL}_tdata"))
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:

@@ -173,8 +173,9 @@ def detach(places: Places, kit: Leaving, *, now: str, trim: bool = False, run: R
     elif kit.kit is not None:
         notes = _without_memories(kit.kit)
     elif kit.plugged is not None:
-        # The first run got as far as unmounting; or the kit cannot be read.
-        for place in (kit.path / CONTENT_FOLDER, kit.path) if kit.path else ():
+        # The first run got as far as unmounting; or the kit cannot be read, or is not finished.
+        tree_at = kit.path or places.mounts / kit.name
+        for place in (tree_at / CONTENT_FOLDER, tree_at):
             if mounted_at(place) is not None:
                 unmount(place, run)
         put_to_rest(Lvm([kit.plugged.device], run), kit.plugged.group.name)

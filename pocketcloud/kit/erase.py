@@ -17,11 +17,12 @@ from pocketcloud.errors import NotFound, Refused
 from pocketcloud.host import kits as host
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.attached import Places, attached_kits
+from pocketcloud.kit.device import put_down
 from pocketcloud.kit.disk import PARTITION_NAME
 from pocketcloud.kit.evidence import Target
 from pocketcloud.kit.identity import KIT, kit_group, tag
 from pocketcloud.kit.interlocks import check_target, claimed, contents, described
-from pocketcloud.kit.remains import clear, put_to_rest
+from pocketcloud.kit.remains import clear
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
 from pocketcloud.storage.thin_volumes import NAME
@@ -59,7 +60,7 @@ def plan_erasure(target: Target, places: Places, run: Runner) -> Erasure:
         raise Refused(f"kit {mine.name} is attached", hint=f"pocketcloud kit detach {mine.name}")
     clear(target.uuid, target.device, target.name, run)
     lvm = Lvm([target.device], run)
-    put_to_rest(lvm, target.vg)
+    put_down(lvm, target.vg, places.mounts / target.name, run)
     devices = read_block_devices(run=run)
     carrier = devices.get(host.kernel_name(target.device))
     if carrier is None:

@@ -72,8 +72,8 @@ def write(storage: Storage, name: str, at: int, size: int, seed: int) -> None:
         os.fsync(file.fileno())
 
 
-def furnish(kit: Kit) -> Storage:
-    """A base, three layers on it, twenty machines that wrote something, states of some of them, and a file among the media."""
+def furnish(kit: Kit, machines: int = MACHINES) -> Storage:
+    """A base, three layers on it, machines of which some wrote something, states of those, and a file among the media."""
     storage = open_storage(kit)
 
     def fill(path: Path) -> None:
@@ -88,8 +88,8 @@ def furnish(kit: Kit) -> Storage:
         write(storage, name, (5 + 10 * number) * MIB + 12345, MIB, 10 + number)
         storage.seal(name)
         below = name
-    storage.clone_all([Clone(below, f"lab.{number}") for number in range(MACHINES)])
-    changed = range(0, MACHINES, 5)
+    storage.clone_all([Clone(below, f"lab.{number}") for number in range(machines)])
+    changed = range(0, machines, 5)
     for number in changed:
         write(storage, f"lab.{number}", number * MIB, 200 * KIB, 100 + number)
     storage.clone_all([Clone(f"lab.{number}", f"state.{number}") for number in changed])

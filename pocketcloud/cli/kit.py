@@ -184,6 +184,7 @@ def list_kits(output: str) -> None:
         ]
         away = [
             {"name": p.name, "id": p.id, "path": None, "medium": p.medium, "storage": "lvm", "devices": [p.device]}
+            | ({"unfinished": True} if p.unfinished else {})
             for p in plugged
         ]
         print_json(there + away)

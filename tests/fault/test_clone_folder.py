@@ -31,6 +31,11 @@ def test_a_lab_goes_over_with_its_states_and_is_raised_there() -> None:
         kit.cli("kit", "clone", name, kit.folder / "two", "-y").expect(5, "in use", "lab down")
         assert not (kit.folder / "two").exists()
         kit.cli("lab", "down", "tiny").expect(0)
+        told = kit.cli("kit", "clone", name, kit.folder / "two", "--dry-run", "-o", "json").expect(0).json()["planned"]
+        assert isinstance(told, list)
+        assert [(each["kit"], each["lost"], each["fault"]) for each in told] == [(copy, [], "")]
+        assert not (kit.folder / "two").exists()
+        kit.cli("kit", "clone", name, kit.folder / "two").expect(2, "-y")
         kit.cli("kit", "clone", name, kit.folder / "two", "-y").expect(0, copy, "verified")
         made = kit_at(kit.folder / "two")
         volumes = open_storage(made).volumes()

@@ -205,6 +205,7 @@ def test_by_hand_a_disk_and_a_folder_of_one_kit(places: Places, disk: Path, fold
     run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", disk])
     Asked(places, "kit", "clone", "one", "--resume").ends(2, "from disk to disk")
     Asked(places, "kit", "clone", "one", folder / "one/media/x").ends(5, "lies in another kit")
+    Asked(places, "kit", "clone", "one", disk, folder / "two", "--dry-run").ends(0, "layout: state", "Nothing was done")
     asked = Asked(places, "kit", "clone", "one", disk, folder / "two", "-o", "json")
     shown, wanted = asked.until(r"type what tells them apart: (\S+):")
     assert "copied to 2 targets" in shown

@@ -40,7 +40,7 @@ def test_killed_somewhere_it_is_completed(bed: StatesBed, verb: str) -> None:
 def test_killed_everywhere_it_is_completed(bed: StatesBed, verb: str, block: int) -> None:
     before = bed.cases
     block_of_cases(bed, verb, CASES, block, BLOCKS)
-    assert bed.cases - before >= CASES // BLOCKS - 1
+    assert bed.cases - before >= min(CASES, len(bed.recorded(verb))) // BLOCKS - 1
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ def test_kits_are_made_listed_and_shown(cli: Cli) -> None:
 def test_json_is_json_or_an_explained_error(cli: Cli, path: tuple[str, ...]) -> None:
     assert cli("kit", "init").returncode == 0
     states = {verb: ["demo@before"] for verb in ("snapshot", "restore", "forget", "protect")}
-    words = {"show": ["emulated"], "remove": ["x"], "clone": ["x", "/dev/null"], **states}.get(
+    words = {"show": ["emulated"], "remove": ["x"], "clone": ["x", "/dev/null"], "sync": ["x"], "verify": ["x"], **states}.get(
         path[-1], ["demo"] if path[0] == "lab" and path[-1] != "list" else []
     )
     done = cli(*path, *words, "-o", "json")

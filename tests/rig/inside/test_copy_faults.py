@@ -1,0 +1,150 @@
+"""Copies that go wrong: stopped by hand at any moment, disks that are pulled, that fail, that tell lies. A copy that is not whole
+is no kit, the others become kits, and the same command again makes it whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pocketcloud.copies.clone import Copied, Wanted, clone
+from pocketcloud.errors import NotFound
+from pocketcloud.kit.attached import Places
+from pocketcloud.kit.disk import choose
+from pocketcloud.kit.plugged import plugged_kits
+from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import MIB
+from pocketcloud.system import run
+from tests.rig.inside.filed import attached, detached
+from tests.rig.inside.made import NOW
+from tests.rig.inside.test_clone import contents, disks, held, one_base, targets
+from tests.rig.inside.test_kit_device import in_file
+
+__all__ = ["disks", "targets"]
+SIZE = 24 * MIB
+CANCELS, PULLS, BAD = range(20), range(12), range(6)
+
+
+def chance(*words: object) -> random.Random:
+    return random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{words}")  # noqa: S311 - keeps no secret
+
+
+def poured(kit: Kit, places: Places, stop: threading.Event, *named: tuple[str, Path]) -> tuple[Copied, ...]:
+    wanted = [Wanted(choose(places, disk, run), Name(name)) for name, disk in named]
+    return clone(kit, wanted, places, run, now=NOW, stop=stop, tell=lambda _: None, noted_every=MIB)
+
+
+def is_kit(name: str) -> bool:
+    return name in {each.name for each in plugged_kits(run)}
+
+
+@pytest.mark.sampled(20)
+def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
+    disk, other = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    begun = time.monotonic()
+    (done,) = poured(kit, places, threading.Event(), ("first", other))
+    seconds = time.monotonic() - begun
+    assert not done.fault
+    stopped = 0
+    for number in CANCELS:
+        part = (number + chance("cancel", number).random()) / len(CANCELS)
+        stop = threading.Event()
+        timer = threading.Timer(part * seconds, stop.set)
+        timer.start()
+        try:
+            poured(kit, places, stop, ("copy", disk))
+        except InterruptedError:
+            stopped += 1
+            assert not is_kit("copy")
+            with pytest.raises(NotFound, match="no kit"):
+                attached(places, disk)
+        finally:
+            timer.cancel()
+            timer.join()
+        assert held(kit) is None
+        if is_kit("copy"):
+            run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}p*")), disk])
+    print(f"{stopped} kills")
+    assert stopped > len(CANCELS) // 3
+    (done,) = poured(kit, places, threading.Event(), ("copy", disk))
+    assert not done.fault
+    copy = attached(places, disk).kit
+    assert contents(copy) == contents(kit)
+    for name in ("usb", "copy"):
+        detached(places, name)
+
+
+@contextmanager
+def scsi_disk(**options: int) -> Iterator[Path]:
+    """A disk that says it has four GiB, and keeps much less: nothing may ever become a kit on it."""
+    words = [f"{key}={value}" for key, value in {"dev_size_mb": 64, "virtual_gb": 4, **options}.items()]
+    run(["modprobe", "scsi_debug", *words])
+    try:
+        until = time.monotonic() + 20
+        while not (found := list(Path("/dev").glob("sd?"))):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield found[0]
+    finally:
+        for _ in range(100):
+            if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("something still holds the disk")
+
+
+def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path) -> Copied:
+    """Copy to a good and a bad disk; the good one is a kit."""
+    whole, lost = poured(kit, places, threading.Event(), ("good", good), ("lost", bad))
+    assert whole.fault == "", "the others finish"
+    assert lost.fault
+    assert not is_kit("lost")
+    assert is_kit("good")
+    assert held(kit) is None
+    return lost
+
+
+@pytest.mark.sampled(12)
+@pytest.mark.parametrize("number", PULLS)
+def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int) -> None:
+    good, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    with scsi_disk() as disk:
+        node = Path("/sys/block", disk.name, "device/delete")
+        timer = threading.Timer(chance("pull", number).uniform(0.5, 10.0), node.write_text, ("1",))
+        timer.start()
+        try:
+            lost = goes_on_without(kit, places, good, disk)
+        finally:
+            timer.cancel()
+            timer.join()
+        assert lost.device == disk
+    copy = attached(places, good).kit
+    assert contents(copy) == contents(kit)
+    for name in ("usb", "good"):
+        detached(places, name)
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("number", BAD)
+def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int) -> None:
+    """Medium errors where the copy's data lies, by the disk itself (scsi_debug's option 2)."""
+    good, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    first = (1 << 30) + chance("bad", number).randrange(48 * MIB, 60 * MIB)
+    with scsi_disk(opts=2, medium_error_start=first // 512, medium_error_count=64) as disk:
+        goes_on_without(kit, places, good, disk)
+    for name in ("usb",):
+        detached(places, name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.copies.clone import Copied
-from pocketcloud.copies.filling import Contents, contents_of
+from pocketcloud.copies.filling import Contents, Progress, check, contents_of, fill
 from pocketcloud.copies.folder import WantedFolder, checked_folder
 from pocketcloud.copies.logical import clone_by_volume
 from pocketcloud.copies.reading import reading_of
@@ -188,6 +188,34 @@ def test_what_is_not_written_takes_nothing(places: Places, kit: Kit, folder: Pat
     before = own(kit).bytes
     (done,) = copied(kit, places, folder / "two")
     assert (done.fault, done.written) == ("", before)
+
+
+@pytest.mark.parametrize("what", ["content", "a seal", "a parent", "one too many"])
+def test_what_is_not_as_it_was_written_is_found(places: Places, kit: Kit, folder: Path, what: str) -> None:
+    progress = Progress(threading.Event(), lambda: None)
+    copy = init_directory(places, folder / "two", "two", now=NOW)
+    with reading_of(kit, run) as reading:
+        found = contents_of(reading)
+        fill(found, copy, 0, progress, run)
+        check(found, copy, progress, run)
+        store = open_storage(copy)
+        match what:
+            case "content":
+                path, _ = store.place("layer.one")
+                content = path.read_bytes()
+                at = content.index(noise(MIB, 2)[:512])
+                path.chmod(0o644)
+                path.write_bytes(content[:at] + b"?" + content[at + 1 :])
+                path.chmod(0o444)
+            case "a seal":
+                store.place("layer.one")[0].chmod(0o1444)
+            case "a parent":
+                store.remove("lab.demo.m2.root.g1")
+                store.clone("base.tiny.x86_64.abc", "lab.demo.m2.root.g1", 32 * MIB)
+            case _:
+                store.create("lab.demo.m9.root.g1", MIB)
+        with pytest.raises(Refused, match=r"not what was written|not as the one|nobody made"):
+            check(found, copy, progress, run)
 
 
 def test_a_stop_leaves_nothing(places: Places, kit: Kit, folder: Path) -> None:

@@ -33,12 +33,14 @@ from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.storage.devmapper import nodes
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.thin_volumes import whole_extents
 from pocketcloud.storage.volume_data import opened
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
-from tests.rig.inside.test_clone import contents, furnish, held, noise
+from tests.rig.inside.test_clone import furnish, held, noise
 from tests.rig.inside.test_kit_device import erase, in_file
 
 DISK = Path("/dev/ram0")
@@ -81,19 +83,21 @@ def copied(kit: Kit, places: Places, target: Path, name: str) -> Copied:
     return done
 
 
-def seen(kit: Kit) -> dict[str, str]:
-    """A digest of each volume, as a guest would read it."""
-    if kit.vg:
-        return contents(kit)
-    found = {}
-    for volume in open_storage(kit).volumes():
+def seen(kit: Kit, of: Kit | None = None) -> dict[str, str]:
+    """A digest of each volume, as a guest would read it: as much of it as the same one of the kit `of` has."""
+    store, found = open_storage(kit), {}
+    sizes = {volume.name: volume.size for volume in open_storage(of or kit).volumes()}
+    for volume in store.volumes():
+        store.activate(volume.name)
         with opened(volume.path, volume.format, run) as data:
-            found[volume.name] = hashlib.blake2b(data.read(0, volume.size)).hexdigest()
+            found[volume.name] = hashlib.blake2b(data.read(0, sizes[volume.name])).hexdigest()
+    if kit.vg:
+        Lvm(kit.devices).command("lvchange", "-an", *(store.place(name)[0] for name in found))
     return found
 
 
 def structure(kit: Kit) -> dict[str, tuple[object, ...]]:
-    return {v.name: (v.parent, v.sealed, v.kept, v.size) for v in open_storage(kit).volumes() if not v.spare}
+    return {v.name: (v.parent, v.sealed, v.kept, whole_extents(v.size)) for v in open_storage(kit).volumes() if not v.spare}
 
 
 def own(kit: Kit) -> Contents:
@@ -149,9 +153,16 @@ def small(places: Places, path: Path) -> Kit:
     def fill(path: Path) -> None:
         path.write_bytes(noise(16 * MIB, 1) + bytes(16 * MIB))
 
+    def odd(path: Path) -> None:
+        path.write_bytes(noise(3 * MIB + 512, 7))
+
     kit = init_directory(places, path, "one", now=NOW)
     store = open_storage(kit)
     store.create("base.one", 32 * MIB, fill)
+    store.create("base.odd", 3 * MIB + 512, odd)
+    store.clone("base.odd", "lab.demo.odd.root.g1", 5 * MIB + 512)
+    with opened(*store.place("lab.demo.odd.root.g1"), run, writable=True) as data:
+        data.write(5 * MIB, memoryview(noise(512, 8)))
     store.clone("base.one", "lab.demo.m.root.g1")
     with opened(*store.place("lab.demo.m.root.g1"), run, writable=True) as data:
         data.write(20 * MIB, memoryview(noise(MIB, 2)))
@@ -193,7 +204,7 @@ def test_a_copy_that_was_killed_is_no_kit_and_is_begun_anew(places: Places, disk
     assert not nodes()
     assert not [there for there in mounts() if there.path.is_relative_to(places.mounts)]
     copy = attached(places, disk).kit
-    assert seen(copy) == seen(kit)
+    assert seen(copy, kit) == seen(kit)
     assert structure(copy) == structure(kit)
     for name in ("copy", "one"):
         detached(places, name)
@@ -213,7 +224,10 @@ def test_by_hand_a_disk_and_a_folder_of_one_kit(places: Places, disk: Path, fold
     assert "ext4" in shown
     asked.answer(wanted)
     asked.ends(0, "one-01", "one-02", "verified")
-    assert (kit_at(folder / "two").name, attached(places, disk).kit.name) == ("one-02", "one-01")
+    two, disked = kit_at(folder / "two"), attached(places, disk).kit
+    assert (two.name, disked.name) == ("one-02", "one-01")
+    assert seen(disked, two) == seen(two)
+    assert structure(disked) == structure(two)
     told = json.loads((folder / "one/copies.json").read_text())
     assert [each["name"] for each in told["copies"]] == ["one-01", "one-02"]
     detached(places, "one-01")

@@ -26,12 +26,13 @@ from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, UNFINISHED, fresh_gr
 from pocketcloud.kit.manifest import host_mark, write_manifest
 from pocketcloud.kit.mounts import OPTIONS, mount, mounted_at, number_of, unmount
 from pocketcloud.kit.plugged import check_tools
-from pocketcloud.kit.remains import put_to_rest
+from pocketcloud.kit.remains import put_to_rest, take_down
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import MIB, size_text
 from pocketcloud.storage.ballast import fill_ballast
+from pocketcloud.storage.devmapper import nodes_of
 from pocketcloud.storage.lvm import Lvm, complaint
 from pocketcloud.storage.lvm_layout import Layout, format_commands, layout_for
 from pocketcloud.storage.thin_volumes import CONTENT, STATE
@@ -198,6 +199,7 @@ def laid_out(plan: InitPlan, device: Path, places: Places, run: Runner) -> Itera
     lvm = Lvm([device], run)
     mount_point = places.mounts / plan.name
     with ExitStack() as undo:
+        undo.callback(_tried, _take_down_left, plan, mount_point, run)
         undo.callback(_tried, put_down, lvm, plan.vg, mount_point, run)
         try:
             for verb, *rest in format_commands(device, plan.vg, plan.layout, plan.tags):
@@ -237,6 +239,14 @@ def put_down(lvm: Lvm, vg: str, mount_point: Path, run: Runner) -> None:
         put_to_rest(lvm, vg)
     if mount_point.is_dir() and mounted_at(mount_point) is None:
         mount_point.rmdir()
+
+
+def _take_down_left(plan: InitPlan, mount_point: Path, run: Runner) -> None:
+    """Take down what LVM cannot: on a disk that is smaller than it says, its own text is overwritten."""
+    if left := nodes_of(plan.vg):
+        take_down(left, plan.name, run)
+        if mount_point.is_dir() and mounted_at(mount_point) is None:
+            mount_point.rmdir()
 
 
 def versions(run: Runner) -> dict[str, str]:

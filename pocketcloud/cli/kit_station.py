@@ -53,7 +53,10 @@ def station(
     places = Places.from_environment()
     kit = open_kit(master)
     if not kit.vg:
-        raise Refused(f"kit {kit.name} is a folder, which cannot be copied to disks", hint="make a kit on a disk: kit init DISK")
+        raise Refused(
+            f"kit {kit.name} is a folder; a station copies kits on disks",
+            hint=f"copy it to a disk first: pocketcloud kit clone {kit.name} DISK",
+        )
     with ExitStack() as held:
         held.enter_context(one_at_a_time(places))
         hold_labs(places, kit, held)

@@ -9,6 +9,7 @@ import random
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,10 @@ from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
-from tests.rig.inside.test_clone import furnish, held, noise
+from tests.rig.inside.test_clone import furnish, held, liar, noise
 from tests.rig.inside.test_kit_device import erase, in_file
+
+__all__ = ["liar"]
 
 DISK = Path("/dev/ram0")
 CHUNK = 64 * KIB
@@ -188,6 +191,18 @@ def cut_short(kit: Kit, places: Places, disk: Path, seconds: float) -> bool:
     return code != 0
 
 
+def left_by_detach(places: Places) -> None:
+    """Detach what a kill has left active and mounted, once the commands that were at work have ended."""
+    until = time.monotonic() + 30
+    while nodes():
+        try:
+            detached(places, "copy")
+        except (Refused, NotFound):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    assert not [there for there in mounts() if there.path.is_relative_to(places.mounts)]
+
+
 @pytest.mark.sampled(20)
 @pytest.mark.parametrize("number", range(20))
 def test_a_copy_that_was_killed_is_no_kit_and_is_begun_anew(places: Places, disk: Path, folder: Path, number: int) -> None:
@@ -198,6 +213,8 @@ def test_a_copy_that_was_killed_is_no_kit_and_is_begun_anew(places: Places, disk
             break
         with pytest.raises((NotFound, Refused), match=r"no kit|unfinished copy|nothing of|no volume group"):
             attached(places, disk)
+        if number % 2:
+            left_by_detach(places)
     else:
         done = copied(kit, places, disk, "copy")
         assert done.fault == ""
@@ -208,6 +225,17 @@ def test_a_copy_that_was_killed_is_no_kit_and_is_begun_anew(places: Places, disk
     assert structure(copy) == structure(kit)
     for name in ("copy", "one"):
         detached(places, name)
+
+
+@pytest.mark.sampled(20)
+def test_a_disk_that_is_smaller_than_it_says_is_found_out(places: Places, folder: Path, liar: Path) -> None:
+    done = copied(small(places, folder / "one"), places, liar, "copy")
+    assert done.fault
+    assert not nodes()
+    assert not [there for there in mounts() if there.path.is_relative_to(places.mounts)]
+    with pytest.raises((NotFound, Refused)):
+        attached(places, liar)
+    detached(places, "one")
 
 
 @pytest.mark.sampled(20)

@@ -60,9 +60,12 @@ def station(
     with ExitStack() as held:
         held.enter_context(one_at_a_time(places))
         hold_labs(places, kit, held)
-        click.echo(f"each blank disk in {_ports_text(ports)} becomes a copy of kit {kit.name}, in any number, as do", err=True)
-        click.echo("  unfinished copies of it, and copies of an earlier state of it that nobody has used", err=True)
-        click.echo("  disks with anything else on them are left alone", err=True)
+        click.echo(
+            f"each blank disk in {_ports_text(ports)} becomes a copy of kit {kit.name}; so do unfinished copies of it,", err=True
+        )
+        click.echo(
+            "and copies of an earlier state of it that nobody has used. Disks with anything else are left alone.", err=True
+        )
         ask("Begin?", yes=yes)
         unhurried(held, f"copying kit {kit.name}", verbose)
         record = held.enter_context(_recording(log))

@@ -202,7 +202,7 @@ class Station:
             self._run,
             now=self._orders.now(),
             stop=self._stop,
-            tell=lambda event: self._orders.tell(self._with_port(event, batch)),
+            tell=lambda event: self._pass_on(event, batch),
             noted_every=self._orders.noted_every,
         )
         for copied, (disk, _) in zip(done, ready, strict=True):
@@ -217,18 +217,24 @@ class Station:
         except (PocketcloudError, OSError) as error:
             fault = error.message if isinstance(error, PocketcloudError) else str(error)
             device = disk.device
+            self._say_failed(disk, fault)
             self._ended(disk, Copied(disk.name, device.path, self._described(disk), device.serial, device.port, fault=fault))
             return None
 
-    def _with_port(self, event: Event, batch: Sequence[_Disk]) -> Event:
-        """The row of a disk is called by its port, too."""
+    def _pass_on(self, event: Event, batch: Sequence[_Disk]) -> None:
+        """Tell what happens to a disk, whose row is called by its port, too; a fault at once, as others may go on for long."""
+        disk = next((disk for disk in batch if str(disk.name) == getattr(event, "id", None)), None)
         match event:
-            case StepStarted() | StepProgress() | StepDone() | StepFailed():
-                port = next((disk.port for disk in batch if str(disk.name) == event.id), "")
-                title = f"port {port}: {event.id}"
-                return replace(event, id=title, machine=title if event.machine else "")
+            case StepStarted() | StepProgress() | StepDone() | StepFailed() if disk is not None:
+                title = f"port {disk.port}: {event.id}"
+                self._orders.tell(replace(event, id=title, machine=title if event.machine else ""))
+                if isinstance(event, StepFailed):
+                    self._say_failed(disk, event.message)
             case _:
-                return event
+                self._orders.tell(event)
+
+    def _say_failed(self, disk: _Disk, fault: str) -> None:
+        self._say(f"{disk.name} FAILED on port {disk.port}, {self._described(disk)}: {fault}", warn=True)
 
     def _ended(self, disk: _Disk, copied: Copied) -> None:
         told = {
@@ -242,7 +248,6 @@ class Station:
                 if all(one.kit != copied.kit for one in self._tally.done):
                     self._tally.failed[str(copied.kit)] = copied
             self._record("failed", disk, **told, fault=copied.fault)
-            self._say(f"{copied.kit} FAILED on port {disk.port}, {self._described(disk)}: {copied.fault}", warn=True)
             return
         with self._source.tree:
             add_copies(self._source.kit, [entry_of(copied, self._orders.now())])

@@ -4,6 +4,9 @@ that is for the emulated laptop."""
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -152,6 +155,45 @@ def test_a_copy_that_was_interrupted_is_gone_on_with(places: Places, tmp_path: P
     assert contents(copy) == contents(kit)
     for name in ("copy", "usb"):
         detached(places, name)
+
+
+def killed(kit: Kit, places: Places, seconds: float) -> bool:
+    """Let a station work in a process of its own, which is killed after so long; whether it was before it was done."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = 0 if worked(kit, places, never, count=1).tally.done else 1
+        finally:
+            os._exit(code)
+    threading.Timer(seconds, os.kill, (child, signal.SIGKILL)).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+@pytest.mark.sampled(10)
+@pytest.mark.parametrize("number", range(10))
+def test_a_station_that_is_killed_goes_on_wherever_it_was(places: Places, tmp_path: Path, number: int) -> None:
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 32 * MIB)
+    SECOND.write_bytes(b"something that nobody knows")
+    before = pattern(SECOND, 0)
+    chance = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.station.{number}")  # noqa: S311 - keeps no secret
+    for _ in range(3):
+        if not killed(kit, places, chance.uniform(3.0, 30.0)):
+            break
+    found = worked(kit, places, lambda records: any(r["event"] == "done" or r.get("kind") == "done" for r in records))
+    kind, why = found.seen()[str(FIRST)]
+    assert kind != "foreign", why
+    assert found.tally.failed == {}
+    assert [str(entry.name) for entry in read_ledger(kit).copies] in ([], ["usb-01"])
+    assert pattern(SECOND, 0) == before
+    (name,) = {each.name for each in plugged_kits(run)} - {"usb"}
+    copy = attached(places, FIRST).kit
+    assert contents(copy) == contents(kit)
+    for each in (name, "usb"):
+        detached(places, each)
 
 
 @pytest.mark.sampled(10)

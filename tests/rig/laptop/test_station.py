@@ -1,4 +1,4 @@
-"""A station with real USB disks, one behind UAS and one behind usb-storage, which is pulled and put back elsewhere."""
+"""A station with real USB disks, behind UAS and usb-storage: plugs are pulled in the middle, and put back elsewhere."""
 
 from __future__ import annotations
 
@@ -55,17 +55,28 @@ def events(station: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
             print(line, end="")
 
 
+def begin(master: str, log: Path, count: int) -> subprocess.Popen[str]:
+    words = ["kit", "station", "--master", master, "-y", "--count", str(count), "--log", str(log), "--progress", "json"]
+    argv = [sys.executable, "-m", "pocketcloud", *words]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def furnished(name: str) -> str:
+    """Give a kit a base; the digest of that."""
+    store = open_storage(find_kit(Places.from_environment(), name))
+    store.create("base.one", SIZE, fill)
+    found = digest(name)
+    subprocess.run(["lvchange", "-an", store.place("base.one")[0]], check=False)
+    return found
+
+
 def test_one_disk_is_pulled_while_it_is_written_and_put_back(tmp_path: Path) -> None:
     cli("kit", "init", "--file", tmp_path / "usb.img", "--size", "6GiB", "--name", "usb")
-    open_storage(find_kit(Places.from_environment(), "usb")).create("base.one", SIZE, fill)
-    before = digest("usb")
-    open_storage(find_kit(Places.from_environment(), "usb"))
-    subprocess.run(["lvchange", "-an", *map(str, _bases())], check=False)
+    before = furnished("usb")
     log = tmp_path / "log"
     plug("one", "xhci", 1, "uas")
     device = plug("two", "xhci", 2, "bot")
-    argv = [sys.executable, "-m", "pocketcloud", "kit", "station", "--master", "usb", "-y", "--count", "2", "--log", str(log)]
-    with subprocess.Popen([*argv, "--progress", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as station:
+    with begin("usb", log, 2) as station:
         told = events(station)
         begun = next(one for one in told if one["event"] == "StepStarted" and one["title"].endswith(str(device)))
         next(one for one in told if one["event"] == "StepProgress" and one["id"] == begun["id"] and one["fraction"] > 0.15)
@@ -77,6 +88,7 @@ def test_one_disk_is_pulled_while_it_is_written_and_put_back(tmp_path: Path) -> 
         assert station.wait(WITHIN) == 0, said
     print(said)
     records = [json.loads(line) for line in log.read_text().splitlines()]
+    print(*records, sep="\n")
     assert sorted(record["copy"] for record in records if record["event"] == "done") == ["usb-01", "usb-02"]
     assert [record["copy"] for record in records if record["event"] == "failed"] == [begun["id"].split(": ")[1]]
     again = [record["kind"] for record in records if record["event"] == "seen" and record["port"].endswith("3:1.0-scsi-0:0:0:0")]
@@ -94,9 +106,39 @@ def test_one_disk_is_pulled_while_it_is_written_and_put_back(tmp_path: Path) -> 
         pull(disk)
 
 
-def _bases() -> list[Path]:
-    store = open_storage(find_kit(Places.from_environment(), "usb"))
-    return [store.place(volume.name)[0] for volume in store.volumes()]
+def test_the_master_is_pulled_and_put_back(tmp_path: Path) -> None:
+    cli("kit", "init", plug("ssd", "xhci", 4, "uas"), "--name", "usb", "-y")
+    before = furnished("usb")
+    blank = plug("one", "xhci", 1, "bot")
+    subprocess.run(["blkdiscard", "--force", blank], check=True)
+    log = tmp_path / "log"
+    with begin("usb", log, 1) as station:
+        told = events(station)
+        next(one for one in told if one["event"] == "StepProgress" and one["fraction"] > 0.15)
+        pull("ssd")
+        list(told)
+        assert station.wait(WITHIN) == 5
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [record["event"] for record in records if record["device"] == str(blank)] == ["seen", "begun"]
+    (kind,) = {record["kind"] for record in records if record["event"] == "seen" and record["device"] != str(blank)}
+    assert kind == "foreign", "the master's own disk"
+    cli("kit", "detach")
+
+    master = plug("ssd", "xhci", 2, "uas")
+    cli("kit", "attach", master)
+    with begin("usb", log, 1) as station:
+        list(events(station))
+        assert station.wait(WITHIN) == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()][len(records) :]
+    assert [record["kind"] for record in records if record["event"] == "seen"].count("unfinished") == 1
+    take("one")
+    cli("kit", "attach", plug("one", "xhci", 1, "uas"))
+    assert digest("usb-01") == before
+    for name in ("usb-01", "usb"):
+        cli("kit", "detach", name)
+    subprocess.run(["blkdiscard", "--force", master], check=True)  # the next test begins with a blank one
+    for disk in ("one", "ssd"):
+        pull(disk)
 
 
 def _until_switched_off() -> None:

@@ -41,8 +41,9 @@ def station(
 ) -> None:
     """Make a copy of a kit of each blank disk that is plugged in, until Ctrl-C: it is verified, switched off, and can be pulled.
 
-    A copy that was interrupted is gone on with, one of an earlier state that nobody has used is made anew, one that is done is
-    known. Disks with anything else on them are left alone; to erase those is for `kit clone`. The labs of KIT are down meanwhile.
+    A copy that was interrupted is gone on with, one of an earlier state that nobody has used is brought to this one, one that is
+    done is known. Disks with anything else on them are left alone; to erase those is for `kit clone`. The labs of KIT are down
+    meanwhile.
     """
     from pocketcloud.copies.source import source_of
     from pocketcloud.copies.station import Orders, Station

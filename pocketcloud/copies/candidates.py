@@ -23,7 +23,7 @@ from pocketcloud.kit.disk import Chosen, choose
 from pocketcloud.kit.erase import erase, plan_erasure
 from pocketcloud.kit.interlocks import contents
 from pocketcloud.kit.manifest import read_manifest
-from pocketcloud.kit.plugged import Plugged, plugged_kits
+from pocketcloud.kit.plugged import PARTITION_START, Plugged, plugged_kits
 from pocketcloud.kit.target import opened
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.lvm import Lvm
@@ -79,26 +79,30 @@ def _judged(source: Source, path: Path, places: Places, run: Runner) -> Candidat
         return Candidate(Kind.UNFINISHED, path, name=note.name, chosen=chosen)
     if chosen.unfinished is None and (found := contents(chosen.devices, chosen.target)):
         return Candidate(Kind.FOREIGN, path, f"it is not empty: {'; '.join(found)}")
-    # A partition of ours with nothing in it is what is left where a copy was interrupted before it began.
-    if not _is_zero(chosen.unfinished or path):
+    # A partition of ours with nothing in it is what is left where a copy was interrupted before it began; the kernel may not
+    # even know of it.
+    begin, end = (PARTITION_START, PARTITION_START + chosen.room) if chosen.unfinished else (0, chosen.target.size)
+    if not _is_zero(path, begin, end):
         return Candidate(Kind.FOREIGN, path, "it is not empty, although what is on it is nothing that is known")
     return Candidate(Kind.BLANK, path, chosen=chosen)
 
 
 def _any_note(carrier: Path) -> Unfinished | None:
     """Also that of a copy that was killed while it got its label."""
-    handle = os.open(carrier, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        handle = os.open(carrier, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
     try:
         return read_note(handle)
     finally:
         os.close(handle)
 
 
-def _is_zero(path: Path) -> bool:
-    """Whether the first and the last MiB are zeros."""
+def _is_zero(path: Path, begin: int, end: int) -> bool:
+    """Whether the first and the last MiB between two bytes of a disk are zeros."""
     with path.open("rb", buffering=0) as disk:
-        size = disk.seek(0, os.SEEK_END)
-        for place in (0, max(0, size - MIB)):
+        for place in (begin, max(begin, end - MIB)):
             disk.seek(place)
             data = disk.read(MIB)
             if not data or data.count(0) != len(data):
@@ -110,8 +114,7 @@ def _of_kit(source: Source, path: Path, plugged: Plugged, run: Runner) -> Candid
     if host.above(host.kernel_name(plugged.device)):
         return Candidate(Kind.FOREIGN, path, f"kit {plugged.name} on it is in use")
     generation = source.shipped.generation
-    entry = next((one for one in read_ledger(source.kit).copies if one.id == plugged.id), None)
-    if entry is not None and entry.generation == generation:
+    if any((one.id, one.generation) == (plugged.id, generation) for one in read_ledger(source.kit).copies):
         return Candidate(Kind.DONE, path, name=plugged.name, id=plugged.id)
     with _tree_of(plugged, run) as tree:
         manifest = read_manifest(tree)
@@ -139,7 +142,7 @@ def _tree_of(plugged: Plugged, run: Runner) -> Iterator[Path]:
 
 
 def made_way(candidate: Candidate, places: Places, run: Runner) -> Chosen:
-    """The disk of an old copy, to become one of what the master is now: here it is made anew. Raises Refused if it is another
+    """The disk of an old copy that cannot be synced, to be made anew. Raises Refused if it is another
     kit by now, or in use."""
     with opened(str(candidate.path), places, run) as target:
         erasure = plan_erasure(target, places, run)

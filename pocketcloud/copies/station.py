@@ -13,22 +13,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 from pocketcloud.copies.candidates import Candidate, Kind, judged, made_way
 from pocketcloud.copies.clone import Copied, Wanted, clone_of, entry_of
 from pocketcloud.copies.ledger import add_copies, next_names, read_ledger
 from pocketcloud.copies.source import Source
+from pocketcloud.copies.sync import Synced, sync_of
 from pocketcloud.errors import PocketcloudError
 from pocketcloud.events import Event, Note, StepDone, StepFailed, StepProgress, StepStarted
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.host.plugs import Plug, Watch, plugged_disks, settled
 from pocketcloud.host.unplugging import switch_off
 from pocketcloud.kit.attached import Places, attached_kits
-from pocketcloud.kit.plugged import plugged_kits
+from pocketcloud.kit.plugged import kit_on, plugged_kits
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.names import Name
+from pocketcloud.model.sizes import size_text
 from pocketcloud.system import CommandFailed, Runner
 
+T = TypeVar("T")
 _BATCHES = 3
 _GATHERED_WITHIN = 3.0
 _LOOKED_EVERY = 1.0
@@ -56,6 +61,7 @@ class _Disk:
     device: BlockDevice
     candidate: Candidate
     name: Name | None = None
+    failed: bool = False
 
     @property
     def port(self) -> str:
@@ -167,9 +173,11 @@ class Station:
         ready = self._waiting and time.monotonic() - self._since >= _GATHERED_WITHIN and len(self._running) < _BATCHES
         if not ready:
             return
-        batch = self._waiting
+        old = [disk for disk in self._waiting if disk.candidate.kind is Kind.OLD]
+        # What only lacks a part does not wait for what is written whole.
+        batch = old or self._waiting
         if self._orders.count:
-            busy = sum(map(len, self._running.values()))
+            busy = sum(not disk.failed for disk in itertools.chain(*self._running.values()))
             batch = batch[: max(0, self._orders.count - len(self._tally.done) - busy)]
         if not batch:
             return
@@ -177,7 +185,7 @@ class Station:
         self._name(batch)
         for disk in batch:
             self._record("begun", disk, kind=str(disk.candidate.kind), copy=str(disk.name))
-        self._running[pool.submit(self._copy, batch)] = batch
+        self._running[pool.submit(self._sync if old else self._copy, batch)] = batch
 
     def _name(self, batch: Sequence[_Disk]) -> None:
         busy = {str(disk.name) for disk in itertools.chain(*self._running.values())}
@@ -208,18 +216,67 @@ class Station:
         for copied, (disk, _) in zip(done, ready, strict=True):
             self._ended(disk, copied)
 
+    def _sync(self, batch: Sequence[_Disk]) -> None:
+        """In a thread: bring old copies to the master's state; where that cannot be done by what differs, they are made anew."""
+        found = [(disk, self._tried(disk, partial(kit_on, disk.device.path, self._run))) for disk in batch]
+        copies = [(disk, copy) for disk, copy in found if copy is not None]
+
+        def tell(name: str, sent: int, total: int) -> None:
+            text = f"sent {size_text(sent)} of {size_text(total)}"
+            self._pass_on(StepProgress(name, sent / max(total, 1), text, name), batch)
+
+        done = sync_of(
+            self._source,
+            [copy for _, copy in copies],
+            self._run,
+            keep_labs=False,
+            thorough=False,
+            now=self._orders.now(),
+            stop=self._stop,
+            tell=tell,
+        )
+        if self._stop.is_set() and any(each.fault for each in done):
+            raise InterruptedError
+        whole = []
+        for (disk, _), each in zip(copies, done, strict=True):
+            if each.whole:
+                whole.append(disk)
+                continue
+            if each.fault:
+                self._say_failed(disk, each.fault)
+            self._ended(disk, self._copied(disk, each))
+        if whole:
+            self._copy(whole)
+
+    def _copied(self, disk: _Disk, synced: Synced) -> Copied:
+        device = disk.device
+        return Copied(
+            Name.parse(synced.kit), device.path, self._described(disk), device.serial, device.port, synced.id,
+            written=synced.sent + synced.beside, verified=synced.verified, seconds=synced.seconds, fault=synced.fault,
+            generation=synced.generation, size=device.size,
+        )  # fmt: skip
+
     def _prepared(self, disk: _Disk) -> Wanted | None:
         """What is to be copied there; None for a disk that does not let go of what is on it, which is told."""
-        if disk.name is None:
-            raise ValueError("a disk on its way has a name")
+        chosen = disk.candidate.chosen or self._tried(disk, lambda: made_way(disk.candidate, self._places, self._run))
+        return Wanted(chosen, self._name_of(disk)) if chosen else None
+
+    def _tried(self, disk: _Disk, work: Callable[[], T]) -> T | None:
+        """What some work on a disk gives; None where it fails, which is told."""
         try:
-            return Wanted(disk.candidate.chosen or made_way(disk.candidate, self._places, self._run), disk.name)
+            return work()
         except (PocketcloudError, OSError) as error:
             fault = error.message if isinstance(error, PocketcloudError) else str(error)
-            device = disk.device
             self._say_failed(disk, fault)
-            self._ended(disk, Copied(disk.name, device.path, self._described(disk), device.serial, device.port, fault=fault))
+            device = disk.device
+            told = self._described(disk)
+            self._ended(disk, Copied(self._name_of(disk), device.path, told, device.serial, device.port, fault=fault))
             return None
+
+    def _name_of(self, disk: _Disk) -> Name:
+        if disk.name is None:
+            raise ValueError("a disk on its way has a name")
+        return disk.name
 
     def _pass_on(self, event: Event, batch: Sequence[_Disk]) -> None:
         """Tell what happens to a disk, whose row is called by its port, too; a fault at once, as others may go on for long."""
@@ -234,6 +291,7 @@ class Station:
                 self._orders.tell(event)
 
     def _say_failed(self, disk: _Disk, fault: str) -> None:
+        disk.failed = True
         self._say(f"{disk.name} FAILED on port {disk.port}, {self._described(disk)}: {fault}", warn=True)
 
     def _ended(self, disk: _Disk, copied: Copied) -> None:

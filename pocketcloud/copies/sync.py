@@ -98,17 +98,32 @@ def sync(
     With `keep_labs` the labs on a copy stay as they are there. `thorough` reads all that a copy has already, in place of a
     sample. `tell` gets the name of a copy, and the bytes sent and to be sent. The caller holds what makes kits, and the kit's
     labs and bases. Raises Refused, NoSpace and the like where that concerns the master."""
+    with source_of(kit, run, now=now) as source:
+        return sync_of(source, copies, run, keep_labs=keep_labs, thorough=thorough, now=now, stop=stop, tell=tell)
+
+
+def sync_of(
+    source: Source,
+    copies: Sequence[Plugged],
+    run: Runner,
+    *,
+    keep_labs: bool,
+    thorough: bool,
+    now: str,
+    stop: threading.Event,
+    tell: Callable[[str, int, int], None],
+) -> tuple[Synced, ...]:
+    """Bring copies to the state of a source, as `sync` does; copies may be made of it at the same time."""
     targets = [_Target(copy, time.monotonic()) for copy in copies]
     with ExitStack() as held:
-        with source_of(kit, run, now=now) as source:
-            master = Master(source)
-            for target in targets:
-                _tried(target, lambda t: _prepare(t, master, held, run, keep_labs=keep_labs))
-            for group in _together(targets):
-                _renew(master, group, run, now=now, thorough=thorough, stop=stop, tell=tell)
-        unit = unit_of(source.pool.chunk)
+        master = Master(source)
+        for target in targets:
+            _tried(target, lambda t: _prepare(t, master, held, run, keep_labs=keep_labs))
+        for group in _together(targets):
+            _renew(master, group, run, now=now, thorough=thorough, stop=stop, tell=tell)
     for target in targets:
         _tried(target, lambda t: _take(t, run))
+    unit = unit_of(source.pool.chunk)
     return tuple(_told(target, source.shipped.generation, unit) for target in targets)
 
 
@@ -117,8 +132,9 @@ class Master:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.shipped = {told.generation: told for told in read_all(source.kit.path) if told.kit == source.kit.id}
-        self.sums = {generation: read_sums(source.kit.path, generation) for generation in self.shipped}
+        with source.tree:
+            self.shipped = {told.generation: told for told in read_all(source.kit.path) if told.kit == source.kit.id}
+            self.sums = {generation: read_sums(source.kit.path, generation) for generation in self.shipped}
         self.noted = False
 
 
@@ -222,7 +238,9 @@ def _renew(
     outlets = [target.outlet for target in group if target.outlet]
     digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=tick)
     if not master.noted:
-        write_content(source, _sums_of_master(master, group[0], pieces, digests))
+        sums = _sums_of_master(master, group[0], pieces, digests)
+        with source.tree:
+            write_content(source, sums)
         master.noted = True
     for target in group:
         _tried(target, lambda t: _complete(t, master, pieces, digests, run, now=now, thorough=thorough, stop=stop))

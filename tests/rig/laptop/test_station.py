@@ -109,7 +109,7 @@ def test_one_disk_is_pulled_while_it_is_written_and_put_back(tmp_path: Path) -> 
 def test_the_master_is_pulled_and_put_back(tmp_path: Path) -> None:
     cli("kit", "init", plug("ssd", "xhci", 4, "uas"), "--name", "usb", "-y")
     before = furnished("usb")
-    blank = plug("one", "xhci", 1, "bot")
+    blank = plug("one", "xhci", 1, "uas")
     subprocess.run(["blkdiscard", "--force", blank], check=True)
     log = tmp_path / "log"
     with begin("usb", log, 1) as station:

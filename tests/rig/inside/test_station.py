@@ -40,13 +40,22 @@ def disks() -> None:
     run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
 
 
+def made_blank(disk: Path) -> None:
+    """RAM disks do not all take TRIM, and wiping signatures leaves the rest of a partition table."""
+    erase(disk)
+    with disk.open("r+b") as file:
+        for place in (0, GIB, 4 * GIB - 2 * MIB):
+            file.seek(place)
+            file.write(bytes(2 * MIB))
+
+
 @pytest.fixture(autouse=True)
 def blank() -> Iterator[None]:
     for disk in (FIRST, SECOND):
-        erase(disk)
+        made_blank(disk)
     yield
     for disk in (FIRST, SECOND):
-        erase(disk)
+        made_blank(disk)
 
 
 @dataclass
@@ -172,6 +181,12 @@ def killed(kit: Kit, places: Places, seconds: float) -> bool:
     return code != 0
 
 
+def over(records: list[Mapping[str, Any]]) -> bool:
+    """Whether the first disk is done, or never will be."""
+    mine = [record for record in records if record["device"] == str(FIRST)]
+    return any(record["event"] in ("done", "failed") or record.get("kind") in ("done", "foreign") for record in mine)
+
+
 @pytest.mark.sampled(10)
 @pytest.mark.parametrize("number", range(10))
 def test_a_station_that_is_killed_goes_on_wherever_it_was(places: Places, tmp_path: Path, number: int) -> None:
@@ -183,7 +198,7 @@ def test_a_station_that_is_killed_goes_on_wherever_it_was(places: Places, tmp_pa
     for _ in range(3):
         if not killed(kit, places, chance.uniform(3.0, 30.0)):
             break
-    found = worked(kit, places, lambda records: any(r["event"] == "done" or r.get("kind") == "done" for r in records))
+    found = worked(kit, places, over)
     kind, why = found.seen()[str(FIRST)]
     assert kind != "foreign", why
     assert found.tally.failed == {}

@@ -45,7 +45,7 @@ def is_kit(name: str) -> bool:
     return name in {each.name for each in plugged_kits(run)}
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.slow
 def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
     disk, other = targets
     kit = in_file(places, tmp_path / "usb.img")
@@ -114,7 +114,7 @@ def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path) -> Copied:
     return lost
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", PULLS)
 def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int) -> None:
     good, *_ = targets
@@ -136,7 +136,7 @@ def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Pat
         detached(places, name)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", BAD)
 def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int) -> None:
     """Medium errors where the copy's data lies, by the disk itself (scsi_debug's option 2)."""

@@ -111,6 +111,7 @@ def some(path: Path) -> None:
         file.write(noise(MIB, 3))
 
 
+@pytest.mark.sampled(3)
 def test_labs_on_a_copy_stay_where_asked(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
     disk, *_ = targets
     kit = in_file(places, tmp_path / "usb.img")

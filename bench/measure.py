@@ -115,3 +115,28 @@ def thin_rows(seconds: Mapping[str, Sequence[float]], where: str, goals: tuple[f
         ),
         Row(f"{name}, no spares: the work left for later", taken["reset without spares: ours, later"], peer, None, f"{better}'s"),
     ]
+
+
+def copy_rows(seconds: Mapping[str, Sequence[float]], facts: Mapping[str, int]) -> list[Row]:
+    """What bench/copies.py measured."""
+    taken = {name: tuple(values) for name, values in seconds.items()}
+    ours, written, unique = taken["copy to 1"], float(facts["written"]), float(facts["unique"])
+    rows = [
+        Row("copy of a kit", ours, taken["raw write"], 1.2, "dd of as many bytes, straight to the disk"),
+        Row("copy of a kit to 2 disks", taken["copy to 2"], ours, 1.25, "to one"),
+        Row("copy of a kit to 4 disks", taken["copy to 4"], ours, 1.25, "to one"),
+        Row("verification of a copy", taken["verify"], taken["raw read"], 1.05, "dd of as many bytes, straight from the disk"),
+        Row("bytes read of the kit for 4 copies", (float(facts["read for 4"]),), (unique,), 1.0, "what is unique", unit="bytes"),
+        Row("bytes written to a copy", (written,), (unique,), None, "what is unique", unit="bytes"),
+    ]
+    for peer, name in (
+        ("dd", "dd bs=4M conv=fsync"),
+        ("bmaptool", "bmaptool create, copy"),
+        ("qemu-img", "qemu-img convert each volume"),
+    ):
+        if peer in taken:
+            rows.append(Row("copy of a kit", ours, taken[peer], None, name))
+            rows.append(Row("bytes written to a copy", (written,), (float(facts[f"{peer} wrote"]),), None, name, unit="bytes"))
+        else:
+            print(f"copies by {name}: not measured, it is not installed", flush=True)
+    return rows

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.bases import base_rows
 from bench.guests import LAB, Bench, reset_rows, up_rows
 from bench.images import import_rows
-from bench.measure import Row, quick_rows, thin_rows
+from bench.measure import Row, copy_rows, quick_rows, thin_rows
 from bench.states import count_rows
 from bench.wakes import LAB as FOUR
 from bench.wakes import wake_rows
@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rows with guests")
     parser.add_argument("--thin-rounds", type=int, default=5, help="rounds of the rows with thin volumes")
-    kinds = ("quick", "bases", "thin", "images", "states", "guests", "wakes")
+    kinds = ("quick", "bases", "thin", "copies", "images", "states", "guests", "wakes")
     parser.add_argument("--only", choices=kinds, help="only these rows")
     parser.add_argument("--output", type=Path, default=_TOP / "bench.json")
     options = parser.parse_args()
@@ -50,6 +50,8 @@ def main() -> int:
         rows += new
     if options.only in (None, "thin"):
         rows += _thin_rows(options.thin_rounds)
+    if options.only in (None, "copies"):
+        rows += _copy_rows(options.rounds)
     if options.only in (None, "images"):
         new = import_rows(pocketcloud, options.rounds)
         _show(new)
@@ -90,6 +92,23 @@ def _thin_rows(rounds: int) -> list[Row]:
             )
         _show(new)
         rows += new
+    return rows
+
+
+def _copy_rows(rounds: int) -> list[Row]:
+    """Copies of a kit to disks of equal speed, in one boot of User-Mode Linux."""
+    if reason := missing():
+        print(f"copies: not measured: {reason}", flush=True)
+        return []
+    with tempfile.TemporaryDirectory(prefix="pocketcloud-bench-") as folder:
+        print(f"copies in User-Mode Linux ({rounds} rounds) ...", flush=True)
+        words = f".venv/bin/python -m bench.copies {rounds} /run/rig/found.json"
+        job = run_job(words, Path(folder), timeout=7200, memory="6G")
+        if job.code:
+            raise RuntimeError(job.log)
+        found = json.loads((Path(folder) / "found.json").read_text())
+    rows = copy_rows(found["seconds"], found["facts"])
+    _show(rows)
     return rows
 
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from pocketcloud.model.kit import Kit
 
 
-def one_at_a_time(places: Places) -> AbstractContextManager[None]:
-    """Hold what makes, attaches and detaches kits on this host."""
+def one_at_a_time(places: Places, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Hold what makes, attaches and detaches kits on this host; `shared` with others that do: the two ends of a pipe would wait
+    for each other."""
     from pocketcloud.locks import held
 
-    return held(places.locks, "kits", _command_line(), wait=True, on_wait=_say_waiting)
+    return held(places.locks, "kits", _command_line(), wait=True, on_wait=_say_waiting, shared=shared)
 
 
 def _say_waiting(holder: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli import kit_care, kit_clone, kit_space, kit_station, kit_sync, kit_verify
+from pocketcloud.cli import kit_care, kit_clone, kit_space, kit_station, kit_stream, kit_sync, kit_verify
 from pocketcloud.cli.holding import hold_labs, one_at_a_time
 from pocketcloud.cli.options import (
     now,
@@ -324,6 +324,8 @@ for _other in (
     kit_clone.clone,
     kit_station.station,
     kit_sync.sync,
+    kit_stream.export,
+    kit_stream.import_kit,
     kit_verify.verify,
     kit_space.status,
     kit_space.trim,

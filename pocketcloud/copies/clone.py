@@ -139,7 +139,8 @@ def clone_of(
 ) -> tuple[Copied, ...]:
     """Make copies of a source, as `clone` does; several may go on at once, each in a thread of its own.
 
-    A disk with an unfinished copy of it is gone on with; each notes how far it is every `noted_every` bytes.
+    Of a stream it is one, and begun anew. Otherwise a disk with an unfinished copy of it is gone on with; each notes how far it
+    is every `noted_every` bytes.
 
     Raises Refused, NoSpace and the like where that concerns the source, or all of them, InterruptedError when `stop` was set.
     """
@@ -156,7 +157,11 @@ def clone_of(
             return _told(targets, tell)
         outlets = [target.outlet for target in left if target.outlet]
         unit = unit_of(source.pool.chunk)
-        digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
+        if source.stream:
+            (outlet,) = outlets
+            digests = source.stream(pieces, outlet, unit=unit, stop=stop, tick=show.writing)
+        else:
+            digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
         sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
         try:
             with source.tree:
@@ -204,7 +209,8 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
             " systems could not be read there",
             hint="choose another disk, or plug it in through another adapter",
         )
-    note = known_note(chosen, source)
+    # What of a stream went by does not come again.
+    note = None if source.stream else known_note(chosen, source)
     if note is None:
         layout = layout_of_copy(source, chosen.room, run)
         note = Unfinished(kit.id, source.pool.digest(), str(uuid.uuid4()), target.wanted.name, layout)

@@ -6,14 +6,16 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from pocketcloud.bases.records import built
-from pocketcloud.copies.pieces import unit_of
+from pocketcloud.copies.pieces import Piece, unit_of
+from pocketcloud.copies.pouring import Digests, Outlet
 from pocketcloud.copies.shipped import (
     Kept,
     Shipped,
@@ -42,12 +44,21 @@ from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, NAME, POOL, SHIPP
 from pocketcloud.system import CommandFailed, Runner
 
 
+class Stream(Protocol):
+    """Pieces of data that come one after the other, for one outlet; then the kit's files. As `pour` does it."""
+
+    def __call__(
+        self, pieces: Sequence[Piece], outlet: Outlet, *, unit: int, stop: threading.Event, tick: Callable[[], None]
+    ) -> Digests: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """A kit whose labs are down, at one moment: the generation that keeps it, what its pool maps, LVM's rows and text of its
     volume group, the metadata in use (bytes), the ids of volumes whose content is nothing (`empty`), and a handle of the pool's
     data, open with O_DIRECT. `whole` and `all_rows` have what keeps the generation before, too, which is not copied.
-    `tree` is held by who reads or writes the kit's files while several copies are made of it."""
+    `files` are the bytes that the kit's own files take; `tree` is held by who reads or writes them while several copies are made.
+    Where the data comes from a `stream`, that is in place of the handle, and can be had once."""
 
     kit: Kit
     shipped: Shipped
@@ -59,7 +70,9 @@ class Source:
     handle: int
     whole: PoolMap
     all_rows: tuple[LogicalVolume, ...]
+    files: int
     tree: threading.Lock = field(default_factory=threading.Lock)
+    stream: Stream | None = None
 
     @cached_property
     def runs(self) -> list[tuple[int, int]]:
@@ -113,9 +126,16 @@ def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
     try:
         taken = _as_shipped(pool, rows, shipped.generation, {numbers[name] for name in left})
         there = tuple(row for row in rows if row.name not in left)
-        yield Source(kit, shipped, taken, there, group, status.metadata_used * METADATA_BLOCK, empty, handle, pool, rows)
+        yield Source(
+            kit, shipped, taken, there, group, status.metadata_used * METADATA_BLOCK, empty, handle, pool, rows, _taken(kit.path)
+        )
     finally:
         os.close(handle)
+
+
+def _taken(tree: Path) -> int:
+    told = os.statvfs(tree)
+    return (told.f_blocks - told.f_bfree) * told.f_frsize
 
 
 def _generation(kit: Kit, store: ThinPool, lvm: Lvm, run: Runner, now: str) -> tuple[Shipped, tuple[LogicalVolume, ...], PoolMap]:

@@ -57,11 +57,10 @@ def layout_of_copy(source: Source, size: int, run: Runner) -> Layout:
             f" {size_text(layout.pool)}",
             hint="choose a larger disk, or remove what is not needed: pocketcloud kit status shows what takes the space",
         )
-    told = os.statvfs(source.kit.path)
-    files = (told.f_blocks - told.f_bfree) * told.f_frsize
-    if files > layout.state // 10 * 9:
+    if source.files > layout.state // 10 * 9:
         raise NoSpace(
-            f"the records and media of kit {source.kit.name}, {size_text(files)}, do not fit into {size_text(layout.state)}",
+            f"the records and media of kit {source.kit.name}, {size_text(source.files)}, do not fit into"
+            f" {size_text(layout.state)}",
             hint="choose a larger disk",
         )
     return layout

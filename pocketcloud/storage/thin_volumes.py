@@ -25,6 +25,7 @@ EXTENT = 4 << 20
 SHIPPED, OF = "pc:shipped", "pc:of"
 _RESERVED = frozenset({NAME, KEPT, MAKING, NEXT, SPARE, SHIPPED, OF})
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
+_LOGICAL = re.compile(r"(v|h|s)(\.[a-z0-9][a-z0-9_-]*)+")
 _MARK = re.compile(r"[A-Za-z0-9._:-]*")
 _LONGEST = 200
 # Of the 127 characters of a device-mapper name; dashes in it are doubled, and LVM adds suffixes to some.
@@ -42,6 +43,16 @@ def volume_of(vg: str, name: str) -> str:
     if len(node_name(vg, logical)) > _LONGEST_NODE or _TAKEN.search(name):
         logical = f"h.{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
     return logical
+
+
+def is_name(text: str) -> bool:
+    """Whether a volume may be named so."""
+    return len(text) <= _LONGEST and bool(_NAME.fullmatch(text))
+
+
+def is_logical(text: str) -> bool:
+    """Whether a logical volume may be named so that is a volume, or keeps what one was shipped with."""
+    return len(text) <= _LONGEST_NODE and bool(_LOGICAL.fullmatch(text)) and not _TAKEN.search(text)
 
 
 def path_of(vg: str, logical: str) -> Path:

@@ -115,7 +115,9 @@ def _choose(places: Places, kit: Kit, targets: Sequence[str], *, keep_labs: bool
             raise Refused(f"kit {copy.name} on {copy.device} is attached", hint=f"pocketcloud kit detach {copy.name}")
     if len({copy.device for copy in copies}) < len(copies):
         raise UsageError("a copy is named twice", hint="name each once")
-    stays = "its labs stay" if keep_labs else "its labs become the master's, and what was done in them goes"
+    stays = "its labs stay"
+    if not keep_labs:
+        stays = "its labs become the master's, and what was done in them goes; if it is too old for that, it is copied anew"
     for copy in copies:
         click.echo(f"  {copy.name} on {copy.device}: {stays}", err=True)
     return copies
@@ -154,15 +156,18 @@ def _clone(places: Places, kit: Kit, copies: Sequence[Plugged], emit: Callable[[
     from pocketcloud.kit.target import opened
     from pocketcloud.system import run
 
-    wanted = []
+    done: list[Copied] = []
     for copy in copies:
+        # One after the other, so that no more than one is nothing if this is cut off.
         with opened(str(copy.device), places, run) as target:
             erasure = erase.plan_erasure(target, places, run)
+            if (erasure.kit_id, erasure.target.uuid) != (copy.id, copy.group.uuid):
+                raise Refused(
+                    f"{copy.device} is not kit {copy.name} any more", hint="see what is plugged in: pocketcloud kit list"
+                )
             erase.erase(erasure, run, discard=False)
-        wanted.append(Wanted(choose(places, erasure.whole.path, run), checked_name(copy.name)))
-    if not wanted:
-        return ()
-    done = clone(kit, wanted, places, run, now=now(), stop=threading.Event(), tell=emit)
+        wanted = [Wanted(choose(places, erasure.whole.path, run), checked_name(copy.name))]
+        done += clone(kit, wanted, places, run, now=now(), stop=threading.Event(), tell=emit)
     add_copies(kit, [entry_of(each, now()) for each in done if not each.fault])
     return done
 

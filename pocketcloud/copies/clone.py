@@ -165,7 +165,8 @@ def clone_of(
         sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
         try:
             with source.tree:
-                write_content(source, sums)
+                if all(digests):  # else all have failed before the end was read
+                    write_content(source, sums)
         except OSError as error:
             raise Refused(
                 f"kit {source.kit.name} cannot be written: {error.strerror}", hint="is its disk still plugged in? dmesg says more"

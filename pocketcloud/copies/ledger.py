@@ -60,9 +60,12 @@ def read_ledger(kit: Kit) -> Ledger:
 
 
 def add_copies(kit: Kit, entries: Iterable[CopyEntry]) -> None:
-    """Add copies to the kit's list. Raises Refused if that cannot be written."""
+    """Add copies to the kit's list, in place of what it had of them. Raises Refused if that cannot be written."""
+    new = {entry.id: entry for entry in entries}
     try:
-        write_whole(kit.path / FILE, dump_json(Ledger((*read_ledger(kit).copies, *entries))))
+        write_whole(
+            kit.path / FILE, dump_json(Ledger((*(old for old in read_ledger(kit).copies if old.id not in new), *new.values())))
+        )
     except OSError as error:
         raise Refused(
             f"the list of copies of kit {kit.name} cannot be written: {error.strerror}",

@@ -55,7 +55,7 @@ class ShippedBase:
 @dataclass(frozen=True, slots=True)
 class Shipped:
     """A generation: what was shipped at one moment. `kit` is the id of who shipped it, `made` when, ISO 8601 in UTC; `files` is
-    what the files in the volume `content` are known by."""
+    what the files in the volume `content` are known by. The `number` counts them: clocks of hosts differ."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
@@ -66,6 +66,7 @@ class Shipped:
     bases: tuple[ShippedBase, ...] = ()
     labs: tuple[str, ...] = ()
     files: str = ""
+    number: int = 0
 
     @property
     def holders(self) -> dict[str, str]:
@@ -89,7 +90,7 @@ def read_all(tree: Path) -> tuple[Shipped, ...]:
                 f"what the kit says of its copies is damaged: {error.message.splitlines()[0]}",
                 hint=f"move it away, and copies are made whole next time: mv {path} {path}.damaged",
             ) from error
-    return tuple(sorted(found, key=lambda shipped: shipped.made, reverse=True))
+    return tuple(sorted(found, key=lambda shipped: (shipped.number, shipped.made), reverse=True))
 
 
 def write(tree: Path, shipped: Shipped) -> None:
@@ -131,9 +132,10 @@ class Sums:
         """The digests of some units in a row; shorter where one is missing."""
         at = max(bisect_right(self._begins, first) - 1, 0)
         found: list[bytes] = []
-        for begin, digests in self.runs[at:]:
-            end = begin + len(digests) // DIGEST
-            if begin > first or count <= 0:
+        while at < len(self.runs) and count > 0:
+            begin, digests = self.runs[at]
+            end, at = begin + len(digests) // DIGEST, at + 1
+            if begin > first:
                 break
             taken = min(end - first, count)
             if taken > 0:

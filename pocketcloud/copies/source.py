@@ -114,6 +114,9 @@ def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
         group = read_group(lvm, kit.vg, Path(aside, "group"))
     numbers = {row.name: row.thin_id for row in rows if row.thin}
     unlisted = set(pool.devices) - set(numbers.values())
+    lacking = sorted(name for name, number in numbers.items() if number not in pool.devices)
+    if lacking:
+        raise Refused(f"the pool of kit {kit.name} lacks volumes that LVM knows: {lacking[:5]}", hint="pocketcloud kit repair")
     if unlisted:
         raise Refused(
             f"the pool of kit {kit.name} has volumes that LVM does not know: {sorted(unlisted)[:5]}",
@@ -149,8 +152,11 @@ def _generation(kit: Kit, store: ThinPool, lvm: Lvm, run: Runner, now: str) -> t
     told = (kit.id, bases, labs, files)
     if last and (last.kit, last.bases, last.labs, last.files) == told and _is_of_now(last, rows, pool):
         return last, rows, pool
-    # What a kill left has no words; older ones than the last go, so that they take no more space.
-    earlier = [last.generation] if last else []
+    # What a kill left has no words. Older ones go, so that they take no more space: but for the last, the last that was really
+    # shipped, and what this kit itself was shipped with.
+    sent = (told for told in known if told.kit == kit.id and any(kept.content for kept in told.volumes))
+    got = (told for told in known if told.kit == kit.manifest.derived_from)
+    earlier = [told.generation for told in (last, next(sent, None), next(got, None)) if told]
     forget(store, kit.vg, lvm, but=earlier)
     drop(kit.path, but=earlier)
     generation = fresh_generation()
@@ -158,7 +164,16 @@ def _generation(kit: Kit, store: ThinPool, lvm: Lvm, run: Runner, now: str) -> t
     holders = snapshots_of(rows, generation)
     found = {**sealed_for_good(rows), **{row.uuid: row for row in to_be_kept(rows)}}
     volumes = tuple(Kept(_name(row), uuid, holders.get(uuid, row).uuid) for uuid, row in found.items())
-    shipped = Shipped(generation, kit.id, now, tuple(sorted(volumes, key=lambda kept: kept.name)), bases, labs, files)
+    shipped = Shipped(
+        generation,
+        kit.id,
+        now,
+        tuple(sorted(volumes, key=lambda kept: kept.name)),
+        bases,
+        labs,
+        files,
+        number=(last.number if last else 0) + 1,
+    )
     write(kit.path, shipped)
     return shipped, rows, read_map(kit, run)
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from pocketcloud.copies.pieces import LARGEST, Piece, cut, unit_of
 from pocketcloud.copies.pouring import DIGEST, Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import Sums, read_all, read_sums, sums_of
 from pocketcloud.copies.source import Source, source_of, write_content
-from pocketcloud.copies.target import Written, metadata_image, put_image, state_image
+from pocketcloud.copies.target import Written, layout_of_copy, metadata_image, put_image, sector_of, state_image
 from pocketcloud.copies.up_to_date import Renewed, Table, looked_into, older_copy, renewed
 from pocketcloud.errors import NoSpace, PocketcloudError, Refused
 from pocketcloud.host.disks import read_block_devices
@@ -119,6 +119,7 @@ def sync_of(
         master = Master(source)
         for target in targets:
             _tried(target, lambda t: _prepare(t, master, held, run, keep_labs=keep_labs))
+            _check_whole(target, source, run)
         for group in _together(targets):
             _renew(master, group, run, now=now, thorough=thorough, stop=stop, tell=tell)
     for target in targets:
@@ -143,6 +144,8 @@ def _tried(target: _Target, work: Callable[[_Target], None]) -> None:
         return
     try:
         work(target)
+    except InterruptedError:
+        raise
     except Whole as error:
         target.fault, target.whole = error.message, True
     except PocketcloudError as error:
@@ -153,10 +156,10 @@ def _tried(target: _Target, work: Callable[[_Target], None]) -> None:
 
 def _prepare(target: _Target, master: Master, held: ExitStack, run: Runner, *, keep_labs: bool) -> None:
     copy, source = target.copy, master.source
-    manifest, older = older_copy(copy, run)
+    manifest, older = older_copy(copy, source.kit.id, run)
     if manifest.derived_from != source.kit.id:
         raise Refused(f"kit {copy.name} on {copy.device} is no copy of kit {source.kit.name}")
-    if older is None or older.shipped.kit != source.kit.id:
+    if older is None:
         raise Whole(f"kit {copy.name} does not tell what was shipped to it")
     before = older.shipped.generation
     if before not in master.shipped or master.sums[before] is None:
@@ -171,6 +174,7 @@ def _prepare(target: _Target, master: Master, held: ExitStack, run: Runner, *, k
         target.renewed = renewed(source, master.shipped[before], older, kept)
     except NoSpace as error:
         raise Whole(error.message) from error
+    list(_known_sums(master, target))
     if kept:
         target.files = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp")))
         with looked_into(copy, run) as tree:
@@ -185,12 +189,28 @@ def _prepare(target: _Target, master: Master, held: ExitStack, run: Runner, *, k
     target.outlet = Outlet(copy.name, handle, ())
 
 
+def _check_whole(target: _Target, source: Source, run: Runner) -> None:
+    """What would have to be copied whole and cannot be stays as it is."""
+    if not target.whole:
+        return
+    try:
+        carrier = read_block_devices(run=run).get(target.copy.device)
+        if carrier is None:
+            raise Refused("it is not there any more")
+        if source.kit.manifest.sector_size not in (0, sector_of(target.copy.device)):
+            raise Refused("its disk has other sectors")
+        layout_of_copy(source, carrier.size, run)
+    except PocketcloudError as error:
+        target.fault, target.whole = f"{target.fault}; and it cannot be copied whole: {error.message}", False
+
+
 def _copy_lab(lab: str, tree: Path, into: Path, run: Runner) -> None:
     """A lab's files: its folder, and the UEFI variables of its machines."""
     for folder, found in (("labs", [tree / "labs" / lab]), ("nvram", list((tree / "nvram").glob(f"{lab}.*")))):
         (into / folder).mkdir(exist_ok=True)
         for path in found:
-            run(["cp", "--archive", path, into / folder])
+            if path.exists():
+                run(["cp", "--archive", path, into / folder])
 
 
 def _close(target: _Target, handle: int) -> None:
@@ -248,7 +268,7 @@ def _renew(
 
 def _split(runs: Sequence[tuple[int, int]], cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
     for first, length in runs:
-        inner = [at for at in cuts if first < at < first + length]
+        inner = cuts[bisect_right(cuts, first) : bisect_left(cuts, first + length)]
         ends = [*inner, first + length]
         for begin, end in zip([first, *inner], ends, strict=True):
             yield begin, end - begin
@@ -304,7 +324,7 @@ def _complete(
     parts = [((aim - places.data) // unit, told) for aim, told in zip(outlet.aims, digests, strict=True)]
     units = source.pool.chunk // unit
     parts += [(there * units, told) for (_, told), (_, _, there) in zip(known, what.in_use(), strict=True)]
-    with state_image(source, what.change.state, sums_of(parts), _own_tree(target, now), run) as image:
+    with state_image(source, what.change.state, sums_of(parts), _own_tree(target, run, now), run) as image:
         target.images += put_image(image, outlet.handle, places.state, unit=unit, holes=True)
     outlet.written += sum(piece.length for piece in target.images.pieces)
     os.fdatasync(outlet.handle)
@@ -350,7 +370,7 @@ def _judge(checked: Checked, what: str) -> None:
         raise Refused(f"{size_text(bad)}, first at byte {checked.wrong[0][0]}, {what}")
 
 
-def _own_tree(target: _Target, now: str) -> Callable[[Path], None]:
+def _own_tree(target: _Target, run: Runner, now: str) -> Callable[[Path], None]:
     """What makes the copied tree of the master that of the copy: its manifest, what copies it made, and labs that are kept."""
 
     def finish(tree: Path) -> None:
@@ -363,7 +383,7 @@ def _own_tree(target: _Target, now: str) -> Callable[[Path], None]:
             for path in (tree / "nvram").glob(f"{lab}.*"):
                 path.unlink()
         if target.files:
-            shutil.copytree(target.files, tree, symlinks=True, dirs_exist_ok=True)
+            run(["cp", "--archive", f"{target.files}/.", tree])
 
     return finish
 

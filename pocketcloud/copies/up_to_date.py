@@ -29,7 +29,7 @@ from pocketcloud.storage.lvm_copy import read_group
 from pocketcloud.storage.lvm_sync import Change, changed_group, number, section, thin_sections
 from pocketcloud.storage.lvm_text import Section
 from pocketcloud.storage.shipped import records
-from pocketcloud.storage.thin_metadata import PoolMap, ThinDevice, aligned, read_dump, remapped, without
+from pocketcloud.storage.thin_metadata import DumpReader, PoolMap, ThinDevice, aligned, remapped, without
 from pocketcloud.storage.thin_volumes import BALLAST, NAME, STATE
 from pocketcloud.system import Runner
 
@@ -79,9 +79,9 @@ class Renewed:
 # -- looking at a copy
 
 
-def older_copy(copy: Plugged, run: Runner) -> tuple[Manifest, Older | None]:
-    """Look at a plugged copy that is not attached; None if nothing tells what was shipped to it. Raises Refused if it cannot be
-    relied on."""
+def older_copy(copy: Plugged, master: str, run: Runner) -> tuple[Manifest, Older | None]:
+    """Look at a plugged copy that is not attached; None if nothing tells what the kit of the id `master` shipped to it. Raises
+    Refused if it cannot be relied on."""
     lvm, vg = Lvm([copy.device], run), copy.group.name
     metadata = read_pool(lvm, vg, run)
     if metadata.check.code or metadata.needs_check:
@@ -90,17 +90,27 @@ def older_copy(copy: Plugged, run: Runner) -> tuple[Manifest, Older | None]:
             hint=f"pocketcloud kit repair {copy.device}; or copy it anew",
         )
     with component(lvm, vg) as device:
-        pool = read_dump([run(["thin_dump", device]).out.encode()])
+        reader = DumpReader()
+        run(["thin_dump", device], on_line=lambda line: reader.feed(line.encode()) if line.lstrip().startswith("<") else None)
+        pool = reader.end()
+    rows = lvm.volumes(vg)
     with tempfile.TemporaryDirectory(prefix="pocketcloud-") as folder:
         group = read_group(lvm, vg, Path(folder, "group"))
     with looked_into(copy, run) as tree:
         manifest = read_manifest(tree)
-        shipped = next(iter(read_all(tree)), None)
+        shipped = next((told for told in read_all(tree) if told.kit == master), None)
         sums = read_sums(tree, shipped.generation) if shipped else None
-        labs = tuple(sorted(path.parent.name for path in (tree / "labs").glob("*/lab.json")))
+        labs = {path.parent.name for path in (tree / "labs").glob("*/lab.json")}
+    if manifest.id != copy.id:
+        raise Refused(
+            f"the kit on {copy.device} tells two ids: its volume group {copy.id}, its manifest {manifest.id}",
+            hint=f"pocketcloud kit attach {copy.device}, then pocketcloud kit detach {copy.name}",
+        )
+    # One that was being made has volumes and no record yet.
+    labs |= {parts[1] for row in rows if (parts := (row.tagged(NAME) or "").split("."))[0] == "lab" and len(parts) > 1}
     if shipped is None or sums is None:
         return manifest, None
-    return manifest, Older(copy, manifest, shipped, sums, group, lvm.volumes(vg), pool, labs)
+    return manifest, Older(copy, manifest, shipped, sums, group, rows, pool, tuple(sorted(labs)))
 
 
 @contextmanager
@@ -135,7 +145,7 @@ def renewed(source: Source, master: Shipped, older: Older, kept: Collection[str]
     new = without(runs, [(first, length) for first, length, _ in known])
     table = _whole(known, new, older)
     mine = _volumes_of(older, kept)
-    pool, thin = _merged(source, older, mine, table)
+    pool, thin = _merged(source, older, mine, table, set(kept))
     change = changed_group(older.group, older.copy.group.name, thin, pool.transaction)
     return Renewed(older, known, runs, new, table, pool, change, tuple(sorted(kept)))
 
@@ -213,9 +223,10 @@ def _volumes_of(older: Older, labs: Collection[str]) -> dict[str, Section]:
     return {name: thin[name] for name in found}
 
 
-def _merged(source: Source, older: Older, mine: Mapping[str, Section], table: Table) -> tuple[PoolMap, dict[str, Section]]:
-    """The pool's map and the thin volumes: the master's, the copy's own that are kept, and the copy's own ballast."""
-    labs = {name.split(".")[1] for row in older.rows if row.name in mine and (name := row.tagged(NAME) or "").startswith("lab.")}
+def _merged(
+    source: Source, older: Older, mine: Mapping[str, Section], table: Table, labs: Collection[str]
+) -> tuple[PoolMap, dict[str, Section]]:
+    """The pool's map and the thin volumes: the master's but those of `labs`, the copy's own that are kept, and its ballast."""
     names = {row.name: row.tagged(NAME) or "" for row in source.rows}
     thin = {
         name: volume
@@ -237,7 +248,9 @@ def _merged(source: Source, older: Older, mine: Mapping[str, Section], table: Ta
                 f"kit {older.copy.name} has a volume {name} of its own, and the master another",
                 hint="copy it anew: pocketcloud kit clone",
             )
-        before = older.pool.devices.get(_device(volume), ThinDevice(0))
+        before = older.pool.devices.get(_device(volume), ThinDevice(0) if name == BALLAST else None)
+        if before is None:
+            raise Refused(f"the pool of kit {older.copy.name} has no volume {name}", hint="pocketcloud kit repair")
         created = min(before.transaction, source.pool.transaction)
         devices[free + step] = replace(before, id=free + step, transaction=created)
         segment = {**_segment(volume), "device_id": free + step, "transaction_id": created}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 
+from pocketcloud.bases.records import built
 from pocketcloud.copies.pieces import cut, unit_of
 from pocketcloud.copies.pouring import summed
 from pocketcloud.copies.shipped import Kept, Shipped, Sums, content_of, read_all, read_sums, sums_of
@@ -62,7 +63,7 @@ class Verified:
 
     @property
     def whole(self) -> bool:
-        """Whether all that is there of what was shipped is what was shipped, and no base is gone."""
+        """Whether all that is there of what was shipped is what was shipped, and no base is gone that the kit still names."""
         return all(proof.held is Held.INTACT or (proof.held is Held.GONE and not proof.bases) for proof in self.proofs)
 
 
@@ -80,7 +81,8 @@ def verify(kit: Kit, run: Runner, *, stop: threading.Event, tell: Callable[[int,
     sums = _read(kit, replace(pool, devices={device.id: device for device in devices.values()}), stop, tell)
     known = read_sums(kit.path, shipped.generation)
     now = {row.uuid: row for row in rows if row.thin}
-    proofs = tuple(_proof(kept, devices.get(kept.uuid), now, pool, sums, known, shipped) for kept in shipped.volumes)
+    named = {base.volume for base in built(kit)}
+    proofs = tuple(_proof(kept, devices.get(kept.uuid), now, pool, sums, known, shipped, named) for kept in shipped.volumes)
     return Verified(
         shipped.generation,
         shipped.kit,
@@ -135,10 +137,12 @@ def _proof(
     sums: Sums,
     known: Sums | None,
     shipped: Shipped,
+    named: Collection[str],
 ) -> Proof:
     bases = tuple(f"{base.name} {base.arch}" for base in shipped.bases if base.volume == kept.name)
     if device is None:
-        return Proof(kept.name, Held.GONE, bases)
+        # One that was removed is no fault; one that the kit still counts on is.
+        return Proof(kept.name, Held.GONE, bases if kept.name in named else ())
     units = pool.chunk // unit_of(pool.chunk)
     row = now.get(kept.uuid)
     changed = 0

@@ -82,7 +82,8 @@ def copied_group(source: Section, name: str, tags: Sequence[str], layout: Layout
     """The group of a copy named `name` with `tags`, on a device of `size` bytes, of the group `source`.
 
     Raises Refused if the source has volumes that are no kit's."""
-    volumes = _part(source, "logical_volumes")
+    # After a repair LVM calls the spare otherwise.
+    volumes = {_SPARE if key.endswith("_pmspare") else key: told for key, told in _part(source, "logical_volumes").items()}
     extents, found = {}, 0
     for volume, bytes_ in ((STATE, layout.state), (_DATA, layout.pool), (_METADATA, layout.metadata), (_SPARE, layout.metadata)):
         extents[volume] = (found, bytes_ // EXTENT)

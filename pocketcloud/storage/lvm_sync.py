@@ -43,6 +43,19 @@ def changed_group(group: Section, name: str, thin: Mapping[str, Section], transa
     device, carrier = next(iter(section(group, "physical_volumes").items()))
     if not isinstance(carrier, dict) or len(section(group, "physical_volumes")) != 1:
         raise Refused(f"volume group {name} lies on several disks")
+    spare = next((name for name in volumes if name.endswith("_pmspare")), _SPARE)
+    volumes = {_SPARE if name == spare else name: volume for name, volume in volumes.items()}
+    foreign = [
+        key for key in volumes if key not in (STATE, POOL, _DATA, _METADATA, _SPARE) and _kind(section(volumes, key)) != "thin"
+    ]
+    if foreign:
+        raise Refused(f"volume group {name} has volumes that are no kit's: {', '.join(foreign)}", hint="move them elsewhere")
+    if _SPARE not in volumes:
+        raise NoSpace(f"volume group {name} has no spare metadata")
+    if any(key.startswith("message") for key in section(section(volumes, POOL), "segment1")):
+        raise Refused(
+            f"the pool of volume group {name} was left in the middle of a change", hint="attach the kit, then detach it"
+        )
     parts = {part: _extents(volumes, part) for part in (STATE, _DATA, _METADATA, _SPARE)}
     if parts[_METADATA][1] != parts[_SPARE][1]:
         raise NoSpace(f"volume group {name} has no spare metadata of the size of its pool's")

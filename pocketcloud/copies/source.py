@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pocketcloud.bases.records import built
+from pocketcloud.copies.ledger import read_ledger
 from pocketcloud.copies.pieces import Piece, unit_of
 from pocketcloud.copies.pouring import Digests, Outlet
 from pocketcloud.copies.shipped import (
@@ -152,11 +153,13 @@ def _generation(kit: Kit, store: ThinPool, lvm: Lvm, run: Runner, now: str) -> t
     told = (kit.id, bases, labs, files)
     if last and (last.kit, last.bases, last.labs, last.files) == told and _is_of_now(last, rows, pool):
         return last, rows, pool
-    # What a kill left has no words. Older ones go, so that they take no more space: but for the last, the last that was really
-    # shipped, and what this kit itself was shipped with.
-    sent = (told for told in known if told.kit == kit.id and any(kept.content for kept in told.volumes))
+    # What a kill left has no words. Older ones go, so that they take no more space: but for the last, the last that was read
+    # whole, the last that a copy is known to have, and what this kit itself was shipped with.
+    copied = {entry.generation for entry in read_ledger(kit).copies}
+    read = (told for told in known if any(kept.content for kept in told.volumes))
+    sent = (told for told in known if told.generation in copied)
     got = (told for told in known if told.kit == kit.manifest.derived_from)
-    earlier = [told.generation for told in (last, next(sent, None), next(got, None)) if told]
+    earlier = [told.generation for told in (last, next(read, None), next(sent, None), next(got, None)) if told]
     forget(store, kit.vg, lvm, but=earlier)
     drop(kit.path, but=earlier)
     generation = fresh_generation()

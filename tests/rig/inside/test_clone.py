@@ -317,7 +317,7 @@ def test_by_hand_one_question_a_table_and_labels(places: Places, tmp_path: Path,
         asked.answer(answer)
         asked.ends(5, "nothing was changed")
     Asked(places, "kit", "clone", "usb", empty, empty).ends(2, "are on one disk")
-    Asked(places, "kit", "clone", "usb").ends(2, "no DISK is named")
+    Asked(places, "kit", "clone", "usb").ends(2, "no TARGET is named")
     Asked(places, "kit", "clone", "usb", "--resume").ends(4, "no unfinished copy of kit usb")
     before = [pattern(disk, 0) for disk in (full, empty)]
     said = Asked(places, "kit", "clone", "usb", full, empty, "--dry-run").ends(0, "usb-01 on", "usb-02 on", "Nothing was done")

@@ -4,8 +4,6 @@ alone. Only reads, but for `made_way`, which takes an older copy away that nobod
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -15,9 +13,9 @@ from pocketcloud.copies.ledger import read_ledger
 from pocketcloud.copies.shipped import read_all
 from pocketcloud.copies.source import Source
 from pocketcloud.copies.unfinished import Unfinished, read_note
+from pocketcloud.copies.up_to_date import looked_into
 from pocketcloud.errors import PocketcloudError, Refused
 from pocketcloud.host import kits as host
-from pocketcloud.kit.aside import aside
 from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.disk import Chosen, choose
 from pocketcloud.kit.erase import erase, plan_erasure
@@ -26,8 +24,6 @@ from pocketcloud.kit.manifest import read_manifest
 from pocketcloud.kit.plugged import PARTITION_START, Plugged, plugged_kits
 from pocketcloud.kit.target import opened
 from pocketcloud.model.sizes import MIB
-from pocketcloud.storage.lvm import Lvm
-from pocketcloud.storage.thin_volumes import STATE
 from pocketcloud.system import Runner
 
 
@@ -116,7 +112,7 @@ def _of_kit(source: Source, path: Path, plugged: Plugged, run: Runner) -> Candid
     generation = source.shipped.generation
     if any((one.id, one.generation) == (plugged.id, generation) for one in read_ledger(source.kit).copies):
         return Candidate(Kind.DONE, path, name=plugged.name, id=plugged.id)
-    with _tree_of(plugged, run) as tree:
+    with looked_into(plugged, run) as tree:
         manifest = read_manifest(tree)
         shipped = [one.generation for one in read_all(tree)]
     if manifest.derived_from != source.kit.id:
@@ -127,18 +123,6 @@ def _of_kit(source: Source, path: Path, plugged: Plugged, run: Runner) -> Candid
         why = f"{plugged.name}, a copy of an earlier state, is on it, and was used: what was done in it would be lost"
         return Candidate(Kind.FOREIGN, path, why)
     return Candidate(Kind.OLD, path, name=plugged.name, id=plugged.id)
-
-
-@contextmanager
-def _tree_of(plugged: Plugged, run: Runner) -> Iterator[Path]:
-    """The files of a kit that is not attached, to be read."""
-    lvm, vg = Lvm([plugged.device], run), plugged.group.name
-    lvm.activate(vg, STATE)
-    try:
-        with aside(Path("/dev", vg, STATE), run, read_only=True) as folder:
-            yield folder
-    finally:
-        lvm.command("lvchange", "-an", f"{vg}/{STATE}", codes=range(256))
 
 
 def made_way(candidate: Candidate, places: Places, run: Runner) -> Chosen:

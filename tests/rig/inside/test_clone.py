@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +35,7 @@ from pocketcloud.storage.thin_metadata import PoolMap, read_dump
 from pocketcloud.storage.thin_volumes import CONTENT, OF, POOL
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
+from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.test_kit_device import erase, in_file, pattern
@@ -217,22 +217,12 @@ def one_base(kit: Kit, size: int) -> None:
 def cut_short(kit: Kit, places: Places, disk: Path, seconds: float) -> bool:
     """Copy in a process of its own, which is killed after so long; whether it was before it was done."""
     wanted = [Wanted(choose(places, disk, run), Name("copy"))]
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            (done,) = clone(kit, wanted, places, run, now=NOW, stop=threading.Event(), tell=lambda _: None, noted_every=MIB)
-            code = 1 if done.fault else 0
-        finally:
-            os._exit(code)
-    kill = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
-    kill.start()
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number is its own until it is waited for
-    kill.cancel()
-    kill.join()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+
+    def work() -> bool:
+        (done,) = clone(kit, wanted, places, run, now=NOW, stop=threading.Event(), tell=lambda _: None, noted_every=MIB)
+        return not done.fault
+
+    return killed_after(seconds, work)
 
 
 @pytest.mark.sampled(20)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import random
-import signal
 import tempfile
 import threading
 import time
@@ -39,6 +38,7 @@ from pocketcloud.storage.thin_volumes import whole_extents
 from pocketcloud.storage.volume_data import opened
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
+from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.test_clone import furnish, held, liar, noise
@@ -176,19 +176,7 @@ def small(places: Places, path: Path) -> Kit:
 
 def cut_short(kit: Kit, places: Places, disk: Path, seconds: float) -> bool:
     """Copy in a process of its own, which is killed after so long; whether it was before it was done."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 1 if copied(kit, places, disk, "copy").fault else 0
-        finally:
-            os._exit(code)
-    timer = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
-    timer.start()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    timer.cancel()
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return killed_after(seconds, lambda: not copied(kit, places, disk, "copy").fault)
 
 
 def left_by_detach(places: Places) -> None:

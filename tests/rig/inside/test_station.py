@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from pocketcloud.model.sizes import GIB, KIB, MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
+from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.test_clone import contents, cut_short, one_base, read_note_of
@@ -168,17 +168,7 @@ def test_a_copy_that_was_interrupted_is_gone_on_with(places: Places, tmp_path: P
 
 def killed(kit: Kit, places: Places, seconds: float) -> bool:
     """Let a station work in a process of its own, which is killed after so long; whether it was before it was done."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = 0 if worked(kit, places, never, count=1).tally.done else 1
-        finally:
-            os._exit(code)
-    threading.Timer(seconds, os.kill, (child, signal.SIGKILL)).start()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return killed_after(seconds, lambda: bool(worked(kit, places, never, count=1).tally.done))
 
 
 def over(records: list[Mapping[str, Any]]) -> bool:

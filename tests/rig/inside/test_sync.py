@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from pocketcloud.storage.shipped import snapshots_of
 from pocketcloud.storage.thin_metadata import read_delta
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
+from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.test_clone import contents, copied, disks, furnish, noise, one_base, targets, write
@@ -162,22 +162,7 @@ def test_labs_on_a_copy_stay_where_asked(places: Places, tmp_path: Path, targets
 
 def cut_short(kit: Kit, disk: Path, seconds: float) -> bool:
     """Sync in a process of its own, which is killed after so long; whether it was before it was done."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            (done,) = synced(kit, disk)
-            code = 1 if done.fault else 0
-        finally:
-            os._exit(code)
-    kill = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
-    kill.start()
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    kill.cancel()
-    kill.join()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, -signal.SIGKILL)
-    return code != 0
+    return killed_after(seconds, lambda: not synced(kit, disk)[0].fault)
 
 
 @pytest.mark.sampled(20)

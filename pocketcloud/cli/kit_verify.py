@@ -53,9 +53,8 @@ def verify(name: str | None, record: bool, output: str, progress: str, verbose: 
         view.emit(StepDone(kit.name, title, "", tell.seconds()))
     _show(kit.name, found, output)
     if not found.whole:
-        bad = [proof for proof in found.proofs if proof.held != "intact"]
         raise Refused(
-            f"kit {kit.name} does not hold what it was shipped with: {', '.join(proof.volume for proof in bad[:5])}",
+            f"kit {kit.name} does not hold what it was shipped with: {', '.join(found.faults[:5])}",
             hint="copy it anew from the kit it came from: pocketcloud kit clone, or kit sync",
         )
 

@@ -62,9 +62,15 @@ class Verified:
     read: int
 
     @property
+    def faults(self) -> tuple[str, ...]:
+        """The volumes that are not what was shipped, or are bases that the kit still names and that are gone."""
+        gone = (proof for proof in self.proofs if proof.held is Held.GONE and proof.bases)
+        return tuple(proof.volume for proof in (*(p for p in self.proofs if p.held is Held.DAMAGED), *gone))
+
+    @property
     def whole(self) -> bool:
-        """Whether all that is there of what was shipped is what was shipped, and no base is gone that the kit still names."""
-        return all(proof.held is Held.INTACT or (proof.held is Held.GONE and not proof.bases) for proof in self.proofs)
+        """Whether nothing is wrong."""
+        return not self.faults
 
 
 def verify(kit: Kit, run: Runner, *, stop: threading.Event, tell: Callable[[int, int], None]) -> Verified:

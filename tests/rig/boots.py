@@ -38,7 +38,8 @@ class Boot:
     def run(self, folder: Path) -> Job:
         """Boot and run the tests. Raises RigFailed."""
         return run_job(
-            pytest_command("" if self.slow else "-m 'not slow'", self.files),
+            # One that fails may leave what all others then stumble over; the first is what the log has to end with.
+            pytest_command(" ".join(["-x"] * self.sampled + ["-m 'not slow'"] * (not self.slow)), self.files),
             folder,
             timeout=WITHIN if self.sampled else SLOWLY,
             udev=self.udev,

@@ -145,6 +145,6 @@ def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tu
     one_base(kit, SIZE)
     first = (1 << 30) + chance("bad", number).randrange(48 * MIB, 60 * MIB)
     with scsi_disk(opts=2, medium_error_start=first // 512, medium_error_count=64) as disk:
-        goes_on_without(kit, places, good, disk)
-    for name in ("usb",):
-        detached(places, name)
+        lost = goes_on_without(kit, places, good, disk)
+        assert lost.device == disk
+    detached(places)

@@ -35,6 +35,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "keys",
         "locks",
         "readiness",
+        "scratch",
         "ssh_config",
         "subnets",
         "usb_path",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from pocketcloud.kit.manifest import write_manifest
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.profile import Medium
 from pocketcloud.model.sizes import MIB
+from pocketcloud.scratch import scratch
 from pocketcloud.system import Runner
 
 # File systems count otherwise than archives do.
@@ -45,7 +45,7 @@ def import_kit(
     """Make the kit of a stream on a disk whose erasure was confirmed; what became of it. The caller holds what makes kits.
 
     Raises Refused for a stream that is damaged or hostile, NoSpace, InterruptedError when `stop` was set."""
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-import-", dir="/var/tmp") as aside:
+    with scratch(run) as aside:
         tree = Path(aside, "tree")
         tree.mkdir()
         (done,) = clone_of(_source(incoming, tree), [wanted], places, run, now=now, stop=stop, tell=tell)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from pocketcloud.errors import NotFound, Refused
 from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.model.kit import Kit
 from pocketcloud.records import instances
+from pocketcloud.scratch import scratch
 from pocketcloud.storage.devmapper import METADATA_BLOCK, node_name, pool_status
 from pocketcloud.storage.lvm import LogicalVolume, Lvm, complaint
 from pocketcloud.storage.lvm_copy import read_group
@@ -111,7 +111,7 @@ def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
     if status is None:
         raise NotFound(f"the pool of kit {kit.name} is not active", hint="pocketcloud kit attach")
     shipped, rows, pool = _generation(kit, store, lvm, run, now)
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-") as aside:
+    with scratch(run) as aside:
         group = read_group(lvm, kit.vg, Path(aside, "group"))
     numbers = {row.name: row.thin_id for row in rows if row.thin}
     unlisted = set(pool.devices) - set(numbers.values())

@@ -10,7 +10,6 @@ import fcntl
 import os
 import random
 import shutil
-import tempfile
 import threading
 import time
 from bisect import bisect_left, bisect_right
@@ -32,6 +31,7 @@ from pocketcloud.kit.manifest import write_manifest
 from pocketcloud.kit.plugged import Plugged, kit_on
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import size_text
+from pocketcloud.scratch import scratch
 from pocketcloud.storage.lvm import Lvm, complaint
 from pocketcloud.system import CommandFailed, Runner
 
@@ -176,7 +176,7 @@ def _prepare(target: _Target, master: Master, held: ExitStack, run: Runner, *, k
         raise Whole(error.message) from error
     list(_known_sums(master, target))
     if kept:
-        target.files = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp")))
+        target.files = held.enter_context(scratch(run))
         with looked_into(copy, run) as tree:
             for lab in kept:
                 _copy_lab(lab, tree, target.files, run)
@@ -397,7 +397,7 @@ def _take(target: _Target, run: Runner) -> None:
     if (there.group.uuid, there.group.seqno) != (copy.group.uuid, copy.group.seqno):
         raise Refused(f"kit {copy.name} on {copy.device} was changed meanwhile", hint="run the same command again")
     lvm = Lvm([copy.device], run)
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-") as aside:
+    with scratch(run) as aside:
         text = Path(aside, "group")
         text.write_text(target.renewed.change.text)
         try:

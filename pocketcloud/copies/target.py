@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, fresh_group_name
 from pocketcloud.kit.manifest import read_manifest, write_manifest
 from pocketcloud.model.kit import KIT_SCHEMA
 from pocketcloud.model.sizes import size_text
+from pocketcloud.scratch import scratch
 from pocketcloud.storage.lvm import Lvm, complaint
 from pocketcloud.storage.lvm_copy import CopiedGroup, copied_group, fitting_layout
 from pocketcloud.storage.lvm_layout import Layout
@@ -95,7 +95,7 @@ def draw(source: Source, note: Unfinished, size: int) -> Drawn:
 def state_image(source: Source, size: int, sums: Sums, finish: Callable[[Path], None], run: Runner) -> Iterator[Path]:
     """A file of `size` bytes with the file system of a copy's `state`: the source's files and the digests of what the copy's
     pool holds; `finish` makes the rest of its tree that of a kit of its own. Raises NoSpace if that does not fit."""
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp") as aside:
+    with scratch(run) as aside:
         tree, image = Path(aside, "tree"), Path(aside, "image")
         # Not what is mounted below: `content` is a volume of its own.
         with source.tree:
@@ -135,7 +135,7 @@ def own_manifest(source: Source, drawn: Drawn, now: str) -> Callable[[Path], Non
 @contextmanager
 def metadata_image(pool: PoolMap, size: int, run: Runner) -> Iterator[Path]:
     """A file of `size` bytes with the metadata of a pool, made and checked by the pool's own tools."""
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-", dir="/var/tmp") as aside:
+    with scratch(run) as aside:
         told, image = Path(aside, "map"), Path(aside, "image")
         with told.open("w") as file:
             write_dump(pool, file.write)
@@ -212,7 +212,7 @@ def _put(handle: int, data: memoryview, aim: int) -> None:
 def label(device: Path, drawn: Drawn, run: Runner) -> None:
     """Write what makes the device a kit. Nobody else may hold it. Raises Refused if LVM does not take it."""
     lvm, group = Lvm([device], run), drawn.group
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-copy-") as aside:
+    with scratch(run) as aside:
         text = Path(aside, "group")
         text.write_text(group.text)
         try:

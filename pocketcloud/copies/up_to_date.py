@@ -7,7 +7,6 @@ the new text.
 
 from __future__ import annotations
 
-import tempfile
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pocketcloud.kit.plugged import Plugged
 from pocketcloud.kit.remains import put_to_rest
 from pocketcloud.model.kit import Manifest
 from pocketcloud.model.sizes import size_text
+from pocketcloud.scratch import scratch
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
 from pocketcloud.storage.lvm_copy import read_group
 from pocketcloud.storage.lvm_sync import Change, changed_group, number, section, thin_sections
@@ -94,7 +94,7 @@ def older_copy(copy: Plugged, master: str, run: Runner) -> tuple[Manifest, Older
         run(["thin_dump", device], on_line=lambda line: reader.feed(line.encode()) if line.lstrip().startswith("<") else None)
         pool = reader.end()
     rows = lvm.volumes(vg)
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-") as folder:
+    with scratch(run) as folder:
         group = read_group(lvm, vg, Path(folder, "group"))
     with looked_into(copy, run) as tree:
         manifest = read_manifest(tree)

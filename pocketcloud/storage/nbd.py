@@ -9,7 +9,6 @@ import errno
 import os
 import socket
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pocketcloud.errors import Refused
+from pocketcloud.scratch import scratch
 from pocketcloud.system import CommandFailed, Runner
 
 _GREETING = struct.Struct(">8s8sH")
@@ -98,7 +98,7 @@ class NbdVolume:
 def served(image: Path, form: str, run: Runner, *, writable: bool = False) -> Iterator[NbdVolume]:
     """An image in QEMU's format `form`, open. Raises Refused where it cannot be: QEMU's own locks keep out who would write what
     a guest uses. Killed, we leave nothing behind: qemu-nbd ends with us."""
-    with tempfile.TemporaryDirectory(prefix="pocketcloud-nbd-") as aside:
+    with scratch(run) as aside:
         place = Path(aside, "socket")
         words: list[str | Path] = ["setpriv", "--pdeathsig", "KILL", "qemu-nbd", f"--socket={place}", f"--format={form}"]
         words += ["--discard=unmap"] if writable else ["--read-only"]

@@ -40,7 +40,7 @@ MANIFEST = Manifest(
 )  # fmt: skip
 SHIPPED = Shipped(
     "cb028f1e", MANIFEST.id, MANIFEST.created, (Kept("base.one", UUIDS[3], UUIDS[3]), Kept("content", UUIDS[1], UUIDS[4])),
-    (ShippedBase("debian-12", "x86_64", "ab" * 16, "base.one"),), ("demo",), "cd" * 8,
+    (ShippedBase("debian-12", "x86_64", "ab" * 16, "base.one"),), ("demo",), "cd" * 8, 7,
 )  # fmt: skip
 VOLUMES = (
     StreamVolume("content", UUIDS[1], 32 * MIB, 1, 0, "", writable=True, tags=()),

@@ -169,13 +169,15 @@ def _is_id(text: str) -> bool:
 
 # -- what was shipped
 
-_SHIPPED = {"generation": str, "kit": str, "made": str, "volumes": list, "bases": list, "labs": list, "files": str}
+_SHIPPED = {
+    "generation": str, "number": int, "kit": str, "made": str, "volumes": list, "bases": list, "labs": list, "files": str,
+}  # fmt: skip
 
 
 def shipped_text(shipped: Shipped) -> bytes:
     """A generation as it stands in the stream; the digests of its content follow from the data."""
     return _told({
-        "generation": shipped.generation, "kit": shipped.kit, "made": shipped.made,
+        "generation": shipped.generation, "number": shipped.number, "kit": shipped.kit, "made": shipped.made,
         "volumes": [[kept.name, kept.uuid, kept.holder] for kept in shipped.volumes],
         "bases": [[base.name, base.arch, base.digest, base.volume] for base in shipped.bases],
         "labs": list(shipped.labs), "files": shipped.files,
@@ -191,7 +193,7 @@ def read_shipped(content: bytes) -> Shipped:
     volumes = tuple(Kept(*words) for words in _rows(raw["volumes"], 3))
     bases = tuple(ShippedBase(*words) for words in _rows(raw["bases"], 4))
     labs = _texts(raw["labs"], "the labs")
-    return Shipped(raw["generation"], raw["kit"], raw["made"], volumes, bases, labs, raw["files"])
+    return Shipped(raw["generation"], raw["kit"], raw["made"], volumes, bases, labs, raw["files"], raw["number"])
 
 
 def _rows(raw: list[object], count: int) -> Iterator[tuple[str, ...]]:

@@ -99,7 +99,7 @@ def _opened(file: str) -> Iterator[int]:
 
 def _teller(view: View, name: str) -> Callable[[int, int], None]:
     from pocketcloud.events import StepProgress
-    from pocketcloud.model.sizes import size_text
+    from pocketcloud.model.sizes import progress_text
 
     begun, last = time.monotonic(), 0.0
 
@@ -109,9 +109,7 @@ def _teller(view: View, name: str) -> Callable[[int, int], None]:
         if at - last < _TOLD_EVERY and done < total:
             return
         last = at
-        rate = done / max(at - begun, 0.001)
-        rest = f", {(total - done) / rate:.0f} s left" if rate else ""
-        text = f"read {size_text(done)} of {size_text(total)}, {rate / 1e6:.0f} MB/s{rest}"
+        text = f"read {progress_text(done, total, at - begun)}"
         view.emit(StepProgress(name, done / max(total, 1), text, name))
 
     return tell

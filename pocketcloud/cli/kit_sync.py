@@ -188,11 +188,9 @@ class _Shown:
 
     def text(self, sent: int, total: int) -> str:
         """How far it is, at what rate, and how long it still takes."""
-        from pocketcloud.model.sizes import size_text
+        from pocketcloud.model.sizes import progress_text
 
-        rate = sent / max(self._clock() - self._begun, 0.001)
-        left = (total - sent) / rate if rate else 0.0
-        return f"sent {size_text(sent)} of {size_text(total)}, {rate / 1e6:.0f} MB/s, {max(left, 0):.0f} s left"
+        return f"sent {progress_text(sent, total, self._clock() - self._begun)}"
 
     def end(self, done: Sequence[Synced]) -> None:
         """Tell what became of each."""

@@ -70,15 +70,12 @@ class _Teller:
         self._at = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        from pocketcloud.model.sizes import size_text
+        from pocketcloud.model.sizes import progress_text
 
         if self._clock() - self._at < 0.5:
             return
         self._at = self._clock()
-        rate = done / max(self.seconds(), 0.001)
-        left = (total - done) / rate if rate else 0.0
-        text = f"read {size_text(done)} of {size_text(total)}, {rate / 1e6:.0f} MB/s, {left:.0f} s left"
-        self._show(done / max(total, 1), text)
+        self._show(done / max(total, 1), f"read {progress_text(done, total, self.seconds())}")
 
     def seconds(self) -> float:
         """How long it has taken."""

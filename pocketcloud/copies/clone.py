@@ -45,7 +45,7 @@ from pocketcloud.kit.interlocks import claimed, described
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import size_text
+from pocketcloud.model.sizes import progress_text, size_text
 from pocketcloud.system import Runner
 
 _BLKFLSBUF = 0x1261
@@ -395,10 +395,7 @@ class _Show:
                 self._tell(StepFailed(target.wanted.name, title, "", time.monotonic() - target.since, target.failed))
 
     def _say(self, target: _Target, what: str, done: int) -> None:
-        seconds = max(time.monotonic() - self._begun, 0.001)
-        rate = done / seconds
-        rest = f", {max(self._total - done, 0) / rate:.0f} s left" if rate else ""
-        text = f"{what} {size_text(done)} of {size_text(self._total)}, {rate / 1e6:.0f} MB/s{rest}"
+        text = f"{what} {progress_text(done, self._total, time.monotonic() - self._begun)}"
         name = target.wanted.name
         self._tell(StepProgress(name, min(done / self._total, 1.0), text, name))
 

@@ -97,6 +97,14 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def progress_text(done: int, total: int, seconds: float) -> str:
+    """`1 GiB of 4 GiB, 50 MB/s, 1 min 04 s left`: how far work on bytes is that has taken so long. MB are a million bytes, as
+    disks are sold."""
+    rate = done / max(seconds, 0.001)
+    left = f", {duration_text(max(total - done, 0) / rate)} left" if rate else ""
+    return f"{size_text(done)} of {size_text(total)}, {rate / 1e6:.0f} MB/s{left}"
+
+
 def bounded(what: str, size: Size, bounds: tuple[int, int]) -> None:
     """Raise ValueError, naming `what`, unless the size is within these bounds."""
     low, high = bounds

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pocketcloud.model.data_disk import Disk
 from pocketcloud.model.lab import ProvisionStep, Ready
 from pocketcloud.model.names import NAME_PATTERN, Name, bridge_name, joined, mac_address, machine_uuid, network_uuid
-from pocketcloud.model.sizes import GIB, KIB, MIB, TIB, Duration, Size, duration_text, size_text
+from pocketcloud.model.sizes import GIB, KIB, MIB, TIB, Duration, Size, duration_text, progress_text, size_text
 from tests.simulation import KIT_ID, machine
 
 names = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda text: not text.endswith("\n"))
@@ -164,6 +164,21 @@ def test_durations_that_are_none(text: object) -> None:
 )
 def test_times_for_people(seconds: float, shown: str) -> None:
     assert duration_text(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "shown"),
+    [
+        (0, GIB, 3.0, "0 B of 1 GiB, 0 MB/s"),
+        (GIB // 2, GIB, 10.0, "512 MiB of 1 GiB, 54 MB/s, 10 s left"),
+        (GIB // 8, GIB, 10.0, "128 MiB of 1 GiB, 13 MB/s, 1 min 10 s left"),
+        (GIB, GIB, 0.0, "1 GiB of 1 GiB, 1073742 MB/s, 0.0 s left"),
+        (2 * MIB, MIB, 1.0, "2 MiB of 1 MiB, 2 MB/s, 0.0 s left"),
+        (0, 0, 0.0, "0 B of 0 B, 0 MB/s"),
+    ],
+)
+def test_how_far_work_on_bytes_is(done: int, total: int, seconds: float, shown: str) -> None:
+    assert progress_text(done, total, seconds) == shown
 
 
 def test_what_needs_a_login() -> None:

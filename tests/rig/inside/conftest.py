@@ -28,8 +28,10 @@ def modules() -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Iterator[Places]:
+def places(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Places]:
     """Where this host keeps its kits; at the end nothing of any is left in the kernel, and files of them take no memory."""
+    if "targets" in request.fixturenames:
+        request.getfixturevalue("targets")  # what lies on them is detached before they are erased
     places = Places(tmp_path / "default", tmp_path / "run")
     yield places
     for kit in attached_kits(places):

@@ -32,8 +32,6 @@ from tests.rig.inside.made import NOW
 from tests.rig.inside.test_clone import contents, cut_short, one_base, read_note_of
 from tests.rig.inside.test_kit_device import erase, in_file, pattern
 
-# In one boot with others one of them failed, which is not understood yet.
-pytestmark = pytest.mark.slow
 FIRST, SECOND = Path("/dev/ram0"), Path("/dev/ram1")
 
 

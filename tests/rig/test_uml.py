@@ -34,7 +34,8 @@ LAB, STATES, SCENARIO, INTERLOCKS, SPACE, DEMO, TRIM = _names(
 GUESTS = (DEMO, TRIM)
 FILES = (CASES, SEQUENCES, INSTALL, *(name for name in _names(sorted(INSIDE.glob("test_*.py"))) if name not in GUESTS))
 COPIES = _names(
-    INSIDE / f"test_{name}.py" for name in ("clone", "clone_folder", "copy_faults", "station", "stream", "sync", "verify")
+    INSIDE / f"test_{name}.py"
+    for name in ("clone", "clone_folder", "copy_faults", "copy_targets", "station", "stream", "sync", "verify")
 )
 SHORT = tuple(
     file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, STATES, SCENARIO, INTERLOCKS, *COPIES)

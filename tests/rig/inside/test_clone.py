@@ -26,7 +26,7 @@ from pocketcloud.kit.disk import choose
 from pocketcloud.kit.plugged import Plugged, plugged_kits
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.model.sizes import KIB, MIB
 from pocketcloud.storage import Clone, Storage, open_storage
 from pocketcloud.storage.devmapper import node_name, pool_status
 from pocketcloud.storage.lvm import Lvm
@@ -38,6 +38,7 @@ from tests.rig.inside.asked import Asked
 from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
+from tests.rig.inside.ram_disks import ram_disks
 from tests.rig.inside.test_kit_device import erase, in_file, pattern
 
 DISKS = (Path("/dev/ram0"), Path("/dev/ram1"))
@@ -47,7 +48,7 @@ STATE_SIZE = 32 * MIB
 
 @pytest.fixture(scope="module", autouse=True)
 def disks() -> None:
-    run(["modprobe", "brd", f"rd_nr={len(DISKS)}", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+    ram_disks(len(DISKS))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from pocketcloud.kit.plugged import plugged_kits
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.profile import Medium
-from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.model.sizes import KIB, MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.storage.devmapper import nodes
 from pocketcloud.storage.lvm import Lvm
@@ -41,6 +41,7 @@ from tests.rig.inside.asked import Asked
 from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
+from tests.rig.inside.ram_disks import ram_disks
 from tests.rig.inside.test_clone import furnish, held, liar, noise
 from tests.rig.inside.test_kit_device import erase, in_file
 
@@ -52,7 +53,7 @@ CHUNK = 64 * KIB
 
 @pytest.fixture(scope="module", autouse=True)
 def disks() -> None:
-    run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+    ram_disks()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from pocketcloud.storage.thin_volumes import CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import Watched
 from tests.rig.inside.made import NOW, Kill, Made, backing, copied, digest, killed, loop, make_kit, unloop
+from tests.rig.inside.ram_disks import ram_disks
 
 pytestmark = pytest.mark.sampled(20)
 
@@ -49,7 +50,7 @@ def kit(tmp_path: Path) -> Made:
 def disks() -> Iterator[tuple[Path, Path]]:
     """Two RAM disks of 4 GiB, which take partitions."""
     run(["modprobe", "-a", "loop", "dm_thin_pool"])
-    run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // 1024}", "max_part=4"])
+    ram_disks()
     with DECOY.open("r+b", buffering=0) as decoy:
         decoy.write(b"somebody's data" * 4096)
     yield DISK, DECOY

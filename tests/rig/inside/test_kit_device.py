@@ -24,6 +24,7 @@ from pocketcloud.storage.thin_volumes import BALLAST, CONTENT, POOL, STATE
 from pocketcloud.system import Runner, run
 from tests.contract.stores import filled
 from tests.rig.inside.made import NOW, Kill, Made, killed, loop, under_every_kill, unloop
+from tests.rig.inside.ram_disks import ram_disks
 
 pytestmark = pytest.mark.sampled(20)
 
@@ -36,8 +37,7 @@ SOME_KILLS_ON_DISK = [(9, Kill.AFTER), (22, Kill.BOTH)]
 
 @pytest.fixture(scope="module", autouse=True)
 def disks() -> None:
-    # Disks in memory that take only what is written; they have partitions.
-    run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+    ram_disks()
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.kit.attached import Places, attached_kits
-from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.made import digest, loop, make_kit, unloop
+from tests.rig.inside.ram_disks import ram_disks
 from tests.rig.inside.test_kit_device import erase
 
 pytestmark = pytest.mark.sampled(20)
@@ -29,7 +30,7 @@ def head(disk: Path) -> str:
 @pytest.fixture
 def disk() -> Path:
     """A disk in memory with a file system on it, and without what tests before have left there."""
-    run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+    ram_disks()
     erase(DISK)
     run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", DISK])
     return DISK

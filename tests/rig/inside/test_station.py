@@ -22,13 +22,14 @@ from pocketcloud.events import Event
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.plugged import plugged_kits
 from pocketcloud.model.kit import Kit
-from pocketcloud.model.sizes import GIB, KIB, MIB
+from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.cut import killed_after
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
+from tests.rig.inside.ram_disks import ram_disks
 from tests.rig.inside.test_clone import contents, cut_short, one_base, read_note_of
 from tests.rig.inside.test_kit_device import erase, in_file, pattern
 
@@ -37,7 +38,7 @@ FIRST, SECOND = Path("/dev/ram0"), Path("/dev/ram1")
 
 @pytest.fixture(scope="module", autouse=True)
 def disks() -> None:
-    run(["modprobe", "brd", "rd_nr=2", f"rd_size={4 * GIB // KIB}", "max_part=8"])
+    ram_disks()
 
 
 def made_blank(disk: Path) -> None:

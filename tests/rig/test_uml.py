@@ -33,19 +33,20 @@ LAB, STATES, SCENARIO, INTERLOCKS, SPACE, DEMO, TRIM = _names(
 )
 GUESTS = (DEMO, TRIM)
 FILES = (CASES, SEQUENCES, INSTALL, *(name for name in _names(sorted(INSIDE.glob("test_*.py"))) if name not in GUESTS))
-COPIES = _names(
-    INSIDE / f"test_{name}.py"
-    for name in ("clone", "clone_folder", "copy_faults", "copy_targets", "station", "stream", "sync", "verify")
+COPIES, UPDATES = (
+    _names(INSIDE / f"test_{name}.py" for name in names)
+    for names in (("clone", "clone_folder", "copy_faults", "copy_targets", "station"), ("stream", "sync", "verify"))
 )
 SHORT = tuple(
-    file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, STATES, SCENARIO, INTERLOCKS, *COPIES)
+    file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, STATES, SCENARIO, INTERLOCKS, *COPIES, *UPDATES)
 )
 
 # What takes long has a boot of its own in `make test`, the longest first, so that none is left alone at the end. The others
 # share boots: to get to the first test takes eleven seconds. Those of the driver share a volume group, which nothing takes down
 # before the boot ends.
 SAMPLE = [
-    Boot(files, sampled=True) for files in ((LAB,), COPIES, (CASES, SEQUENCES, INSTALL, SPACE), SHORT, (SCENARIO,), (INTERLOCKS,))
+    Boot(files, sampled=True)
+    for files in ((LAB,), COPIES, UPDATES, (CASES, SEQUENCES, INSTALL, SPACE), SHORT, (SCENARIO,), (INTERLOCKS,))
 ]
 WHOLE = [*(Boot((file,), slow=True) for file in FILES), *(Boot((file,), udev=True) for file in (CASES, SCENARIO))]
 

@@ -111,7 +111,7 @@ def some(path: Path) -> None:
         file.write(noise(MIB, 3))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 def test_labs_on_a_copy_stay_where_asked(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
     disk, *_ = targets
     kit = in_file(places, tmp_path / "usb.img")
@@ -198,7 +198,7 @@ def test_a_copy_whose_sync_was_killed_is_what_it_was_or_what_it_is_to_be(
         detached(places, name)
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(2)
 def test_by_hand_and_what_is_no_copy_is_left_alone(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
     first, second = targets
     kit = in_file(places, tmp_path / "usb.img")

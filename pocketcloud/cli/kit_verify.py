@@ -11,7 +11,7 @@ import click
 from pocketcloud.cli.holding import hold_labs, one_at_a_time
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root
 from pocketcloud.cli.view import open_view, print_json, print_table
-from pocketcloud.errors import Refused
+from pocketcloud.errors import Refused, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", metavar="[KIT]", required=False)
 @click.option("--record", is_flag=True, help="Write down what KIT holds now, to verify it against that later; its labs are down.")
+@click.option(
+    "--forget", is_flag=True, help="Give up what KIT keeps of what was shipped, and the space that takes; reads nothing."
+)
 @output_option
 @progress_options
-def verify(name: str | None, record: bool, output: str, progress: str, verbose: int) -> None:
+def verify(name: str | None, record: bool, forget: bool, output: str, progress: str, verbose: int) -> None:
     """Read all that [KIT] was shipped with, and prove that it still holds that: each base and each lab as it was copied.
 
     What was changed since by those who use it is told, and is no fault. Labs may be up.
@@ -39,12 +42,17 @@ def verify(name: str | None, record: bool, output: str, progress: str, verbose: 
     kit = open_kit(name)
     if not kit.vg:
         raise Refused(f"kit {kit.name} is a folder; what is verified are kits on disks", hint="pocketcloud kit list shows them")
+    if record and forget:
+        raise UsageError("--record and --forget say opposite things", hint="leave out one")
     stop, view = threading.Event(), open_view(progress, verbose)
     title = f"read kit {kit.name}"
     with ExitStack() as held:
         held.callback(view.close)
         held.enter_context(one_at_a_time(places))
         hold_labs(places, kit, held)
+        if forget:
+            _say_forgotten(kit.name, work.forget(kit, run), output)
+            return
         view.emit(StepStarted(kit.name, title, ""))
         tell = _Teller(kit.name, lambda fraction, text: view.emit(StepProgress(kit.name, fraction, text)))
         if record:
@@ -57,6 +65,17 @@ def verify(name: str | None, record: bool, output: str, progress: str, verbose: 
             f"kit {kit.name} does not hold what it was shipped with: {', '.join(found.faults[:5])}",
             hint="copy it anew from the kit it came from: pocketcloud kit clone, or kit sync",
         )
+
+
+def _say_forgotten(name: str, freed: int, output: str) -> None:
+    from pocketcloud.model.sizes import size_text
+
+    if output == "json":
+        print_json({"kit": name, "freed": freed})
+        return
+    click.echo(
+        f"Kit {name} keeps nothing any more of what was shipped, {size_text(freed)} came back; a sync with it copies whole."
+    )
 
 
 class _Teller:

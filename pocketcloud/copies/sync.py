@@ -175,6 +175,9 @@ def _prepare(target: _Target, master: Master, held: ExitStack, run: Runner, *, k
     except NoSpace as error:
         raise Whole(error.message) from error
     list(_known_sums(master, target))
+    change = target.renewed.change
+    if source.files > change.state // 10 * 9 or source.used_metadata > change.metadata:
+        raise Whole(f"the files or the map of kit {source.kit.name} have outgrown the room that kit {copy.name} has for them")
     if kept:
         target.files = held.enter_context(scratch(run))
         with looked_into(copy, run) as tree:

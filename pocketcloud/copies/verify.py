@@ -17,12 +17,14 @@ from pathlib import Path
 from pocketcloud.bases.records import built
 from pocketcloud.copies.pieces import cut, unit_of
 from pocketcloud.copies.pouring import summed
-from pocketcloud.copies.shipped import Kept, Shipped, Sums, content_of, read_all, read_sums, sums_of
+from pocketcloud.copies.shipped import Kept, Shipped, Sums, content_of, drop, read_all, read_sums, sums_of
 from pocketcloud.copies.source import read_map, source_of, write_content
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.kit import Kit
 from pocketcloud.storage.devmapper import node_name
 from pocketcloud.storage.lvm import LogicalVolume, Lvm
+from pocketcloud.storage.lvm_thin import ThinPool
+from pocketcloud.storage.shipped import forget as forget_snapshots
 from pocketcloud.storage.shipped import records, to_be_kept
 from pocketcloud.storage.thin_metadata import PoolMap, ThinDevice, aligned, without
 from pocketcloud.storage.thin_volumes import KEPT, NAME, POOL
@@ -111,6 +113,17 @@ def record(kit: Kit, run: Runner, *, now: str, stop: threading.Event, tell: Call
                 hint="its disk is failing; see dmesg, and save what can be saved",
             )
         write_content(source, sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True)))
+
+
+def forget(kit: Kit, run: Runner) -> int:
+    """Give up all that an attached kit on LVM keeps of what was shipped, so that its copies, or itself as one, are copied whole
+    the next time; how many bytes of the pool came back. The caller holds its labs and bases. Cut off, the same again ends it."""
+    store = ThinPool(kit.vg, kit.devices, kit.path / "volumes", run)
+    before = store.usage().used
+    # What holds content and is told by nobody is removed later; words without their content would be taken for damage.
+    drop(kit.path, but=())
+    forget_snapshots(store, kit.vg, Lvm(kit.devices, run), but=())
+    return max(before - store.usage().used, 0)
 
 
 def _last(kit: Kit) -> Shipped:

@@ -27,7 +27,7 @@ from pocketcloud.storage.watermarks import REFUSE_DATA, REFUSE_METADATA, WARN_DA
 from pocketcloud.system import Runner, run
 
 _OWN = frozenset({POOL, STATE, CONTENT, BALLAST})
-_FREE_UP = "pocketcloud kit status shows what holds space; lab destroy and base remove give it back"
+_FREE_UP = "pocketcloud kit status shows what holds space; lab destroy, base remove and kit verify --forget give it back"
 
 
 class Role(StrEnum):

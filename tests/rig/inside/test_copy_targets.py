@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pocketcloud.copies.clone import Copied, Wanted, clone
+from pocketcloud.copies.sync import sync
 from pocketcloud.events import Event, StepProgress
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.device import init_file, plan_file
@@ -97,6 +98,26 @@ def test_one_that_is_too_small_is_told_before_anything_is_written(places: Places
     assert "does not fit" in done.fault
     assert [pattern(DISK, place) for place in (0, GIB)] == before
     assert held(kit) is None
+    detached(places, "large")
+
+
+@pytest.mark.usefixtures("targets")
+def test_files_that_outgrow_a_copy_leave_it_as_it_was(places: Places, tmp_path: Path) -> None:
+    kit = large(places, tmp_path / "large.img")
+    one_base(kit, 4 * MIB)
+    (done,) = poured(kit, places, DISK)
+    assert done.fault == ""
+    (kit.path / "labs/long.log").write_bytes(noise(32 * MIB, 4))
+    (plugged,) = [each for each in plugged_kits(run) if each.name == "copy-0"]
+    before = plugged.group.seqno
+    stop = threading.Event()
+    (told,) = sync(kit, [plugged], run, keep_labs=False, thorough=False, now=NOW, stop=stop, tell=lambda *_: None)
+    assert "have outgrown the room" in told.fault
+    assert "it cannot be copied whole: the records and media of kit large" in told.fault
+    assert not told.whole
+    assert told.sent == 0
+    (plugged,) = [each for each in plugged_kits(run) if each.name == "copy-0"]
+    assert plugged.group.seqno == before
     detached(places, "large")
 
 

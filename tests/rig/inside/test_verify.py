@@ -13,17 +13,19 @@ import pytest
 from pocketcloud.copies.pieces import unit_of
 from pocketcloud.copies.shipped import read_all, read_sums
 from pocketcloud.copies.source import read_map
-from pocketcloud.copies.verify import Held, Verified, verify
+from pocketcloud.copies.verify import Held, Verified, forget, verify
+from pocketcloud.errors import NotFound
 from pocketcloud.kit.attached import Places
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import Clone, open_storage
 from pocketcloud.storage.devmapper import node_name
+from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import POOL
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
-from tests.rig.inside.test_clone import copied, disks, furnish, one_base, targets, write
+from tests.rig.inside.test_clone import contents, copied, disks, furnish, one_base, targets, write
 from tests.rig.inside.test_kit_device import in_file
 
 __all__ = ["disks", "targets"]
@@ -91,6 +93,12 @@ def test_a_copy_proves_what_it_was_shipped_with(places: Places, tmp_path: Path, 
         flip(copy, where, unit, random.Random(f"{seed}.{number}"))  # noqa: S311
     assert verified(copy).whole
     print(f"{FLIPS} kills")
+    # What was shipped is given up: what alone needed it comes back, and all that is in use stays.
+    before = contents(copy)
+    assert forget(copy, run) >= 2 * MIB
+    assert contents(copy) == before
+    with pytest.raises(NotFound, match="nothing to hold it against"):
+        verified(copy)
     for name in ("usb", "usb-01"):
         detached(places, name)
 
@@ -106,4 +114,9 @@ def test_by_hand(places: Places, tmp_path: Path) -> None:
     asked = Asked(places, "kit", "verify", "usb", "-o", "json")
     text = asked.ends(0, '"whole": true')
     assert json.loads(text[text.index("{") :])["kit"] == "usb"
+    Asked(places, "kit", "verify", "usb", "--record", "--forget").ends(2, "say opposite things")
+    Asked(places, "kit", "verify", "usb", "--forget").ends(0, "keeps nothing any more of what was shipped", "came back")
+    assert not [row.name for row in Lvm(kit.devices).volumes(kit.vg) if row.name.startswith("s.")]
+    assert not list((kit.path / "shipped").iterdir())
+    Asked(places, "kit", "verify", "usb").ends(4, "there is nothing to hold it against", "--record")
     detached(places)

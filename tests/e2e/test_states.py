@@ -6,6 +6,7 @@ One lab for all, as its boots take most of the time. What the guests have on the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -50,16 +51,23 @@ class Class:
     def asked(self, machine: str, command: str, lab: str = "class") -> str:
         return self.lab("exec", lab, machine, "--", "sh", "-c", command).expect(0).out.strip()
 
-    def mark(self, what: str) -> None:
-        """Leave something in the file system of both, and on the second disk."""
-        for machine in ("web", "client"):
-            self.asked(machine, f"echo {what} > /root/mark && sync")
-        self.asked("web", f"printf %-512s {what} | dd of=/dev/disk/by-id/virtio-data bs=512 conv=fsync status=none")
+    def both(self, web: str, client: str) -> tuple[str, str]:
+        """What the two say, asked at once."""
+        with ThreadPoolExecutor(2) as pool:
+            first, second = pool.map(self.asked, ("web", "client"), (web, client))
+        return first, second
 
-    def marks(self) -> set[str]:
-        """What is there; one word, if the state is that of one moment."""
-        found = {self.asked(machine, "cat /root/mark 2> /dev/null || echo none") for machine in ("web", "client")}
-        return found | {self.asked("web", DISK) or "none"}
+    def mark(self, what: str) -> None:
+        """Leave something in the file system of both, on the second disk, and in memory."""
+        mark = f"echo {what} > /root/mark && sync; {COUNT.format(what)}"
+        self.both(f"printf %-512s {what} | dd of=/dev/disk/by-id/virtio-data bs=512 conv=fsync status=none; {mark}", mark)
+
+    def marks(self) -> tuple[set[str], str]:
+        """What is on their disks: one word, if the state is that of one moment; and what one of them has in memory."""
+        mark = "cat /root/mark 2> /dev/null || echo none"
+        web, client = self.both(f"{mark}; {DISK}; echo", f"{mark}; ls /run/counted 2> /dev/null || true")
+        name, *counted = client.split()
+        return {name, *(web.split() if len(web.split()) > 1 else [web, "none"])}, " ".join(sorted(counted))
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +80,16 @@ def lab() -> Iterator[Class]:
 
 
 def test_a_warm_reset_of_two_machines_is_no_boot_and_takes_the_work_back(lab: Class) -> None:
-    boots = [lab.asked(machine, BOOT) for machine in ("web", "client")]
+    boots = lab.both(BOOT, BOOT)
     keys = (lab.kit.files("class").folder / "known_hosts").read_text()
-    lab.asked("web", COUNT.format("after-clean"))
     lab.mark("homework")
     told = lab.lab("reset", "class", "-y", "-o", "json").expect(0).json()
     assert set(told["ready"]) == {"web", "client"}  # type: ignore[call-overload] # JSON
-    assert [lab.asked(machine, BOOT) for machine in ("web", "client")] == boots, "they were booted"
-    assert "after-clean" not in lab.asked("web", "ls /run/counted 2> /dev/null || true"), "memory is that of clean"
-    assert lab.marks() == {"none"}
+    assert lab.both(BOOT, BOOT) == boots, "they were booted"
+    assert lab.marks() == ({"none"}, ""), "disks and memory are those of clean"
     assert (lab.kit.files("class").folder / "known_hosts").read_text() == keys
-    drift = float(lab.asked("web", "date +%s")) - float(lab.asked("client", "date +%s"))
-    assert abs(drift) < 60, "their clocks are set"
+    web, client = lab.both("date +%s", "date +%s")
+    assert abs(float(web) - float(client)) < 60, "their clocks are set"
 
 
 @pytest.mark.slow
@@ -92,7 +98,7 @@ def test_what_the_reset_took_away_comes_back(lab: Class) -> None:
     lab.mark("homework")
     lab.lab("reset", "class", "-y").expect(0)
     lab.lab("undo", "class", "-y").expect(0)
-    assert lab.marks() == {"homework"}
+    assert lab.marks()[0] == {"homework"}
     lab.lab("reset", "class", "-y").expect(0)
 
 
@@ -102,17 +108,15 @@ def test_a_tree_of_states_in_any_order(lab: Class) -> None:
         if parent:
             lab.lab("restore", f"class@{parent}", "-y", "--no-undo").expect(0)
         lab.mark(name)
-        lab.asked("client", COUNT.format(name))
         lab.lab("snapshot", f"class@{name}", "--ram").expect(0)
-        assert lab.marks() == {name}, "taking a state changes nothing"
+        assert lab.marks()[0] == {name}, "taking a state changes nothing"
     told = lab.lab("tree", "class", "-o", "json").expect(0).json()
     tree = {node["name"]: node["parent"] for node in told["states"] if node["name"] != "undo"}  # type: ignore[attr-defined] # JSON
     assert tree == {"clean": "", "one": "clean", "two": "one", "three": "two", "other": "one"}
     counted = {"one": "one", "two": "one two", "three": "one three two", "other": "one other"}
     for name in ("three", "one", "other", "two"):
         lab.lab("restore", f"class@{name}", "-y", "--no-undo").expect(0)
-        assert lab.marks() == {name}
-        assert lab.asked("client", "ls /run/counted").split() == sorted(counted[name].split()), "memory of another moment"
+        assert lab.marks() == ({name}, " ".join(sorted(counted[name].split()))), "disks and memory of one moment"
     for name in ("two", "one", "three", "other"):
         lab.lab("forget", f"class@{name}", "-y").expect(0)
 

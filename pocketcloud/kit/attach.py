@@ -23,7 +23,7 @@ from pocketcloud.kit.device import CONTENT_FOLDER, finished_name, put_down
 from pocketcloud.kit.directory import PARTIAL, check_reachable
 from pocketcloud.kit.identity import BECOMING, fresh_group_name, give_new_identity, tag
 from pocketcloud.kit.manifest import FILE, NewerKit, host_mark, read_manifest, write_manifest
-from pocketcloud.kit.mounts import mount, mounted_at, number_of
+from pocketcloud.kit.mounts import THIN_OPTIONS, mount, mounted_at, number_of
 from pocketcloud.kit.plugged import Plugged, check_tools, kit_on, plugged_kits, the_one
 from pocketcloud.kit.remains import clear, put_parts_to_rest, stale_notes
 from pocketcloud.model.kit import Kit, Manifest
@@ -309,7 +309,7 @@ def _take_in(found: Plugged, mount_point: Path, run: Runner) -> list[str]:
     if there is None or there.number != number_of(content):
         if _mended(content, manifest.name, run, thorough=manifest.dirty):
             notes.append("the file system of its content was put right")
-        mount(content, mount_point / CONTENT_FOLDER, run)
+        mount(content, mount_point / CONTENT_FOLDER, run, THIN_OPTIONS)
     if manifest.last_host != here:
         dropped = drop_memory(mount_point)
         if dropped:

@@ -24,7 +24,7 @@ from pocketcloud.kit.attached import Places, attached_kits, checked_name, regist
 from pocketcloud.kit.directory import TREE_MODES, make_tree
 from pocketcloud.kit.identity import KIT, KIT_NAME, SCHEMA, UNFINISHED, fresh_group_name
 from pocketcloud.kit.manifest import host_mark, write_manifest
-from pocketcloud.kit.mounts import OPTIONS, mount, mounted_at, number_of, unmount
+from pocketcloud.kit.mounts import OPTIONS, THIN_OPTIONS, mount, mounted_at, number_of, unmount
 from pocketcloud.kit.plugged import check_tools
 from pocketcloud.kit.remains import put_to_rest, take_down
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
@@ -140,7 +140,7 @@ def draw_up(
         *(lvm.line(verb, *words) for verb, *words in format_commands(device, vg, layout, plan.tags)),
         *(shlex.join(words) for words in _file_systems(vg)),
         shlex.join(["mount", "-o", OPTIONS, f"/dev/{vg}/{STATE}", str(mount_point)]),
-        shlex.join(["mount", "-o", OPTIONS, f"/dev/{vg}/{CONTENT}", str(mount_point / CONTENT_FOLDER)]),
+        shlex.join(["mount", "-o", THIN_OPTIONS, f"/dev/{vg}/{CONTENT}", str(mount_point / CONTENT_FOLDER)]),
     )
     return replace(plan, commands=commands)
 
@@ -212,7 +212,7 @@ def laid_out(plan: InitPlan, device: Path, places: Places, run: Runner) -> Itera
             run(words)
         mount(Path("/dev", plan.vg, STATE), mount_point, run)
         make_tree(mount_point)
-        mount(Path("/dev", plan.vg, CONTENT), mount_point / CONTENT_FOLDER, run)
+        mount(Path("/dev", plan.vg, CONTENT), mount_point / CONTENT_FOLDER, run, THIN_OPTIONS)
         (mount_point / CONTENT_FOLDER).chmod(TREE_MODES.get(CONTENT_FOLDER, 0o755))
         fill_ballast(plan.vg, lvm, run)
         yield mount_point

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from functools import partial
 from pathlib import Path
@@ -313,3 +314,16 @@ def test_init_in_a_file_under_every_kill(places: Places, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_init_on_a_disk_under_every_kill(places: Places, disk: Path) -> None:
     assert under_every_kill(partial(check_again_on_disk, places, disk)) >= 60
+
+
+def test_what_is_removed_from_content_comes_back_to_the_pool(places: Places, tmp_path: Path) -> None:
+    kit = in_file(places, tmp_path / "usb.img")
+    used = open_storage(kit).usage().used
+    file = kit.path / "media/saved"
+    file.write_bytes(os.urandom(16 * MIB))
+    run(["sync", "--file-system", file])
+    assert open_storage(kit).usage().used >= used + 16 * MIB
+    file.unlink()
+    run(["sync", "--file-system", file.parent])
+    assert open_storage(kit).usage().used <= used + 2 * MIB
+    detach(places, leaving(places, "usb"), now=NOW)

@@ -19,6 +19,7 @@ from pocketcloud.bases.builder import sweep_unnamed
 from pocketcloud.bases.cpu import lacking
 from pocketcloud.cache.process import Servers
 from pocketcloud.check import nesting
+from pocketcloud.disk_space import spare
 from pocketcloud.errors import HostLacks, PocketcloudError, Refused
 from pocketcloud.events import Event, Note
 from pocketcloud.host import firmware
@@ -29,6 +30,7 @@ from pocketcloud.host.packages import install_words
 from pocketcloud.hypervisor import Hypervisor
 from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
+from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.lab.caching import ServedLab, has_cache
 from pocketcloud.locks import held
 from pocketcloud.memory_fit import COMPUTER, LIBVIRT, PROCESSOR, QEMU
@@ -186,6 +188,7 @@ class Workbench:
             cold=self.cold,
             svm="svm" in read_cpu_flags(Path("/")),
             no_secure_boot=self._no_secure_boot(arch),
+            memory_space=spare(self.kit.path / CONTENT_FOLDER) if self.kit.vg else None,
         )
 
     def _cpu_lacks(self, arch: Arch) -> dict[CpuLevel, str]:

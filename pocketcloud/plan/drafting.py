@@ -39,7 +39,8 @@ ROOM_PER_MACHINE = 256 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free;
+    """Where a lab is to stand. `memory` in bytes is what labs may still use here, `space` in bytes what the store has free,
+    `memory_space` what the file system has that memory is saved in (None: the store's own);
     `taken` the subnets in use here, this instance's own left out; lab networks come from `supernet`; `spares` whether clones
     are worth making in advance in this store; `cache` whether the lab is served from the kit's cache, `online` whether it may use
     the network. `arch` is the architecture of the lab's machines, `buildable` names the bases that have a definition (None: not
@@ -69,6 +70,16 @@ class Ground:
     cold: bool = False
     svm: bool = False
     no_secure_boot: Lack | None = None
+    memory_space: int | None = None
+
+    def lacks_memory_space(self, needed: int) -> str:
+        """Why so many bytes of memory cannot be saved here, beside what the store itself lacks; empty if they can."""
+        if self.memory_space is None or needed <= self.memory_space:
+            return ""
+        return (
+            f"saving memory takes {size_text(needed)}; the media of kit {self.kit}, where it goes, have"
+            f" {size_text(max(self.memory_space, 0))} free"
+        )
 
 
 def volume_name(instance: str, machine: str, disk: str, generation: int) -> str:
@@ -197,7 +208,11 @@ def check_room(
             f" {size_text(max(ground.memory, 0))} (profile {profile.profile} keeps {size_text(profile.host_memory)} for the host)"
         )
     hints = ["stop another lab (pocketcloud lab list), or give the machines less"] if problems else []
-    space = sum(f.record.definition.memory for f in fates if f.name in saved) + ROOM_PER_MACHINE * len(starting)
+    kept = sum(f.record.definition.memory for f in fates if f.name in saved)
+    if lack := ground.lacks_memory_space(kept):
+        hints.append("remove media or caches that are not needed (pocketcloud cache prune), or use a larger kit")
+        problems.append(f"space: {lack}")
+    space = kept + ROOM_PER_MACHINE * len(starting)
     if space > ground.space and not frees:
         hints.append(
             "pocketcloud kit status shows what takes the space; what another lab keeps for undo goes with"

@@ -131,6 +131,11 @@ def plan_snapshot(
             f" kit {ground.kit} has {size_text(max(ground.space, 0))} free",
             hint=f"stop the lab first (pocketcloud lab down {instance}), or make room: pocketcloud kit status",
         )
+    if lack := ground.lacks_memory_space(needed):
+        raise NoSpace(
+            f"taking a state of lab {instance} saves the memory of {', '.join(running)}: {lack}",
+            hint=f"stop the lab first (pocketcloud lab down {instance}), or remove media and caches: pocketcloud cache prune",
+        )
     kept = without_expired(draft, record, ground)
     before: tuple[str, ...] = ()
     if kept != record:

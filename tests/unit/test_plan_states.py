@@ -280,6 +280,8 @@ def test_space_is_looked_at_before_anything_stops() -> None:
     host = up_host()
     with pytest.raises(NoSpace, match="saves the memory of a, b"):
         do(host, snapshot("s"), ground(space=128 * MIB))
+    with pytest.raises(NoSpace, match="takes 128 MiB; the media of kit k, where it goes, have 100 MiB free"):
+        do(host, snapshot("s"), replace(ground(), memory_space=100 * MIB))
     host.reboot()
     do(host, snapshot("s"), ground(space=128 * MIB))
     do(host, up)

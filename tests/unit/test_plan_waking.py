@@ -236,6 +236,8 @@ def test_space_for_memory_is_looked_at_before_anything_stops() -> None:
         plan_snapshot(INSTANCE, "one", host.inventory(), ground(space=200 * MIB), ram=True)
     with pytest.raises(NoSpace, match="space: the lab needs at least 640 MiB"):
         plan_up(WARM, INSTANCE, Host.with_bases(base()).inventory(), ground(space=500 * MIB))
+    with pytest.raises(NoSpace, match="space: saving memory takes 128 MiB"):
+        plan_up(WARM, INSTANCE, Host.with_bases(base()).inventory(), replace(ground(), memory_space=100 * MIB))
 
 
 def test_a_warm_reset_that_is_cut_anywhere_is_completed() -> None:

@@ -459,8 +459,8 @@ def _broken_references(raw: Any) -> Iterator[tuple[KeyPath, str]]:
         if isinstance(attached, dict) and attached and bridged.issuperset(attached) and _is_visited(machine):
             yield (
                 ("machines", name, "networks"),
-                "on bridges alone nobody here knows its address: give it a network of another kind, too, or be content with"
-                " `ready: {console: ...}` and no `provision:`",
+                "on bridges alone nobody here knows its address: give it a network of another kind, or no more than a `console`"
+                " to be `ready`",
             )
         yield from _double_disks(name, machine)
     yield from _misplaced_checks(raw, dict(_machines(raw)))
@@ -470,7 +470,8 @@ def _is_visited(machine: Mapping[str, Any]) -> bool:
     """Whether bringing it up takes its address: to provision it, or to prove it ready."""
     ready = machine.get("ready")
     named = ready if isinstance(ready, dict) else {}
-    return bool(machine.get("provision") or not named.get("console") or {"ssh", "command", "tcp"} & set(named))
+    entered = machine.get("provision") or machine.get("packages")
+    return bool(entered or not named.get("console") or {"ssh", "command", "tcp"} & set(named))
 
 
 def _misplaced_checks(raw: Any, machines: Mapping[str, dict[str, Any]]) -> Iterator[tuple[KeyPath, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pocketcloud.errors import Refused
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.lab import DISK_SERIAL, SEED_SERIAL
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
 from pocketcloud.model.names import Name, bridge_name, joined, machine_uuid, network_uuid
 from pocketcloud.model.profile import Profile
@@ -58,10 +59,10 @@ def _disks(machine: MachineRecord, seed: Path | None, profile: Profile, kit: Kit
     specs = []
     for letter, disk in zip(_LETTERS, names, strict=False):
         path, image_format = place(machine.disks[disk])
-        # The guest finds it as /dev/disk/by-id/virtio-NAME; virtio-blk carries 20 characters of it.
-        specs.append(DiskSpec(f"vd{letter}", path, image_format, tuning, serial=disk[:20]))
+        # The guest finds it as /dev/disk/by-id/virtio-NAME.
+        specs.append(DiskSpec(f"vd{letter}", path, image_format, tuning, serial=disk[:DISK_SERIAL]))
     if seed is not None:
-        specs.append(DiskSpec("vdz", seed, "raw", tuning, serial="seed", readonly=True))
+        specs.append(DiskSpec("vdz", seed, "raw", tuning, serial=SEED_SERIAL, readonly=True))
     return tuple(specs)
 
 

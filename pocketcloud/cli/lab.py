@@ -285,7 +285,7 @@ def status(lab: str | None, options: LabOptions, *, checks: bool) -> None:
             m.address or "-",
             m.base,
             f"{m.vcpus} x {size_text(m.memory)}",
-            size_text(m.disk),
+            "?" if m.disk is None else size_text(m.disk),
             "yes" if m.clean else "no",
             m.screen or "-",
         )

@@ -83,6 +83,12 @@ def plan_for_up(
     ground = bench.ground(have, instance, wanted, sight=sight)
     ground = replace(ground, taken=(*ground.taken, *chosen))
     plan = plan_up(wanted, instance, have, ground, reconfigure=reconfigure, prune=prune)
+    before = have.record.lab.reset if have.record else wanted.reset
+    if before is ResetKind.WARM and wanted.reset is not ResetKind.WARM:
+        plan = replace(
+            plan,
+            notes=(*plan.notes, "resets are cold from now on: neither the lab file says `reset: warm` nor the command --warm"),
+        )
     return Planned(plan, have)
 
 

@@ -26,8 +26,8 @@ from pocketcloud.system import run
 
 @dataclass(frozen=True, slots=True)
 class MachineStatus:
-    """One machine: `state` for people, `disk` the bytes its live disks occupy by themselves, `clean` whether reset knows it,
-    `screen` where its graphical console is (empty: it is off)."""
+    """One machine: `state` for people, `disk` the bytes its live disks occupy by themselves (None: the store does not tell),
+    `clean` whether reset knows it, `screen` where its graphical console is (empty: it is off)."""
 
     machine: str
     state: str
@@ -35,7 +35,7 @@ class MachineStatus:
     base: str
     memory: int
     vcpus: int
-    disk: int
+    disk: int | None
     clean: bool
     networks: dict[str, str]
     screen: str = ""
@@ -64,7 +64,7 @@ def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) 
     for name, machine in record.machines.items():
         domain = have.domains.get(name)
         addresses = {str(network): str(address) for network, address in machine.addresses.items()}
-        used = sum(have.volumes[v].used or 0 for v in machine.disks.values() if v in have.volumes)
+        told = [have.volumes[v].used for v in machine.disks.values() if v in have.volumes]
         first = next((addresses[n] for n in machine.definition.networks if n in addresses), "")
         definition = machine.definition
         machines.append(
@@ -75,7 +75,7 @@ def lab_status(bench: Workbench, instance: Name, *, sight: Sight | None = None) 
                 str(definition.base),
                 definition.memory,
                 definition.vcpus,
-                used,
+                None if None in told else sum(used for used in told if used is not None),
                 name in clean,
                 addresses,
                 domain.screen if domain else "",

@@ -24,6 +24,10 @@ CHECK_WITHIN = Duration(30)
 # Less than this no guest gets up with; more than this is a slip of the keyboard.
 _MEMORY = (16 * MIB, 4 * TIB)
 _MOST_POINTS = 1000
+DISK_SERIAL = 20
+"""How many characters of a disk's name the guest is told, as /dev/disk/by-id/virtio-NAME: virtio-blk has no more."""
+SEED_SERIAL = "seed"
+"""What the guest finds the disk with its settings by."""
 
 # Whatever anybody may number a network of his own with: RFC 1918, and RFC 2544, of benchmarks.
 _PRIVATE = tuple(map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")))
@@ -220,6 +224,12 @@ class Machine:
             raise ValueError("needs a network to be provisioned or proven ready over; without one: `ready: {console: ...}`")
         if odd := [name for name in self.packages if not is_package(name)]:
             raise ValueError(f"packages: no package is called {odd[0][:60]!r}; names alone, without versions or options")
+        known = {SEED_SERIAL: "the disk with the machine's settings"}
+        for disk in self.disks:
+            if (other := known.setdefault(disk.name[:DISK_SERIAL], disk.name)) != disk.name:
+                raise ValueError(
+                    f"disks: {disk.name} could not be told from {other}: the machine finds it by its first {DISK_SERIAL} letters"
+                )
         bounded("memory", self.memory, _MEMORY)
         if self.disk is not None:
             bounded("disk", self.disk, DISK_BOUNDS)

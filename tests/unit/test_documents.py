@@ -142,6 +142,18 @@ def test_editors_of_all_systems_write_it(turn: object) -> None:
         (CONSOLE.replace("console: x", "tcp: 70000"), 5, "machines.web.ready.tcp", "1 to 65535, got 70000"),
         (CONSOLE + "    disks: [{name: root, size: 1GiB}]\n", 6, "machines.web.disks[0].name", "the system disk's name"),
         (
+            CONSOLE + "    disks: [{name: seed, size: 1GiB}]\n",
+            6,
+            "machines.web.disks",
+            "could not be told from the disk with the",
+        ),
+        (
+            CONSOLE + f"    disks: [{{name: {'a' * 20}b, size: 1GiB}}, {{name: {'a' * 20}c, size: 1GiB}}]\n",
+            6,
+            "machines.web.disks",
+            f"{'a' * 20}c could not be told from {'a' * 20}b",
+        ),
+        (
             CONSOLE + "    disks: [{name: d, size: 1GiB}, {name: d, size: 1GiB}]\n",
             6,
             "machines.web.disks[1].name",
@@ -363,9 +375,12 @@ def test_a_bridge_of_the_host_is_named_and_has_nothing_of_ours() -> None:
     assert (addressed.path, addressed.line) == ("machines.web.networks.out.address", 6)
 
 
-@pytest.mark.parametrize("change", ["", "ready: {ssh: true}", "ready: {tcp: 22}", "ready: {console: x, command: y}", "PROVISION"])
+@pytest.mark.parametrize(
+    "change", ["", "ready: {ssh: true}", "ready: {tcp: 22}", "ready: {console: x, command: y}", "PROVISION", "PACKAGES"]
+)
 def test_a_machine_that_is_reached_needs_a_network_of_ours(change: str) -> None:
-    ready = "ready: {console: x}\n    provision: [{run: a}]" if change == "PROVISION" else change
+    more = {"PROVISION": "provision: [{run: a}]", "PACKAGES": "packages: [vim]"}
+    ready = f"ready: {{console: x}}\n    {more[change]}" if change in more else change
     text = BRIDGED.replace("ready: {console: hello}", ready)
     fault = the_fault(text)
     assert fault.path == "machines.web.networks"

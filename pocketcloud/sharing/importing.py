@@ -72,7 +72,7 @@ def read_source(source: str) -> Candidate:
         tree = check_sums(tree, strict=packed)
     bundle, found = _bundle_in(tree)
     _check_manifest(tree, bundle)
-    return Candidate(tree.source, commit, bundle, _standings(bundle.lab, found))
+    return Candidate(tree.source, commit, bundle, _standings(bundle, found))
 
 
 def _bundle_in(tree: Tree) -> tuple[Bundle, Mapping[Name, Definition]]:
@@ -154,8 +154,9 @@ def _check_named(tree: Tree, named: Mapping[str, str], there: Mapping[str, bytes
             raise refusal(tree.source, name, wrong)
 
 
-def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, ...]:
-    """Raises Refused where another imported lab has brought another definition of the same name."""
+def _standings(bundle: Bundle, found: Mapping[Name, Definition]) -> tuple[SharedBase, ...]:
+    """Raises Refused where another imported lab has brought another definition of the same name, or other templates for it."""
+    lab = bundle.lab
     bases = []
     parents = {definition.from_ for definition in found.values() if isinstance(definition, LayerDefinition)}
     lacking = {name for name in parents if definitions.find_or_none(name) is None}
@@ -164,6 +165,11 @@ def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, 
         if definition is None:
             bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NONE, own))
         elif own is None or own == definition:
+            if (came := definitions.came_with(name)) and _other_templates(definition, came, bundle):
+                raise Refused(
+                    f"base {name}: lab {came.name}, imported before, has other templates for its installer",
+                    hint=f"two bases of one name cannot be; name one of them anew, in its lab and in bases/{name}.yaml",
+                )
             bases.append(SharedBase(name, Standing.KNOWN if own else Standing.NEW, definition))
         elif came := definitions.came_with(name):
             raise Refused(
@@ -173,6 +179,12 @@ def _standings(lab: Lab, found: Mapping[Name, Definition]) -> tuple[SharedBase, 
         else:
             bases.append(SharedBase(name, Standing.OTHER, definition))
     return tuple(bases)
+
+
+def _other_templates(definition: Definition, came: Path, bundle: Bundle) -> bool:
+    """Whether its installer would be answered otherwise than with what an imported lab brought with it."""
+    there = templates_of(definition, (came / "kickstarts",))
+    return any(bundle.templates.get(name) != text for name, text in there.items())
 
 
 def check_name(kit: Kit, name: Name, lab: Lab) -> None:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -329,11 +329,14 @@ def test_a_shipped_name_means_what_it_meant(kit: Kit) -> None:
         check_name(kit, Name("demo"), lab())
 
 
-def with_base(tmp_path: Path, name: str, text: str) -> Candidate:
+def with_base(tmp_path: Path, name: str, text: str, templates: Mapping[str, str] | None = None) -> Candidate:
     folder = tmp_path / f"src-{name}-{len(text)}"
     (folder / "bases").mkdir(parents=True)
     (folder / "lab.yaml").write_text(TEXT.replace("debian-12", name).replace("from: files/x", "content: x"))
     (folder / f"bases/{name}.yaml").write_text(text)
+    for template, content in (templates or {}).items():
+        (folder / "kickstarts").mkdir(exist_ok=True)
+        (folder / "kickstarts" / template).write_text(content)
     return read_source(str(folder))
 
 
@@ -353,6 +356,18 @@ def test_bases_that_come_along(tmp_path: Path, kit: Kit, know_imported: Callable
     know_imported()
     assert read_source(str(lab_file(kit.path, "two").parent)).bases[0].standing is Standing.OTHER
     assert b"evil" not in bundle_of(lab()).bases[Name("debian-12")]
+
+
+def test_templates_of_a_base_are_those_that_were_shown(tmp_path: Path, kit: Kit, know_imported: Callable[[], None]) -> None:
+    """Whichever of two labs comes first by its name: what a base is installed by is what was shown when it came."""
+    text = shipped("bases", "fedora-44.yaml").read_text().replace("base: fedora-44", "base: mine")
+    script = {"anaconda.sh.j2": "echo mine\n"}
+    keep(kit, Name("two"), with_base(tmp_path, "mine", text, script).bundle)
+    know_imported()
+    assert with_base(tmp_path / "same", "mine", text, script).bases[0].standing is Standing.KNOWN
+    for number, other in enumerate(({"anaconda.sh.j2": "echo evil\n"}, {}, None)):
+        with pytest.raises(Refused, match="base mine: lab two, imported before, has other templates for its installer"):
+            with_base(tmp_path / f"other{number}", "mine", text, other)
 
 
 def test_what_a_layer_stands_on_is_told_where_it_is_missing(tmp_path: Path) -> None:

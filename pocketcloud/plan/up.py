@@ -224,13 +224,15 @@ def _fate(
             f"{name}: the kit has a newer {base.name}; the machine stays on the one it was made from"
             f" (lab reset {record.instance} --onto-new-base makes it anew)"
         )
-    anew = [field for field in changed if field not in _RESTARTS | _JUST_NOTED]
+    # One that nobody was to enter has no key that it could be entered with.
+    noted = _JUST_NOTED - ({"ready"} if wanted.needs_ssh and not known.definition.needs_ssh else set())
+    anew = [field for field in changed if field not in _RESTARTS | noted]
     definition = wanted
-    if changed and not reconfigure and set(changed) - _JUST_NOTED:
+    if changed and not reconfigure and set(changed) - noted:
         draft.notes.append(
             f"{name}: {', '.join(changed)} changed in the file; waits for --reconfigure" + (" (makes it anew)" if anew else "")
         )
-        definition, changed, anew = replace(known.definition, **{field: getattr(wanted, field) for field in _JUST_NOTED}), [], []
+        definition, changed, anew = replace(known.definition, **{field: getattr(wanted, field) for field in noted}), [], []
     if known.stage is Stage.PROVISIONING:
         return _again(name, definition, known, have, record, generation, "its provisioning was interrupted")
     if anew:

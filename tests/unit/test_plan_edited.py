@@ -8,7 +8,7 @@ import pytest
 
 from pocketcloud.errors import Refused
 from pocketcloud.model.inventory import DomainState
-from pocketcloud.model.lab import Attachment, LabNetwork, NetworkKind
+from pocketcloud.model.lab import Attachment, LabNetwork, NetworkKind, Ready
 from pocketcloud.model.names import Name, mac_address
 from pocketcloud.model.record import NetworkRecord, Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
@@ -22,6 +22,7 @@ from pocketcloud.plan.steps import (
     StopMachine,
     TakeSnapshot,
     UndefineMachine,
+    WriteSeed,
 )
 from tests.plans import (
     LAB,
@@ -92,6 +93,20 @@ def test_what_is_ready_is_taken_over_without_a_word() -> None:
     made = planned(host, edited(ready=other))
     assert ids(made) == ["commit", "network.front", "ready.a", "ready.b"]
     assert made.notes == ()
+
+
+def test_a_machine_that_nobody_was_to_enter_has_no_key_for_it_and_is_made_anew() -> None:
+    entered = lab(a=machine("front"))
+    shut = replace(entered, machines={Name("a"): replace(entered.machines[Name("a")], ready=Ready(tcp=443))})
+    asked = replace(shut, machines={Name("a"): replace(entered.machines[Name("a")], ready=Ready(ssh=True))})
+    host = up_host(shut)
+    waits = planned(host, asked)
+    assert "ready changed in the file; waits for --reconfigure (makes it anew)" in waits.notes[0]
+    assert waits.record is None or waits.record.machines[Name("a")].definition.ready == Ready(tcp=443)
+    made = planned(host, asked, reconfigure=True)
+    assert made.loses == ("a",)
+    assert ids(made, WriteSeed) == ["seed.a"]
+    assert "commit" in ids(planned(up_host(asked), shut)), "the other way it is just noted"
 
 
 def test_the_order_of_networks_is_the_order_of_interfaces_so_it_is_a_change() -> None:

@@ -1,4 +1,4 @@
-"""States of a lab of two real guests: memory that outlives a warm reset, a tree of states, a second copy beside the first.
+"""States of a lab of two real guests: memory that outlives a warm reset, a tree of states, two copies side by side.
 
 One lab for all, as its boots take most of the time. What the guests have on their disks is read in the guests, over ssh.
 """
@@ -28,6 +28,14 @@ networks:
 checks:
 - {name: web-answers, machine: client, run: ping -c 1 -W 5 web, points: 2}
 - {name: homework, machine: web, run: test -e /root/homework, hint: touch it}
+"""
+ALONE = """\
+lab: alone
+reset: warm
+machines:
+  web: {base: debian-12, memory: 384MiB, networks: [front]}
+networks:
+  front: {kind: nat}
 """
 # A boot in emulation takes a minute and more.
 PATIENCE = 1500.0
@@ -130,16 +138,22 @@ def test_checks_give_points(lab: Class) -> None:
         assert (told["points"], told["of"]) == (points, 3)
 
 
-def test_a_second_copy_beside_the_first(lab: Class) -> None:
-    lab.lab("up", str(lab.kit.folder / "lab.yaml"), "--as", "class-2").expect(0)
-    lab.asked("web", "echo first > /root/mark")
-    lab.asked("web", "echo second > /root/mark", "class-2")
-    assert lab.asked("web", "cat /root/mark") == "first"
-    assert lab.asked("client", "getent hosts web", "class-2") != lab.asked("client", "getent hosts web")
-    first, second = (lab.asked("web", "cat /etc/machine-id", name) for name in ("class", "class-2"))
-    assert first != second
-    lab.lab("reset", "class-2", "-y").expect(0)
-    assert lab.asked("web", "cat /root/mark") == "first"
-    assert lab.asked("web", "cat /root/mark 2> /dev/null || echo none", "class-2") == "none"
-    lab.lab("destroy", "class-2", "-y").expect(0)
-    assert lab.asked("web", "cat /root/mark") == "first"
+def test_two_copies_side_by_side(lab: Class) -> None:
+    """Of a lab of one machine, with the class switched off: emulated guests take all that a small computer has."""
+    lab.lab("down", "class", "--within", "0").expect(0)
+    lab.lab("up", str(lab.kit.lab(ALONE, "alone.yaml")), "--count", "2").expect(0)
+    copies = ("alone-1", "alone-2")
+
+    def each(*commands: str) -> tuple[str, ...]:
+        with ThreadPoolExecutor(2) as pool:
+            return tuple(pool.map(lambda name, command: lab.asked("web", command, name), copies, commands))
+
+    mark = "cat /root/mark 2> /dev/null || echo none"
+    ids = "cat /etc/machine-id /etc/ssh/ssh_host_ed25519_key.pub; hostname -I"
+    told = each(f"echo first > /root/mark; {ids}", f"echo second > /root/mark; {ids}")
+    assert not set(told[0].splitlines()) & set(told[1].splitlines()), "they share an identity, or an address"
+    assert each(mark, mark) == ("first", "second")
+    lab.lab("reset", "alone-2", "-y").expect(0)
+    assert each(mark, mark) == ("first", "none")
+    for name in copies:
+        lab.lab("destroy", name, "-y").expect(0)

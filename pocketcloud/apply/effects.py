@@ -277,7 +277,7 @@ def _wait_ready(world: World, step: WaitReady) -> None:
     renewed = partial(renew, world, step.machine) if step.machine in world.woken else None
     wait_ready(world, step.machine, step.id, first=step.first, renew=renewed)
     if not thawed:
-        thaw(world, step.machine)
+        thaw(world, step.machine, ready=True)
     if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:
         world.change_machine(step.machine, stage=Stage.PROVISIONED)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from pocketcloud.apply.world import World
-from pocketcloud.errors import NoSpace, NotReady
-from pocketcloud.events import StepProgress
+from pocketcloud.errors import NoSpace, NotReady, PocketcloudError
+from pocketcloud.events import Note, StepProgress
 from pocketcloud.guest import Guest, wait_ssh
 from pocketcloud.hypervisor import DomainState
 from pocketcloud.model.inventory import NO_SPACE
@@ -29,8 +29,14 @@ _FIRST_BOOT_DONE = (
 )
 _LOG_LINES = 6
 _WATCH_SECONDS = 1.0
-# An agent in a guest that was just brought back may have much to do at first.
+# An agent in a guest that was just brought back may have much to do at first; in one that is ready it answers soon, or hangs.
 _THAW_SECONDS = 60.0
+_THAW_READY_SECONDS = 15.0
+_LOGIN_SECONDS = 30.0
+# What is not frozen says so and stays as it is.
+THAW_ALL = """while read -r _ at kind _; do
+case $kind in ext[234]|xfs|btrfs|f2fs|vfat) fsfreeze --unfreeze "$(printf %b "$at")" 2> /dev/null || true ;; esac
+done < /proc/mounts"""
 
 Renew = Callable[[Guest, float, threading.Event], None]
 """What is done over the first login to a machine that was woken: by when at the latest, and what ends it."""
@@ -111,17 +117,32 @@ def _console_end(world: World, machine: str) -> str:
     return "\nthe console ends with:" + "".join(f"\n  {line[:160]}" for line in last) if last else "\nthe console says nothing"
 
 
-def thaw(world: World, machine: str) -> None:
-    """Thaw what was frozen for a state. Raises NotReady where the guest's agent does not."""
-    until = time.monotonic() + _THAW_SECONDS
-    while not world.hypervisor.thaw(world.domain(machine)):
-        if world.stop.is_set() or time.monotonic() >= until:
-            up = f"pocketcloud lab up {world.instance}"
-            raise NotReady(
-                f"{machine} runs with its file systems frozen: its guest agent does not thaw them",
-                hint=f"to try again: {up}; to start it anew: pocketcloud lab down {world.instance} {machine}, then {up}",
-            )
-        world.stop.wait(0.5)
+def thaw(world: World, machine: str, *, ready: bool = False) -> None:
+    """Thaw what was frozen for a state: through the guest's agent; where that does not say that it did, over ssh; and one that
+    is `ready` and takes no ssh is believed to be thawed. Raises NotReady otherwise."""
+    domain = world.domain(machine)
+    until = time.monotonic() + (_THAW_READY_SECONDS if ready else _THAW_SECONDS)
+    while not world.hypervisor.thaw(domain):
+        if not world.stop.is_set() and time.monotonic() < until:
+            world.stop.wait(0.5)
+            continue
+        needs_ssh = world.machine(machine).definition.needs_ssh
+        if not world.stop.is_set() and (_thawed_over_ssh(world, machine) if needs_ssh else ready):
+            world.hypervisor.forget_frozen(domain)
+            how = "its file systems were thawed over ssh" if needs_ssh else "it is ready and taken as thawed"
+            world.emit(Note(f"the guest agent of {machine} does not thaw what was frozen for a state; {how}", warn=True))
+            return
+        up = f"pocketcloud lab up {world.instance}"
+        raise NotReady(
+            f"{machine} runs with its file systems frozen: its guest agent does not thaw them",
+            hint=f"to try again: {up}; to start it anew: pocketcloud lab down {world.instance} {machine}, then {up}",
+        )
+
+
+def _thawed_over_ssh(world: World, machine: str) -> bool:
+    with suppress(PocketcloudError), Guest.connect(world.login(machine), timeout=_LOGIN_SECONDS, stop=world.stop) as guest:
+        return guest.run(THAW_ALL, timeout=_LOGIN_SECONDS, stop=world.stop).code == 0
+    return False
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Takes a state of machines: all their disks and UEFI variables at one moment, with the machines running on afterwards.
 
 Frozen through the agent (so that the file systems on the disks are whole), saved to memory files (which closes the disks),
-the disks snapshotted, the record replaced, the machines restored from their memory and thawed. An interruption leaves
-machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the new. Which
-of them ran is in the record from before the first is frozen until all are back.
+the disks snapshotted, the record replaced, the machines restored from their memory and thawed. An interruption
+leaves machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the
+new. Which of them ran is in the record from before the first is frozen until all are back.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from typing import TypeVar
 from pocketcloud.apply.memory import kept
 from pocketcloud.apply.readiness import thaw
 from pocketcloud.apply.world import World
+from pocketcloud.errors import NotReady
 from pocketcloud.events import Note, StepProgress
 from pocketcloud.files import copy_whole, write_whole
+from pocketcloud.hypervisor import AgentFailed
 from pocketcloud.model.base import Firmware
 from pocketcloud.model.inventory import Clone
 from pocketcloud.model.names import Name
@@ -64,7 +66,7 @@ def take_snapshot(
         say(0.0, "freezing")
         for machine in running:
             undo.callback(world.hypervisor.thaw, world.domain(machine))
-        _all(pool, lambda m: _freeze(world, m), running)
+        frozen = _all(pool, lambda m: _freeze(world, m), running)
         say(0.1, "saving memory")
         for machine in running:
             undo.callback(_bring_back, world, machine, saved)
@@ -82,7 +84,7 @@ def take_snapshot(
         say(0.6, "restoring")
         _all(pool, lambda m: _bring_back(world, m, saved), running)
         say(0.9, "thawing")
-        _all(pool, lambda m: thaw(world, m), running)
+        _all(pool, lambda m: _thaw(world, m, frozen=frozen[m]), running)
 
 
 def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], _T], machines: Iterable[Name]) -> dict[Name, _T]:
@@ -99,11 +101,28 @@ def _runs(world: World, machine: Name) -> bool:
     return domain is not None and domain.active
 
 
-def _freeze(world: World, machine: Name) -> None:
-    frozen = world.hypervisor.freeze(world.domain(machine))
-    if not frozen and world.machine(machine).definition.needs_ssh:
-        text = f"{machine} has no guest agent to freeze its file systems; its state is taken as after a power cut"
-        world.emit(Note(text, warn=True))
+def _freeze(world: World, machine: Name) -> bool:
+    """Whether it is frozen. An agent that does not is no reason to take no state: file systems can do with a power cut."""
+    why = f"{machine} has no guest agent that freezes its file systems"
+    try:
+        if world.hypervisor.freeze(world.domain(machine)):
+            return True
+        if not world.machine(machine).definition.needs_ssh:
+            return False
+    except AgentFailed as error:
+        why = error.message
+    world.emit(Note(f"{why}; its state is taken as after a power cut", warn=True))
+    return False
+
+
+def _thaw(world: World, machine: Name, *, frozen: bool) -> None:
+    """An agent that did not answer may have frozen, or not; one that answers no more is only told of then."""
+    try:
+        thaw(world, machine)
+    except NotReady as error:
+        if frozen:
+            raise
+        world.emit(Note(f"{error.message}; {error.hint}", warn=True))
 
 
 def _bring_back(world: World, machine: Name, saved: dict[Name, Path]) -> None:

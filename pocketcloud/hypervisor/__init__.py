@@ -12,12 +12,13 @@ from typing import Protocol
 
 from pocketcloud.errors import HostLacks
 from pocketcloud.hypervisor import complaints
+from pocketcloud.hypervisor.complaints import AgentFailed
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet
 from pocketcloud.model.inventory import Domain, DomainState, LibvirtNetwork
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
 
-__all__ = ["Domain", "DomainState", "Hypervisor", "HypervisorFacts", "LibvirtNetwork", "open_hypervisor"]
+__all__ = ["AgentFailed", "Domain", "DomainState", "Hypervisor", "HypervisorFacts", "LibvirtNetwork", "open_hypervisor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +90,16 @@ class Hypervisor(Protocol):
         ...
 
     def freeze(self, name: str) -> bool:
-        """Freeze the guest's file systems through its agent; False where there is no agent to ask."""
+        """Freeze the guest's file systems through its agent; False where there is no agent to ask, or it does not answer. Raises
+        AgentFailed with its reason where it answers that it could not; what it had frozen by then is thawed."""
         ...
 
     def thaw(self, name: str) -> bool:
         """Thaw what was frozen; whether nothing of it is frozen any more. Off, or never frozen, is success."""
+        ...
+
+    def forget_frozen(self, name: str) -> None:
+        """Take the guest's file systems for thawed from now on: its agent does not say so, but something else does."""
         ...
 
     def trim(self, name: str) -> bool:

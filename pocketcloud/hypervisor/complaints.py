@@ -74,6 +74,12 @@ _RULES = (
         "saved memory belongs to the computer it was made on; pocketcloud lab reset starts cold",
     ),
 )
+
+
+class AgentFailed(Refused):
+    """A guest's agent answered that it could not do what it was asked."""
+
+
 DENIED_HINT = "run the command as root (sudo), or join the group libvirt and log in again"
 
 

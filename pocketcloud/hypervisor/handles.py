@@ -5,13 +5,14 @@ All raise libvirt's own error, which the verbs explain.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import libvirt
 
 from pocketcloud.hypervisor import complaints, xml
-from pocketcloud.hypervisor.raising import absence
+from pocketcloud.hypervisor.raising import AGENT_FAILED, NO_AGENT, absence
 from pocketcloud.model.inventory import NO_SPACE, Domain, DomainState
 
 AGENT_SECONDS = 10
@@ -73,6 +74,28 @@ def remember_frozen(handle: Any, element: str | None) -> None:
     kind, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
     with absence(complaints.NO_METADATA):
         handle.setMetadata(kind, element, "pocketcloud-state", xml.STATE_NAMESPACE, live)
+
+
+def freeze(handle: Any) -> None:
+    """Freeze, or thaw again what was frozen before it failed."""
+    remember_frozen(handle, "<frozen/>")
+    try:
+        handle.fsFreeze()
+    except libvirt.libvirtError as complaint:
+        with contextlib.suppress(libvirt.libvirtError):
+            if _unfrozen(handle, answered=complaint.get_error_code() in AGENT_FAILED):
+                remember_frozen(handle, None)
+        raise
+
+
+def _unfrozen(handle: Any, *, answered: bool) -> bool:
+    """Whether nothing is frozen after it could not be done. An agent that `answered` so has thawed by itself, and may refuse
+    to do it again; one that did not may still come to freezing, when it answers again."""
+    try:
+        handle.fsThaw()
+    except libvirt.libvirtError as complaint:
+        return answered and complaint.get_error_code() not in NO_AGENT
+    return True
 
 
 def ask_to_power_off(handle: Any) -> None:

@@ -18,19 +18,20 @@ from typing import Any, Self
 import libvirt
 
 from pocketcloud.errors import HostLacks, NotFound, NotOurs, Refused
-from pocketcloud.hypervisor import Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
+from pocketcloud.hypervisor import AgentFailed, Domain, HypervisorFacts, LibvirtNetwork, complaints, xml
 from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.hypervisor.handles import (
     AGENT_SECONDS,
     ask_to_power_off,
     domain_of,
+    freeze,
     kill,
     look,
     remember_frozen,
     resume,
     set_clock,
 )
-from pocketcloud.hypervisor.raising import NO_AGENT, absence, explained
+from pocketcloud.hypervisor.raising import AGENT_FAILED, NO_AGENT, absence, explained
 from pocketcloud.model.base import Arch
 from pocketcloud.model.facts import Subnet, libvirt_holder
 from pocketcloud.model.machine import MachineSpec, NetworkSpec
@@ -207,9 +208,9 @@ class LibvirtHypervisor:
             connection.restoreFlags(str(path), xml.restored_xml(saved, spec), libvirt.VIR_DOMAIN_SAVE_RUNNING)
 
     def set_clock(self, name: str, seconds: float) -> bool:
-        """See Hypervisor.set_clock. An agent that cannot set the hardware clock after the system's says INTERNAL_ERROR."""
+        """See Hypervisor.set_clock. One that cannot set the hardware clock after the system's says that it failed."""
         handle = self._ours(name)
-        with explained(f"the clock of machine {name} cannot be set"), absence(*NO_AGENT, libvirt.VIR_ERR_INTERNAL_ERROR):
+        with explained(f"the clock of machine {name} cannot be set"), absence(*NO_AGENT, *AGENT_FAILED):
             return set_clock(handle, seconds)
         return False
 
@@ -221,15 +222,14 @@ class LibvirtHypervisor:
             if not look(handle).agent:
                 return False
             handle.agentSetResponseTimeout(AGENT_SECONDS, 0)
-            remember_frozen(handle, "<frozen/>")
             try:
-                handle.fsFreeze()
+                freeze(handle)
             except libvirt.libvirtError as complaint:
-                with contextlib.suppress(libvirt.libvirtError):
-                    handle.fsThaw()
-                    remember_frozen(handle, None)
                 if complaint.get_error_code() in NO_AGENT:
                     return False
+                if complaint.get_error_code() in AGENT_FAILED:
+                    reason = (complaint.get_error_message() or str(complaint)).strip()
+                    raise AgentFailed(f"the guest agent of machine {name} cannot freeze its file systems: {reason}") from None
                 raise
         return True
 
@@ -251,11 +251,18 @@ class LibvirtHypervisor:
             try:
                 handle.fsThaw()
             except libvirt.libvirtError as complaint:
-                if complaint.get_error_code() not in NO_AGENT:
+                if complaint.get_error_code() not in NO_AGENT | AGENT_FAILED:
                     raise
                 return not look(handle).frozen
             remember_frozen(handle, None)
         return True
+
+    def forget_frozen(self, name: str) -> None:
+        """See Hypervisor.forget_frozen."""
+        handle = self._ours(name)
+        with explained(f"machine {name} cannot be told as thawed"):
+            if handle.isActive():
+                remember_frozen(handle, None)
 
     def trim(self, name: str) -> bool:
         """See Hypervisor.trim."""

@@ -23,6 +23,13 @@ NO_AGENT = {
     if hasattr(libvirt, name)
 }
 
+# Codes of an agent that answered that it could not do what it was asked.
+AGENT_FAILED = {
+    getattr(libvirt, name)
+    for name in ("VIR_ERR_INTERNAL_ERROR", "VIR_ERR_AGENT_COMMAND_FAILED")  # the second from libvirt 11.2 on
+    if hasattr(libvirt, name)
+}
+
 
 @contextlib.contextmanager
 def explained(doing: str) -> Iterator[None]:

@@ -28,13 +28,14 @@ import libvirt
 import pytest
 
 from pocketcloud.errors import HostLacks, NoSpace, NotFound, NotOurs, PocketcloudError, Refused
-from pocketcloud.hypervisor import DomainState, open_hypervisor
+from pocketcloud.hypervisor import AgentFailed, DomainState, open_hypervisor, xml
 from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
 from pocketcloud.model.base import Arch, Firmware
 from pocketcloud.model.lab import NetworkKind
 from pocketcloud.model.machine import DiskSpec, Lease, MachineSpec, Mark, NetworkSpec, NicSpec
 from pocketcloud.model.names import joined, machine_uuid, network_uuid
 from pocketcloud.model.profile import Acceleration, DiskTuning
+from tests.agents import Agent
 from tests.bootsector import counted, write_disk
 
 PATIENCE = 60.0
@@ -482,6 +483,64 @@ def test_a_guest_that_does_not_listen_is_neither_waited_for_nor_frozen(bed: Bed)
     assert not bed.hypervisor.trim(web.name)
     with pytest.raises(NotFound, match="nobody"):
         bed.hypervisor.trim("nobody")
+
+
+@contextlib.contextmanager
+def with_agent(bed: Bed) -> Iterator[tuple[MachineSpec, Agent]]:
+    """A machine that runs, and the agent in it."""
+    web = bed.machine("web")
+    with Agent() as agent:
+        bed.raw().defineXML(agent.domain_xml(bed.hypervisor.machine_xml(web)))
+        bed.hypervisor.start(web.name)
+        says(web, "hello")
+        yield web, agent
+
+
+def marked_frozen(bed: Bed, spec: MachineSpec) -> bool:
+    return xml.read_domain(bed.raw().lookupByName(spec.name).XMLDesc(0)).frozen
+
+
+def test_an_agent_freezes_and_thaws_also_after_a_restore(bed: Bed) -> None:
+    with with_agent(bed) as (web, agent):
+        assert bed.hypervisor.freeze(web.name)
+        assert marked_frozen(bed, web)
+        bed.hypervisor.save(web.name, bed.folder / "memory")
+        bed.hypervisor.restore(web, bed.folder / "memory")
+        assert marked_frozen(bed, web)
+        assert bed.hypervisor.thaw(web.name)
+        assert not marked_frozen(bed, web)
+        assert bed.hypervisor.set_clock(web.name, time.time())
+        assert agent.commands() == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-set-time"]
+
+
+@pytest.mark.parametrize("thaw_fails", [False, True])
+def test_an_agent_that_cannot_freeze_is_thawed_and_says_why(bed: Bed, thaw_fails: bool) -> None:
+    """As where SELinux denies a mount, or the command is blocked in the guest: then thawing mostly is, too."""
+    with with_agent(bed) as (web, agent):
+        agent.fails["guest-fsfreeze-freeze"] = "the command has been disabled"
+        if thaw_fails:
+            agent.fails["guest-fsfreeze-thaw"] = "the command has been disabled"
+        with pytest.raises(AgentFailed, match="has been disabled"):
+            bed.hypervisor.freeze(web.name)
+        assert agent.commands() == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+        assert not marked_frozen(bed, web)
+        assert bed.hypervisor.thaw(web.name)
+
+
+def test_an_agent_that_hangs_leaves_a_mark_until_it_thaws_or_is_told_as_thawed(bed: Bed) -> None:
+    with with_agent(bed) as (web, agent):
+        agent.hangs = True
+        assert not bed.hypervisor.freeze(web.name)
+        assert not bed.hypervisor.thaw(web.name)
+        agent.hangs = False
+        assert marked_frozen(bed, web), "what it was sent may still have an effect"
+        assert bed.hypervisor.thaw(web.name)
+        assert not marked_frozen(bed, web)
+        assert bed.hypervisor.freeze(web.name)
+        agent.fails["guest-fsfreeze-thaw"] = "not now"
+        assert not bed.hypervisor.thaw(web.name)
+        bed.hypervisor.forget_frozen(web.name)
+        assert bed.hypervisor.thaw(web.name)
 
 
 def test_many_at_once_through_one_connection(bed: Bed) -> None:

@@ -25,6 +25,7 @@ from pocketcloud.model.sizes import size_text
 
 _CHUNK = 1 << 20
 _SEED = 512
+_LOGIN_SECONDS = 30.0
 
 
 def kept(world: World, machine: str, path: Path) -> Memory:
@@ -80,12 +81,29 @@ def wake(world: World, machine: str, memory: Memory, step_id: str) -> bool:
 
 def set_clock(world: World, machine: str) -> None:
     """Set the clock of a machine that was woken, by its agent where it has one, and remember that it was woken."""
-    set_there = False
-    with suppress(PocketcloudError):
-        set_there = world.hypervisor.set_clock(world.domain(machine), time.time())
-    world.woken[machine] = set_there
+    set_there = world.woken[machine] = _set_by_agent(world, machine)
     if not set_there and not world.machine(machine).definition.needs_ssh:
         world.emit(Note(f"{machine} has no guest agent to set its clock; it goes on at the time of its memory"))
+
+
+def catch_up(world: World, machine: str) -> None:
+    """Set the clock of a machine that stood still while a state was taken: by its agent, else over ssh."""
+    if _set_by_agent(world, machine) or not world.machine(machine).definition.needs_ssh:
+        return
+    with suppress(PocketcloudError), Guest.connect(world.login(machine), timeout=_LOGIN_SECONDS, stop=world.stop) as guest:
+        if guest.run(_date(), timeout=_LOGIN_SECONDS, stop=world.stop).code == 0:
+            return
+    world.emit(Note(f"the clock of {machine} could not be set; it is behind by as long as its state took", warn=True))
+
+
+def _set_by_agent(world: World, machine: str) -> bool:
+    with suppress(PocketcloudError):
+        return world.hypervisor.set_clock(world.domain(machine), time.time())
+    return False
+
+
+def _date() -> str:
+    return f"date -u -s @{int(time.time())}"
 
 
 def renew(world: World, machine: str, guest: Guest, deadline: float, stop: threading.Event) -> None:
@@ -96,7 +114,7 @@ def renew(world: World, machine: str, guest: Guest, deadline: float, stop: threa
         return guest.run(command, stdin=stdin, timeout=max(1.0, deadline - time.monotonic()), stop=stop).code == 0
 
     run("cat > /dev/urandom", os.urandom(_SEED))
-    if not world.woken[machine] and not run(f"date -u -s @{int(time.time())}"):
+    if not world.woken[machine] and not run(_date()):
         world.emit(Note(f"the clock of {machine} could not be set; it goes on at the time of its memory", warn=True))
 
 

@@ -1,7 +1,7 @@
 """Takes a state of machines: all their disks and UEFI variables at one moment, with the machines running on afterwards.
 
 Frozen through the agent (so that the file systems on the disks are whole), saved to memory files (which closes the disks),
-the disks snapshotted, the record replaced, the machines restored from their memory and thawed. An interruption
+the disks snapshotted, the record replaced, the machines restored from their memory, thawed, and told the time. An interruption
 leaves machines that are off, and loses none of their disks: before the commit they live on the old volumes, after it on the
 new. Which of them ran is in the record from before the first is frozen until all are back.
 """
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from pocketcloud.apply.memory import kept
+from pocketcloud.apply.memory import catch_up, kept
 from pocketcloud.apply.readiness import thaw
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NotReady
@@ -64,7 +64,9 @@ def take_snapshot(
         for path in kept_at.values():
             unkept.callback(_remove_memory, world, path)
         say(0.0, "freezing")
+        failing = undo.enter_context(ExitStack())
         for machine in running:
+            failing.callback(catch_up, world, machine)
             undo.callback(world.hypervisor.thaw, world.domain(machine))
         frozen = _all(pool, lambda m: _freeze(world, m), running)
         say(0.1, "saving memory")
@@ -85,6 +87,8 @@ def take_snapshot(
         _all(pool, lambda m: _bring_back(world, m, saved), running)
         say(0.9, "thawing")
         _all(pool, lambda m: _thaw(world, m, frozen=frozen[m]), running)
+        failing.pop_all()
+        _all(pool, lambda m: catch_up(world, m), running)
 
 
 def _all(pool: ThreadPoolExecutor, verb: Callable[[Name], _T], machines: Iterable[Name]) -> dict[Name, _T]:

@@ -57,10 +57,12 @@ def _well(bed: Bed) -> None:
     bed.agent.hangs = False
 
 
-def test_a_state_is_taken_frozen(bed: Bed) -> None:
+def test_a_state_is_taken_frozen_and_the_clock_set_afterwards(bed: Bed) -> None:
     said = bed.kit.cli("lab", "snapshot", "tiny@whole").expect(0)
     assert "power cut" not in said.err
-    assert bed.agent.commands()[:2] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+    assert bed.agent.commands()[:3] == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw", "guest-set-time"]
+    ((asked, arguments),) = ((asked, arguments) for name, asked, arguments in bed.agent.heard if name == "guest-set-time")
+    assert abs(arguments["time"] / 1e9 - asked) < 2, "nanoseconds since 1970"
 
 
 def test_a_state_of_an_agent_that_cannot_freeze_is_that_of_a_power_cut(bed: Bed) -> None:

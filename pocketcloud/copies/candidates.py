@@ -66,6 +66,9 @@ def _judged(source: Source, path: Path, places: Places, run: Runner) -> Candidat
         if carrier in attached:
             return Candidate(Kind.FOREIGN, path, f"kit {attached[carrier].name} is attached from it")
     for plugged in plugged_kits(run, [carrier for carrier in carriers if host.has_label(carrier)]):
+        if beside := [str(carrier) for carrier in carriers[1:] if carrier != plugged.device]:
+            # Neither written anew nor switched off, whatever the copy is: somebody may use that.
+            return Candidate(Kind.FOREIGN, path, f"{', '.join(beside)} is on it beside kit {plugged.name}")
         return _of_kit(source, path, plugged, run)
     chosen = choose(places, path, run)
     note = note_on(chosen) or (_any_note(chosen.unfinished) if chosen.unfinished else None)
@@ -133,4 +136,4 @@ def made_way(candidate: Candidate, places: Places, run: Runner) -> Chosen:
         if erasure.kit_id != candidate.id:
             raise Refused(f"{candidate.path} does not hold {candidate.name} any more", hint="plug the disk in again")
         erase(erasure, run, discard=False)
-    return choose(places, candidate.path, run)
+    return choose(places, erasure.whole.path, run)

@@ -148,13 +148,14 @@ def clone_of(
     for target in targets:
         tell(StepStarted(target.wanted.name, f"copy to {target.wanted.chosen.target.path}", ""))
     with ExitStack() as held:
-        pieces = tuple(cut(source.runs, source.pool.chunk))
         for target in targets:
             _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
-        show = _Show(targets, sum(piece.length for piece in pieces), tell)
         left = [target for target in targets if target.outlet and not target.failed]
         if not left:
             return _told(targets, tell)
+        # Not before it is known to fit a disk: a stream may say that it has more than there is memory to count it in.
+        pieces = tuple(cut(source.runs, source.pool.chunk))
+        show = _Show(targets, source.bytes, tell)
         outlets = [target.outlet for target in left if target.outlet]
         unit = unit_of(source.pool.chunk)
         if source.stream:

@@ -14,6 +14,7 @@ import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -239,7 +240,7 @@ def _pass(
     for writer in writers:
         writer.start()
     with ThreadPoolExecutor(1) as hasher:
-        sums: list[tuple[int, Future[bytes]]] = []
+        sums: deque[tuple[int, Future[bytes]]] = deque()
         try:
             for index in range(first, len(pieces)):
                 buffer = _free_buffer(ring, writers, late, stop, tick)
@@ -250,6 +251,9 @@ def _pass(
                 # The hash uses the buffer as a writer does.
                 buffer.users = len(now) + 1
                 sums.append((index, hasher.submit(_summed, ring, buffer, pieces[index].length, unit)))
+                while sums[0][1].done() and len(sums) > 1:  # a disk has millions of pieces
+                    at, told = sums.popleft()
+                    digests[at] = told.result()
                 for writer in now:
                     writer.give(index, buffer)
         except BaseException:

@@ -260,7 +260,7 @@ def _renew(
 
     outlets = [target.outlet for target in group if target.outlet]
     digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=tick)
-    if not master.noted:
+    if not master.noted and all(digests):  # else all have failed before the end was read
         sums = _sums_of_master(master, group[0], pieces, digests)
         with source.tree:
             write_content(source, sums)
@@ -359,8 +359,10 @@ def _some(
             for at in range(0, len(told), most):
                 yield there + at // DIGEST, told[at : at + most]
         return
+    if not parts:
+        return
     weights = [len(told) for _, told in parts]
-    for there, told in random.choices(parts, weights, k=_SAMPLE if parts else 0):  # noqa: S311 - guards nothing
+    for there, told in random.choices(parts, weights, k=_SAMPLE):  # noqa: S311 - guards nothing
         at = random.randrange(len(told) // DIGEST)  # noqa: S311 - guards nothing
         yield there + at, told[at * DIGEST : (at + 1) * DIGEST]
 

@@ -144,6 +144,28 @@ def test_blank_disks_become_copies_and_others_stay_as_they_are(places: Places, t
 
 
 @pytest.mark.sampled(10)
+def test_what_lies_beside_a_copy_keeps_its_disk_from_being_touched(places: Places, tmp_path: Path) -> None:
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 8 * MIB)
+    assert [each.fault for each in worked(kit, places, never, count=1).tally.done] == [""]
+    copied_to, empty = (FIRST, SECOND) if list(Path("/dev").glob(f"{FIRST.name}p*")) else (SECOND, FIRST)
+    run(["sfdisk", "--quiet", "--append", "--force", copied_to], stdin=b"start=1MiB, size=64MiB, type=linux\n")
+    run(["partx", "--update", copied_to], codes=(0, 1))
+    (beside,) = [part for part in Path("/dev").glob(f"{copied_to.name}p*") if part.name != f"{copied_to.name}p1"]
+    run(["mkfs.ext4", "-q", "-F", "-E", "nodiscard", beside])
+    before = pattern(beside, MIB)
+    for more in ("", "base.two"):  # as a copy of what the kit is, and of what it was
+        if more:
+            one_more(kit, more)
+        told = worked(kit, places, lambda records: str(copied_to) in {r["device"] for r in records})
+        assert told.seen()[str(copied_to)] == ("foreign", f"{beside} is on it beside kit usb-01")
+        assert pattern(beside, MIB) == before
+    assert "usb-01" in {each.name for each in plugged_kits(run)}
+    made_blank(empty)
+    detached(places, "usb")
+
+
+@pytest.mark.sampled(10)
 def test_a_copy_that_was_interrupted_is_gone_on_with(places: Places, tmp_path: Path) -> None:
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, 64 * MIB)

@@ -86,14 +86,23 @@ class Source:
         return sum(length for _, length in self.runs) * self.pool.chunk
 
 
-def write_content(source: Source, sums: Sums) -> None:
-    """Write down, with the kit's own words of the generation, the digests of all it holds."""
+def write_content(source: Source, sums: Sums, *, anew: bool = False) -> None:
+    """Write down, with the kit's own words of the generation, the digests of all it holds. Raises Refused where these are not
+    those that were written down before, unless they are taken `anew`."""
     there = {row.uuid: source.pool.devices[row.thin_id] for row in source.rows if row.thin_id in source.pool.devices}
     units = source.pool.chunk // unit_of(source.pool.chunk)
     volumes = tuple(
         replace(kept, content=content_of(there[kept.holder], units, sums)) if kept.holder in there else kept
         for kept in source.shipped.volumes
     )
+    pairs = zip(source.shipped.volumes, volumes, strict=True)
+    odd = [now.name for before, now in pairs if before.content and now.content not in ("", before.content)]
+    if odd and not anew:
+        raise Refused(
+            f"kit {source.kit.name} no longer holds what was copied from it before, in {', '.join(odd[:5])}: its disk is failing,"
+            " or somebody has written behind its back",
+            hint=f"see what is wrong: pocketcloud kit verify {source.kit.name}; to take it as it is: the same with --record",
+        )
     write_sums(source.kit.path, source.shipped.generation, sums)
     write(source.kit.path, replace(source.shipped, volumes=volumes))
 

@@ -112,7 +112,9 @@ def record(kit: Kit, run: Runner, *, now: str, stop: threading.Event, tell: Call
                 f"kit {kit.name} cannot be read at byte {first.begin} of its pool",
                 hint="its disk is failing; see dmesg, and save what can be saved",
             )
-        write_content(source, sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True)))
+        write_content(
+            source, sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True)), anew=True
+        )
 
 
 def forget(kit: Kit, run: Runner) -> int:

@@ -14,8 +14,9 @@ from pocketcloud.copies.pieces import unit_of
 from pocketcloud.copies.shipped import read_all, read_sums
 from pocketcloud.copies.source import read_map
 from pocketcloud.copies.verify import Held, Verified, forget, verify
-from pocketcloud.errors import NotFound
+from pocketcloud.errors import NotFound, Refused
 from pocketcloud.kit.attached import Places
+from pocketcloud.kit.plugged import plugged_kits
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import Clone, open_storage
@@ -93,6 +94,17 @@ def test_a_copy_proves_what_it_was_shipped_with(places: Places, tmp_path: Path, 
         flip(copy, where, unit, random.Random(f"{seed}.{number}"))  # noqa: S311
     assert verified(copy).whole
     print(f"{FLIPS} kills")
+    # What is no longer right in the master is not shipped again.
+    fault = random.Random(f"{seed}.master")  # noqa: S311 - keeps no secret
+    sums = read_sums(kit.path, shipped.generation)
+    assert sums is not None
+    where = fault.choice([first + step for first, digests in sums.runs for step in range(len(digests) // 16)])
+    flip(kit, where, unit, random.Random(f"{seed}.there"))  # noqa: S311 - keeps no secret
+    with pytest.raises(Refused, match="kit usb no longer holds what was copied from it before"):
+        copied(kit, places, targets[1])
+    assert "usb-01" in {each.name for each in plugged_kits(run)}
+    assert read_sums(kit.path, shipped.generation) == sums
+    flip(kit, where, unit, random.Random(f"{seed}.there"))  # noqa: S311 - keeps no secret
     # What was shipped is given up: what alone needed it comes back, and all that is in use stays.
     before = contents(copy)
     assert forget(copy, run) > 0

@@ -274,10 +274,12 @@ class ThinPool:
         for clone in clones:
             source = self._existing(rows, clone.source)
             if source.open and source.writable:
-                raise Refused(
-                    f"volume {clone.source} is open for writing; {clone.name} cannot be a clone of it",
-                    hint="stop the machine that uses it first",
-                )
+                if not self._let_go(source):
+                    raise Refused(
+                        f"volume {clone.source} is open for writing; {clone.name} cannot be a clone of it",
+                        hint="stop the machine that uses it first",
+                    )
+                rows = self._rows()
             if clone.size and whole_extents(clone.size) < source.size:
                 raise Refused(f"a clone of volume {clone.source} has {source.size} bytes at least, not {clone.size}")
         sources = {row.name: row for row in (self._existing(rows, clone.source) for clone in clones)}
@@ -324,7 +326,8 @@ class ThinPool:
                 raise Refused(f"volume {name} is open and cannot be {done}", hint="stop the machine that uses it first")
 
     def _let_go(self, row: LogicalVolume) -> bool:
-        """Whether an open volume is closed soon: udev and udisks look into every new one for a moment."""
+        """Whether an open volume is closed soon: udev and udisks look for a moment into every new one, and into one that was
+        just closed after writing."""
         for _ in range(_LET_GO):
             time.sleep(0.1)
             now = next((r for r in self._rows() if r.name == row.name), None)

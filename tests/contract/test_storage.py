@@ -11,7 +11,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -273,6 +273,19 @@ def test_what_is_open_is_left_alone(store: Storage) -> None:
     assert volume_of(store, "disk") == (UNIT, False, "base")
     assert names(store) == ["base", "disk", "sibling"]
     assert content(store, "disk")[:4096] == b"\3" * 4096
+
+
+@pytest.mark.skipif(not IN_RIG, reason="only udev, which does not look into files, opens a volume for a moment")
+def test_what_is_open_for_a_moment_is_cloned_when_it_is_closed(store: Storage) -> None:
+    store.create("disk", UNIT)
+    write(store, "disk", 3)
+    with ThreadPoolExecutor(1) as pool:
+        with held(store, "disk"):
+            cloning = pool.submit(store.clone, "disk", "above")
+            wait([cloning], timeout=0.3)
+        cloning.result()
+    assert volume_of(store, "above") == (UNIT, False, "disk")
+    assert content(store, "above")[:4096] == b"\3" * 4096
 
 
 def test_what_is_open_for_reading_may_be_cloned_and_not_removed(store: Storage) -> None:

@@ -184,16 +184,16 @@ class Guest:
             event = channel.status_event if channel.eof_received else arrived
             event.wait(min(_TICK_SECONDS, limit - now))
 
-    def write(self, path: str, content: bytes, mode: int) -> None:
+    def write(self, path: str, content: bytes, mode: int, *, stop: threading.Event | None = None) -> None:
         """Write a file whole or not at all; makes its folders (0755). A symbolic link at `path` is replaced, not followed.
 
-        Raises CopyFailed, Unreachable.
+        Raises CopyFailed, Unreachable, WaitInterrupted when `stop` is set.
         """
         temp = posixpath.join(posixpath.dirname(path), f".{secrets.token_hex(8)}.part")
         words = ("sh", "-c", _WRITE, "sh", posixpath.dirname(path) or ".", temp, path, f"{mode:04o}", str(len(content)))
         if "\0" in path:
             raise CopyFailed(f"{self._where}: {path!r} is not a path")
-        done = self.run(shlex.join(words), stdin=content)
+        done = self.run(shlex.join(words), stdin=content, stop=stop)
         if done.code != 0:
             said = done.err.decode(errors="replace").strip() or f"exit code {done.code}"
             raise CopyFailed(f"{self._where}: {path} cannot be written: {said}")

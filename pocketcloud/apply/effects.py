@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from pocketcloud import guest_packages
 from pocketcloud.apply.memory import renew, set_clock, wake
-from pocketcloud.apply.readiness import paused, thaw, wait_login, wait_ready
+from pocketcloud.apply.readiness import paused, thaw, wait_login, wait_ready, watched
 from pocketcloud.apply.snapshot import take_snapshot
 from pocketcloud.apply.world import World
 from pocketcloud.errors import NoSpace, NotFound, PocketcloudError
@@ -221,26 +222,27 @@ def _stop(world: World, step: StopMachine) -> None:
 
 
 def _provision(world: World, step: Provision) -> None:
-    """Commits that it begins before it does, and that it ended after: what is found in between was interrupted."""
+    """Commits that it begins before it does, and that it ended after: what is found in between was interrupted. Nobody knows how
+    long commands take: they end with the machine, or with ours."""
     definition = world.machine(step.machine).definition
-    with wait_login(world, step.machine, step.id, first=True) as guest:
+    with wait_login(world, step.machine, step.id, first=True) as guest, watched(world, step.machine, "provisioned") as watch:
         world.change_machine(step.machine, stage=Stage.PROVISIONING)
         total = len(definition.provision) + 1
         if definition.packages:
             said = f"installing {', '.join(definition.packages)}"
             world.emit(StepProgress(step.id, 0.0, said if len(said) <= _LINE else f"{said[:_LINE]}...", step.machine))
-            _install(world, guest, step.machine, definition.packages)
+            _install(world, guest, step.machine, definition.packages, watch.stop)
         for index, action in enumerate(definition.provision, start=1):
             world.emit(StepProgress(step.id, index / total, action.title, step.machine))
-            _act(world, guest, step.machine, index - 1, action)
-        guest.run("sync")
+            _act(world, guest, step.machine, index - 1, action, watch.stop)
+        guest.run("sync", stop=watch.stop)
     world.change_machine(step.machine, stage=Stage.PROVISIONED)
 
 
-def _install(world: World, guest: Guest, machine: str, packages: Sequence[str]) -> None:
+def _install(world: World, guest: Guest, machine: str, packages: Sequence[str], stop: threading.Event) -> None:
     for path, content in guest_packages.files(packages):
-        guest.write(path, content, 0o644)
-    done = guest.run(guest_packages.COMMAND)
+        guest.write(path, content, 0o644, stop=stop)
+    done = guest.run(guest_packages.COMMAND, stop=stop)
     if done.code != 0:
         # apt says why on one stream, dnf on the other.
         said = (done.out + b"\n" + done.err).decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
@@ -252,11 +254,11 @@ def _install(world: World, guest: Guest, machine: str, packages: Sequence[str]) 
         )
 
 
-def _act(world: World, guest: Guest, machine: str, index: int, action: ProvisionStep) -> None:
+def _act(world: World, guest: Guest, machine: str, index: int, action: ProvisionStep, stop: threading.Event) -> None:
     if action.write is not None:
-        guest.write(action.write, (action.content or "").encode(), int(action.mode, 8))
+        guest.write(action.write, (action.content or "").encode(), int(action.mode, 8), stop=stop)
         return
-    done = guest.run(f"sh -ec {shlex.quote(action.run or '')}")
+    done = guest.run(f"sh -ec {shlex.quote(action.run or '')}", stop=stop)
     if done.code != 0:
         said = (done.err or done.out).decode(errors="replace").strip().splitlines()[-_LAST_LINES:]
         raise ProvisioningFailed(

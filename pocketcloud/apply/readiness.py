@@ -52,7 +52,9 @@ class _Watch:
 
 
 @contextmanager
-def _watched(world: World, machine: str) -> Iterator[_Watch]:
+def watched(world: World, machine: str, doing: str = "waited for") -> Iterator[_Watch]:
+    """Watch the machine while it is `doing` (a participle, for the error). What waits within gets the stop event and raises
+    NotReady once that is set; what became of the machine is added to it."""
     watch, over = _Watch(), threading.Event()
 
     def look() -> None:
@@ -63,7 +65,10 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
                 return
             if time.monotonic() - asked >= _WATCH_SECONDS:
                 asked = time.monotonic()
-                domain = world.hypervisor.domain(world.domain(machine))
+                try:
+                    domain = world.hypervisor.domain(world.domain(machine))
+                except PocketcloudError:  # a daemon that is being restarted tells nothing of the machine
+                    continue
                 if domain is None or domain.state is not DomainState.RUNNING:
                     state = "gone" if domain is None else str(domain.state)
                     watch.reason = f"{machine} is {state}" + (f" ({domain.reason})" if domain and domain.reason else "")
@@ -80,7 +85,7 @@ def _watched(world: World, machine: str) -> Iterator[_Watch]:
             raise paused(world, machine, watch.paused) from error
         if watch.reason:
             raise NotReady(
-                f"{watch.reason} while it was waited for{_console_end(world, machine)}", hint=_look_hint(world, machine)
+                f"{watch.reason} while it was {doing}{_console_end(world, machine)}", hint=_look_hint(world, machine)
             ) from error
         raise type(error)(error.message + _console_end(world, machine), hint=_look_hint(world, machine)) from error
     finally:
@@ -159,7 +164,7 @@ def _login(world: World, machine: str, step_id: str, deadline: float, *, first: 
     def say(text: str) -> None:
         world.emit(StepProgress(step_id, -1, text, machine))
 
-    with _watched(world, machine) as watch:
+    with watched(world, machine) as watch:
         guest = wait_ssh(world.login(machine), deadline=deadline, stop=watch.stop, on_wait=say)
         try:
             if first:
@@ -197,10 +202,10 @@ def _wait_ready(world: World, machine: str, step_id: str, *, first: bool, renew:
         _check_runs(world, machine)
         ready = replace(ready, console=None)
     if ready.console is not None or ready.tcp is not None:
-        with _watched(world, machine) as watch:
+        with watched(world, machine) as watch:
             _wait_signs(world, machine, ready, deadline, watch.stop)
     if login:
-        with _login(world, machine, step_id, deadline, first=first) as guest, _watched(world, machine) as watch:
+        with _login(world, machine, step_id, deadline, first=first) as guest, watched(world, machine) as watch:
             if renew is not None:
                 renew(guest, deadline, watch.stop)
             if ready.command is not None:

@@ -49,7 +49,7 @@ class Elsewhere(World):
         return self.way
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def kit() -> Iterator[LabKit]:
     with lab_kit() as made:
         yield made

@@ -13,7 +13,7 @@ from pocketcloud.model.lab import Lab, LabNetwork, NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
 from pocketcloud.plan.drafting import Draft, Ground
-from pocketcloud.plan.steps import EnsureNetwork
+from pocketcloud.plan.steps import EnsureNetwork, SettleFence
 from pocketcloud.subnets import choose, holders
 
 _LEFT = "which left the file"
@@ -170,21 +170,26 @@ def draw_networks(
     have: Inventory,
     after: tuple[str, ...],
     *,
-    leases: bool,
+    wholly: bool,
     stops: Mapping[Name, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
-    """Start the networks that machines are on, after the `stops` of those that are started again on them. With `leases`
-    running ones are brought to what the record says too, which an interruption after a commit may have kept from them."""
+    """Start the networks that machines are on, after the `stops` of those that are started again on them. Running ones are
+    brought to what the record says `wholly`, their leases too, which an interruption after a commit may have kept from them; or
+    no more than their fences, which is quick."""
     steps: dict[str, str] = {}
-    for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
+    wanted = sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks))
+    first = {
+        name: (*after, *(s for m, ids in (stops or {}).items() if name in record.machines[m].definition.networks for s in ids))
+        for name in wanted
+    }
+    for name in wanted:
         there = have.networks.get(name)
         known = record.networks[name]
         runs = there is not None and there.active and (there.subnet, there.kind) == (known.subnet_text, known.kind)
-        if leases or not runs:
+        if wholly or not runs:
             reason = "its leases are those of the record" if runs else "it is not running"
-            there_first = [
-                s for machine, ids in (stops or {}).items() if name in record.machines[machine].definition.networks for s in ids
-            ]
-            last = (*after, *there_first)
-            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
+            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=first[name], network=name))
+        elif not known.bridged:
+            reason = "what is declared, and what this host is on, may have changed"
+            steps[name] = draft.add(SettleFence(id=f"fence.{name}", reason=reason, after=first[name], network=name))
     return steps

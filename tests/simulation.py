@@ -333,6 +333,9 @@ class Host:
         made = LibvirtNetwork(
             step.network, mark, active=True, bridge=known.bridge, subnet=known.subnet_text, kind=known.kind, leases=leases
         )
+        for name, other in self.networks.items():
+            if name != step.network and other.active and other.subnet and known.subnet:
+                assert not known.subnet.overlaps(IPv4Network(other.subnet)), f"{step.network} is started on the subnet of {name}"
         before = self.networks.get(step.network)
         if (
             before is None

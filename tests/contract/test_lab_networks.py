@@ -151,6 +151,17 @@ def test_whatever_brings_a_lab_back_settles_the_fences_of_its_networks(kit: LabK
     assert "settle the fence of network front" in shown
 
 
+def test_a_network_without_machines_moves_from_what_this_host_has_joined(kit: LabKit, bridge: str) -> None:
+    path = kit.lab(LAB.replace("{KIND}", "{kind: nat}"))
+    kit.cli("lab", "up", path).expect(0)
+    kit.cli("lab", "down", "demo", "web", "--within", "0").expect(0)
+    subnet = kit.network("demo", "front").range
+    subprocess.run(["ip", "address", "add", f"{subnet[7]}/25", "dev", bridge], check=True)
+    kit.cli("lab", "up", path).expect(0, f"network front moves from {subnet} to ")
+    assert not kit.network("demo", "front").range.overlaps(subnet)
+    assert status(kit)["notes"] == []
+
+
 def test_a_machine_sits_on_a_bridge_of_the_host_and_the_bridge_stays(kit: LabKit, bridge: str) -> None:
     path = kit.lab(LAB.replace("{KIND}", f"{{kind: bridge, bridge: {bridge}}}"))
     kit.cli("lab", "up", path).expect(0)

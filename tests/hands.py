@@ -56,6 +56,9 @@ class Hands:
     def ensure_network(self, spec: NetworkSpec) -> None:
         self.nets[spec.name] = spec
 
+    def settle_fence(self, spec: NetworkSpec) -> None:
+        assert spec.name in self.nets
+
     def remove_network(self, name: str) -> None:
         self.nets.pop(name, None)
 

@@ -21,6 +21,7 @@ from pocketcloud.plan.steps import (
     Provision,
     RemoveFiles,
     RemoveVolumes,
+    SettleFence,
     StartMachine,
     Step,
     StopMachine,
@@ -85,14 +86,28 @@ def check_plan(plan: Plan, have: Inventory) -> None:
                 # What a state is made from may be open, as after an interrupted reset: then it is closed first.
                 assert have.domains[step.machine].active
             elif isinstance(
-                step, (EnsureNetwork, DefineMachine, StartMachine, WakeMachine, StopMachine, KillMachine, Provision, WaitReady)
+                step,
+                (
+                    EnsureNetwork,
+                    SettleFence,
+                    DefineMachine,
+                    StartMachine,
+                    WakeMachine,
+                    StopMachine,
+                    KillMachine,
+                    Provision,
+                    WaitReady,
+                ),
             ):
                 assert commit in earlier[step.id], f"{step.id} may come before the commit"
     if plan.record:
         for step in plan.steps:
             if isinstance(step, (StartMachine, WakeMachine, WaitReady)):
-                networks = {f"network.{name}" for name in plan.record.machines[Name(step.machine)].definition.networks}
-                assert networks & set(ids(plan, EnsureNetwork)) <= earlier[step.id], f"{step.id} may come before its networks"
+                attached = plan.record.machines[Name(step.machine)].definition.networks
+                networks = {f"{kind}.{name}" for name in attached for kind in ("network", "fence")}
+                assert networks & set(ids(plan, EnsureNetwork, SettleFence)) <= earlier[step.id], (
+                    f"{step.id} may come before its networks"
+                )
     up = set(ids(plan, WaitReady, TakeSnapshot))
     for removal in ids(plan, RemoveVolumes, PrepareVolumes):
         assert up <= earlier[removal], f"{removal} may come before the lab is usable again"

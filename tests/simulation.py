@@ -42,6 +42,7 @@ from pocketcloud.plan.steps import (
     RemoveVolumes,
     ResumeMachine,
     SetNvram,
+    SettleFence,
     StartMachine,
     Step,
     StopMachine,
@@ -51,6 +52,7 @@ from pocketcloud.plan.steps import (
     WakeMachine,
     WriteSeed,
 )
+from pocketcloud.specs import is_fenced
 
 KIT, KIT_ID, INSTANCE = "k", "5e5a3c46-0000-4000-8000-000000000000", Name("demo")
 STORE = Path("/store")
@@ -156,6 +158,8 @@ class Host:
     volumes: dict[str, Disc] = field(default_factory=dict)
     domains: dict[str, Vm] = field(default_factory=dict)
     networks: dict[str, LibvirtNetwork] = field(default_factory=dict)
+    fences: dict[str, bool] = field(default_factory=dict)
+    """Whether machines are kept from the host's networks, by the network that they are on."""
     seeds: dict[str, int] = field(default_factory=dict)
     nvrams: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """UEFI variables by the name of their file: the live ones under the name of their machine, with what was written to them."""
@@ -268,7 +272,7 @@ class Host:
             case CreateVolume():
                 assert step.name not in self.volumes, f"{step.name} exists"
                 self.volumes[step.name] = Disc(step.size, (), None)
-            case EnsureNetwork() | RemoveNetwork():
+            case EnsureNetwork() | RemoveNetwork() | SettleFence():
                 self._network(step)
             case CommitRecord():
                 self.record = step.record
@@ -309,9 +313,14 @@ class Host:
         named = self.record.named_nvrams() if self.record else frozenset()
         self.nvrams = {name: kept for name, kept in self.nvrams.items() if not name.endswith(".fd") or name in named}
 
-    def _network(self, step: EnsureNetwork | RemoveNetwork) -> None:
+    def _network(self, step: EnsureNetwork | RemoveNetwork | SettleFence) -> None:
         if isinstance(step, RemoveNetwork):
             self.networks.pop(step.network, None)
+            self.fences.pop(step.network, None)
+            return
+        if isinstance(step, SettleFence):
+            assert self._is_up(step.network), f"the fence of {step.network}, which is down"
+            self.fences[step.network] = is_fenced(self._known(), Name(step.network))
             return
         known = self._known().networks[Name(step.network)]
         leases = {
@@ -324,6 +333,9 @@ class Host:
         made = LibvirtNetwork(
             step.network, mark, active=True, bridge=known.bridge, subnet=known.subnet_text, kind=known.kind, leases=leases
         )
+        for name, other in self.networks.items():
+            if name != step.network and other.active and other.subnet and known.subnet:
+                assert not known.subnet.overlaps(IPv4Network(other.subnet)), f"{step.network} is started on the subnet of {name}"
         before = self.networks.get(step.network)
         if (
             before is None
@@ -334,6 +346,7 @@ class Host:
             for vm in self.domains.values():
                 vm.places.pop(step.network, None)
         self.networks[step.network] = made
+        self.fences[step.network] = is_fenced(self._known(), Name(step.network))
 
     def _known(self) -> Record:
         assert self.record is not None, "this takes a committed record"
@@ -430,6 +443,8 @@ class Host:
             assert self.networks[network].subnet == meant, f"{name}: network {network} is not as recorded"
             kind = self._known().networks[network].kind
             assert self.networks[network].kind is kind, f"{name}: network {network} is of another kind"
+            wanted = is_fenced(self._known(), network)
+            assert self.fences.get(network, False) is wanted, f"{name}: the fence of {network} is not as recorded"
             place = str(known.addresses[network]) if network in known.addresses else None
             assert vm.places.get(network) == place, f"{name} is not where its record says on {network}"
 

@@ -124,6 +124,10 @@ class Hypervisor(Protocol):
         bridge restarts it)."""
         ...
 
+    def settle_fence(self, spec: NetworkSpec) -> None:
+        """Have the network, which is up, fenced or not, as `spec` says; the rest of it is left as it is."""
+        ...
+
     def remove_network(self, name: str) -> None:
         """Stop and undefine it; absent is success."""
         ...

@@ -329,6 +329,10 @@ class LibvirtHypervisor:
                         handle.undefine()
                 raise
 
+    def settle_fence(self, spec: NetworkSpec) -> None:
+        """See Hypervisor.settle_fence."""
+        self._fences.settle(spec)
+
     def remove_network(self, name: str) -> None:
         """See Hypervisor.remove_network."""
         handle = self._find_network(name)

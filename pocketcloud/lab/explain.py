@@ -29,6 +29,7 @@ from pocketcloud.plan.steps import (
     ResumeMachine,
     ServeCache,
     SetNvram,
+    SettleFence,
     StartMachine,
     Step,
     StopMachine,
@@ -46,11 +47,21 @@ def explain(plan: Plan, world: World) -> dict[str, tuple[str, ...]]:
     return {step.id: tuple(_lines(step, seen)) for step in plan.steps}
 
 
-def _network_lines(network: NetworkSpec, world: World) -> list[str]:
+def _network_lines(step: EnsureNetwork | SettleFence | RemoveNetwork, world: World) -> list[str]:
+    if isinstance(step, RemoveNetwork):
+        name = joined(world.kit.name, world.instance, step.network)
+        return [f"virsh net-destroy {name}", f"virsh net-undefine {name}"]
+    network = world.network(step.network)
+    if isinstance(step, SettleFence):
+        return _fence_lines(network)
     define = _virsh_xml("net-define", world.hypervisor.network_xml(network), f"virsh net-start {network.name}")
+    return define if network.fenced is None else [*_fence_lines(network), *define]
+
+
+def _fence_lines(network: NetworkSpec) -> list[str]:
     if network.fenced is None:
-        return define
-    return ["nft -f - <<'END'", *fence_script(network.bridge, network.range, network.fenced).splitlines(), "END", *define]
+        return [f"# the fence around {network.bridge}, where one is there, is taken down"]
+    return ["nft -f - <<'END'", *fence_script(network.bridge, network.range, network.fenced).splitlines(), "END"]
 
 
 def _lines(step: Step, world: World) -> list[str]:
@@ -62,11 +73,8 @@ def _lines(step: Step, world: World) -> list[str]:
             return list(world.storage.explain("create", step.name, size=step.size))
         case RemoveVolumes():
             return [line for name in step.names for line in world.storage.explain("remove", name)]
-        case EnsureNetwork():
-            return _network_lines(world.network(step.network), world)
-        case RemoveNetwork():
-            name = joined(world.kit.name, world.instance, step.network)
-            return [f"virsh net-destroy {name}", f"virsh net-undefine {name}"]
+        case EnsureNetwork() | SettleFence() | RemoveNetwork():
+            return _network_lines(step, world)
         case DefineMachine():
             return _virsh_xml("define", world.hypervisor.machine_xml(world.spec(step.machine)))
         case StartMachine() | WakeMachine():

@@ -54,7 +54,7 @@ def plan_arrival(instance: Name, record: Record, have: Inventory, ground: Ground
     network that moves get the same host part in its new subnet. Raises Refused if no subnet is left."""
     draft = Draft(instance)
     moved = settled_networks(record.lab, instance, record, have, ground, draft, reconfigure=False)
-    # What left the lab file is not chosen anew there, and has its place all the same.
+    # In the order of the record, as what left the lab file comes last there.
     networks = {name: moved[name] for name in record.networks if name in moved}
     draft.notes = [_renumbered(name, record.networks[name], known, ground) for name, known in networks.items()]
     draft.notes = [note for note in draft.notes if note]

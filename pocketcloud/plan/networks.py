@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -13,7 +13,7 @@ from pocketcloud.model.lab import Lab, LabNetwork, NetworkKind
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import MachineRecord, NetworkRecord, Record
 from pocketcloud.plan.drafting import Draft, Ground
-from pocketcloud.plan.steps import EnsureNetwork
+from pocketcloud.plan.steps import EnsureNetwork, RemoveNetwork, SettleFence
 from pocketcloud.subnets import choose, holders
 
 _LEFT = "which left the file"
@@ -32,9 +32,17 @@ def settled_networks(
 ) -> dict[Name, NetworkRecord]:
     """The networks of `lab` with their subnets, and after them those of the record that `lab` does not have. Who is on a subnet,
     or pinned to it, comes before who had it, and that one before who is new, wherever in the file they stand."""
-    taken = [*ground.taken, *_left_behind(lab, record, have, reconfigure=reconfigure, prune=prune)]
     found: dict[Name, NetworkRecord] = {}
     turns: list[tuple[int, Name, NetworkKind, IPv4Network | None]] = []
+    taken = list(ground.taken)
+    for name, stay in _left_behind(lab, record, have, reconfigure=reconfigure, prune=prune).items():
+        left = record.networks[name]
+        clash = overlapped(instance, name, left, lab, ground.taken)
+        if clash and stay and not _is_used(name, left, record, have):
+            turns.append((1, name, left.kind, None))
+            continue
+        taken.append(Subnet(left.range, f"network {name} of this lab, {_LEFT}"))
+        draft.notes += [clash] if clash and stay else []
     for name, wanted in lab.networks.items():
         known = record.networks.get(name)
         kind, pinned = wanted.kind, wanted.subnet
@@ -49,7 +57,7 @@ def settled_networks(
         if pinned and known and known.subnet != pinned and not reconfigure:
             draft.notes.append(f"network {name}: subnet {known.subnet} -> {pinned} waits for --reconfigure")
             pinned = known.subnet
-        if known and known.subnet and _runs(name, known, have) and pinned in (None, known.subnet):
+        if known and known.subnet and _is_used(name, known, record, have) and pinned in (None, known.subnet):
             found[name] = NetworkRecord(kind, known.subnet)
             taken.append(Subnet(known.subnet, f"network {name} of this lab"))
             if clash := overlapped(instance, name, known, lab, ground.taken):
@@ -66,7 +74,8 @@ def settled_networks(
                 draft.notes.append(f"network {name} moves from {old} to {subnet}: the old one is taken here")
         found[name] = NetworkRecord(kind, subnet)
         taken.append(Subnet(subnet, f"network {name} of this lab"))
-    return {name: found[name] for name in lab.networks} | {n: known for n, known in record.networks.items() if n not in found}
+    others = {name: found.get(name, known) for name, known in record.networks.items() if name not in lab.networks}
+    return {name: found[name] for name in lab.networks} | others
 
 
 def _runs(name: Name, known: NetworkRecord, have: Inventory) -> bool:
@@ -74,16 +83,20 @@ def _runs(name: Name, known: NetworkRecord, have: Inventory) -> bool:
     return there is not None and there.active and there.subnet == known.subnet_text
 
 
-def _left_behind(lab: Lab, record: Record, have: Inventory, *, reconfigure: bool, prune: bool) -> list[Subnet]:
-    """The subnets of networks that left the file, and are in use all the same: they run, or machines stay on them."""
-    stay = [m for name, m in record.machines.items() if not (reconfigure if name in lab.machines else prune)]
-    return [
-        Subnet(known.subnet, f"network {name} of this lab, {_LEFT}")
-        for name, known in record.networks.items()
-        if name not in lab.networks
-        and known.subnet
-        and (_runs(name, known, have) or any(name in machine.definition.networks for machine in stay))
-    ]
+def _is_used(name: Name, known: NetworkRecord, record: Record, have: Inventory) -> bool:
+    """Whether machines run on a network. One that is up without them, as after `kit attach`, is moved under nobody's feet."""
+    on_it = [machine for machine, made in record.machines.items() if name in made.definition.networks]
+    active = any((domain := have.domains.get(machine)) is not None and domain.active for machine in on_it)
+    return active and _runs(name, known, have)
+
+
+def _left_behind(lab: Lab, record: Record, have: Inventory, *, reconfigure: bool, prune: bool) -> dict[Name, bool]:
+    """The networks with subnets that left the file, and are in use all the same: they run, or machines stay on them; whether
+    machines do."""
+    staying = [m for name, m in record.machines.items() if not (reconfigure if name in lab.machines else prune)]
+    left = {name: known for name, known in record.networks.items() if name not in lab.networks and known.subnet}
+    stay = {name: any(name in machine.definition.networks for machine in staying) for name in left}
+    return {name: stay[name] for name, known in left.items() if stay[name] or _runs(name, known, have)}
 
 
 def overlapped(instance: Name, name: Name, network: NetworkRecord, lab: Lab, taken: Sequence[Subnet]) -> str:
@@ -170,21 +183,40 @@ def draw_networks(
     have: Inventory,
     after: tuple[str, ...],
     *,
-    leases: bool,
+    wholly: bool,
     stops: Mapping[Name, tuple[str, ...]] | None = None,
 ) -> dict[str, str]:
-    """Start the networks that machines are on, after the `stops` of those that are started again on them. With `leases`
-    running ones are brought to what the record says too, which an interruption after a commit may have kept from them."""
+    """Start the networks that machines are on, after the `stops` of those that are started again on them. Running ones are
+    brought to what the record says `wholly`, their leases too, which an interruption after a commit may have kept from them; or
+    no more than their fences, which is quick."""
     steps: dict[str, str] = {}
-    for name in sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks)):
+    wanted = sorted({n for m in record.machines.values() for n in m.definition.networks} & set(record.networks))
+    first = {
+        name: (*after, *(s for m, ids in (stops or {}).items() if name in record.machines[m].definition.networks for s in ids))
+        for name in {*wanted, *map(Name, have.networks)}
+    }
+    why = "another network of the lab has its subnet from here on"
+    free = tuple(
+        draft.add(RemoveNetwork(id=f"free.{name}", reason=why, after=first[name], network=name))
+        for name in _in_the_way(wanted, record, have)
+    )
+    for name in wanted:
         there = have.networks.get(name)
         known = record.networks[name]
         runs = there is not None and there.active and (there.subnet, there.kind) == (known.subnet_text, known.kind)
-        if leases or not runs:
+        if wholly or not runs:
             reason = "its leases are those of the record" if runs else "it is not running"
-            there_first = [
-                s for machine, ids in (stops or {}).items() if name in record.machines[machine].definition.networks for s in ids
-            ]
-            last = (*after, *there_first)
-            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=last, network=name))
+            steps[name] = draft.add(EnsureNetwork(id=f"network.{name}", reason=reason, after=(*first[name], *free), network=name))
+        elif not known.bridged:
+            reason = "what is declared, and what this host is on, may have changed"
+            steps[name] = draft.add(SettleFence(id=f"fence.{name}", reason=reason, after=first[name], network=name))
     return steps
+
+
+def _in_the_way(wanted: Collection[Name], record: Record, have: Inventory) -> list[Name]:
+    """The networks that are up on a subnet which one of the `wanted` has by now: libvirt would not start that beside them."""
+    up = {Name(name): IPv4Network(there.subnet) for name, there in have.networks.items() if there.active and there.subnet}
+    known = record.networks
+    moved = {name: subnet for name, subnet in up.items() if name not in known or known[name].subnet != subnet}
+    subnets = [(name, subnet) for name in wanted if (subnet := known[name].subnet)]
+    return sorted(name for name, old in moved.items() if any(old.overlaps(new) for other, new in subnets if other != name))

@@ -223,7 +223,7 @@ def _draw(draft: Draft, before: Record, record: Record, way: _Way, have: Invento
             # What the guest has not written yet is worth a moment where its disks are kept.
             last, kept = (*commit, *opened), name in draft.keeps
             draft.add(KillMachine(id=stop, reason=way.reason, machine=name, after=last, flush=kept))
-    nets = draw_networks(draft, record, have, commit, leases=False, stops={name: (stop,) for name, stop in stops.items()})
+    nets = draw_networks(draft, record, have, commit, wholly=False, stops={name: (stop,) for name, stop in stops.items()})
     ready = []
     for fate in fates:
         name, part = fate.name, way.parts[fate.name]

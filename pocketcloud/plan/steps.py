@@ -80,6 +80,13 @@ class EnsureNetwork(Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SettleFence(Step):
+    """Have the lab's network `network`, which is up, fenced or not, as the record has it by then."""
+
+    network: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveNetwork(Step):
     """Stop and undefine the lab's network `network`."""
 
@@ -207,6 +214,7 @@ _TITLES: dict[type[Step], str] = {
     WriteSeed: "write the seed of {0.machine}",
     CommitRecord: "commit the record",
     EnsureNetwork: "start network {0.network}",
+    SettleFence: "settle the fence of network {0.network}",
     RemoveNetwork: "remove network {0.network}",
     ServeCache: "serve the kit's cache",
     SetNvram: "set the UEFI variables of {0.machine}",

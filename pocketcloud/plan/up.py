@@ -369,7 +369,7 @@ def _draw_up(
             ),
         )
     stops = early | {fate.name: _draw_stop(draft, fate, have, commit) for fate in fates if fate.name not in early}
-    nets = draw_networks(draft, record, have, commit, leases=True, stops=stops)
+    nets = draw_networks(draft, record, have, commit, wholly=True, stops=stops)
     if ground.cache and nets:
         serve = ServeCache(
             id="cache",

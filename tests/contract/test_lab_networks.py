@@ -14,6 +14,7 @@ import pytest
 
 from pocketcloud.hypervisor.firewall import Fences
 from pocketcloud.model.names import mac_address
+from pocketcloud.system import run
 from tests.labkit import LabKit, lab_kit, raw_libvirt
 
 LAB = """lab: demo
@@ -119,6 +120,45 @@ def test_a_fence_that_others_took_down_is_missed_and_put_up_again(kit: LabKit) -
     assert status(kit)["notes"] == []
     kit.lab(LAB.replace("{KIND}", "{lan: true}"))
     kit.cli("lab", "up", path, "--reconfigure").expect(0)
+    assert status(kit)["notes"] == []
+
+
+def fence(kit: LabKit) -> str:
+    """What nftables have around the lab's network; empty if it has no fence."""
+    name = kit.network("demo", "front").bridge
+    if name not in Fences().bridges():
+        return ""
+    return run(["nft", "list", "chain", "inet", "pocketcloud", name]).out
+
+
+def test_whatever_brings_a_lab_back_settles_the_fences_of_its_networks(kit: LabKit, bridge: str) -> None:
+    path = kit.lab(LAB.replace("{KIND}", "{kind: nat}"))
+    kit.cli("lab", "up", path).expect(0)
+    kit.cli("lab", "snapshot", "demo@fenced").expect(0)
+    Fences().remove(kit.network("demo", "front").bridge)
+    # A LAN of public addresses, which was joined since.
+    subprocess.run(["ip", "address", "add", "203.0.113.129/26", "dev", bridge], check=True)
+    kit.cli("lab", "reset", "demo", "-y").expect(0)
+    assert "203.0.113.128/26" in fence(kit)
+    kit.lab(LAB.replace("{KIND}", "{lan: true}"))
+    kit.cli("lab", "up", path).expect(0)
+    assert not fence(kit)
+    kit.cli("lab", "restore", "demo@fenced", "-y").expect(0)
+    assert fence(kit)
+    kit.cli("lab", "undo", "demo", "-y").expect(0)
+    assert not fence(kit)
+    shown = kit.cli("lab", "restore", "demo@fenced", "--dry-run").expect(0).out
+    assert "settle the fence of network front" in shown
+
+
+def test_a_network_without_machines_moves_from_what_this_host_has_joined(kit: LabKit, bridge: str) -> None:
+    path = kit.lab(LAB.replace("{KIND}", "{kind: nat}"))
+    kit.cli("lab", "up", path).expect(0)
+    kit.cli("lab", "down", "demo", "web", "--within", "0").expect(0)
+    subnet = kit.network("demo", "front").range
+    subprocess.run(["ip", "address", "add", f"{subnet[7]}/25", "dev", bridge], check=True)
+    kit.cli("lab", "up", path).expect(0, f"network front moves from {subnet} to ")
+    assert not kit.network("demo", "front").range.overlaps(subnet)
     assert status(kit)["notes"] == []
 
 

@@ -19,6 +19,7 @@ from pocketcloud.plan.steps import (
     Plan,
     PrepareVolumes,
     SetNvram,
+    SettleFence,
     StartMachine,
     WaitReady,
 )
@@ -176,6 +177,17 @@ def test_domains_that_no_record_names_are_swept() -> None:
     assert "undefine.a" in ids(made)
     host.apply(made)
     check_up(host, one)
+
+
+def test_the_fence_of_a_network_that_is_up_is_put_up_again() -> None:
+    host = up_host()
+    host.fences.clear()
+    made = plan(host, "a")
+    assert ids(made, EnsureNetwork, SettleFence) == ["fence.front"]
+    assert {"commit", "stop.a"} <= before(made)["fence.front"]
+    host.apply(made)
+    check_up(host, LAB)
+    assert host.fences == {"front": True}
 
 
 def test_a_subnet_taken_meanwhile_moves_the_lab() -> None:

@@ -185,6 +185,19 @@ def test_the_undo_of_one_machine_leaves_the_others() -> None:
     assert all("homework" in host.content(name) for name in "ab")
 
 
+def test_a_state_brings_back_the_fences_of_its_networks() -> None:
+    host = up_host()
+    do(host, snapshot("fenced"))
+    opened = replace(LAB, networks={Name("front"): replace(LAB.networks[Name("front")], lan=True)})
+    raise_lab(opened, host)
+    do(host, snapshot("open"))
+    assert host.fences == {"front": False}
+    for back, fenced in ((restore("fenced"), True), (undo, False), (undo, True), (restore("open"), False)):
+        do(host, back)
+        assert host.fences == {"front": fenced}
+        check_up(host, LAB if fenced else opened)
+
+
 def test_a_state_brings_back_what_its_machines_and_networks_were() -> None:
     host = up_host()
     do(host, snapshot("before"))

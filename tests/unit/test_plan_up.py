@@ -10,7 +10,7 @@ import pytest
 from pocketcloud.cli.lab import loss_text
 from pocketcloud.errors import NoSpace, NotFound, Refused
 from pocketcloud.model.inventory import DomainState
-from pocketcloud.model.lab import LabNetwork
+from pocketcloud.model.lab import Lab, LabNetwork
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Stage
 from pocketcloud.model.sizes import GIB, MIB, Size
@@ -21,6 +21,7 @@ from pocketcloud.plan.steps import (
     EnsureNetwork,
     KillMachine,
     Provision,
+    RemoveNetwork,
     RemoveVolumes,
     ResumeMachine,
     SetNvram,
@@ -45,7 +46,7 @@ from tests.plans import (
     texts,
     up_host,
 )
-from tests.simulation import INSTANCE, ground, lab, machine
+from tests.simulation import INSTANCE, Host, ground, lab, machine
 
 # -- what is made --------------------------------------------------------------------------------------------------------
 
@@ -260,6 +261,76 @@ def test_a_running_network_stays_whatever_is_taken() -> None:
     pinned = replace(LAB, networks={Name("front"): LabNetwork(subnet=subnet)})
     assert "it is pinned to that subnet: end what takes it" in texts(planned(host, pinned, "10.77.0.0/16").notes)
     assert planned(host, LAB, "10.78.0.0/16").notes == ()
+
+
+def switched_off(wanted: Lab = LAB) -> Host:
+    """A host with a lab whose networks are up and whose machines are off, as after `kit attach`."""
+    host = up_host(wanted)
+    for vm in host.domains.values():
+        vm.state = DomainState.OFF
+    return host
+
+
+def test_a_network_on_which_nobody_runs_moves_from_what_is_taken_by_now() -> None:
+    host = switched_off()
+    subnet = host.networks["front"].subnet
+    host.domains["b"].state = DomainState.PAUSED
+    assert host.record is not None
+    assert (kept := planned(host, LAB, subnet).record) is not None
+    assert kept.networks == host.record.networks
+    host.domains["b"].state = DomainState.OFF
+    pinned = replace(LAB, networks={Name("front"): LabNetwork(subnet=IPv4Network(subnet))})
+    with pytest.raises(Refused, match="which is taken here by"):
+        planned(host, pinned, "10.77.0.0/16")
+    made = planned(host, LAB, subnet)
+    assert f"network front moves from {subnet} to " in texts(made.notes)
+    host.apply(made)
+    check_up(host, LAB)
+    assert host.networks["front"].subnet != subnet
+
+
+def test_a_network_that_is_up_makes_way_for_another_that_is_pinned_to_its_subnet() -> None:
+    both = lab(("a", "b"), m=machine("a"), n=machine("b"))
+    host = switched_off(both)
+    first, second = (IPv4Network(host.networks[name].subnet) for name in "ab")
+    swapped = replace(both, networks={Name("a"): LabNetwork(subnet=second), Name("b"): LabNetwork(subnet=first)})
+    raise_lab(swapped, host, reconfigure=True)
+    check_up(host, swapped)
+    # Those whose machines run, too.
+    back = replace(both, networks={Name("a"): LabNetwork(subnet=first), Name("b"): LabNetwork(subnet=second)})
+    raise_lab(back, host, reconfigure=True)
+    check_up(host, back)
+
+
+def test_a_network_that_left_the_file_moves_from_what_is_taken_where_its_machines_stay() -> None:
+    both = lab(("a", "b"), m=machine("a"), n=machine("b"))
+    one = lab(("a",), m=machine("a"))
+    host = up_host(both)
+    subnet = host.networks["b"].subnet
+    made = planned(host, one, subnet)
+    assert f"network b ({subnet}) overlaps {subnet}" in texts(made.notes)
+    host.apply(made)
+    assert host.networks["b"].subnet == subnet
+    host.reboot()
+    made = planned(host, one, subnet)
+    assert f"network b moves from {subnet} to " in texts(made.notes)
+    host.apply(made)
+    assert host.networks["b"].active
+    assert host.networks["b"].subnet not in (subnet, host.networks["a"].subnet)
+    assert host.record is not None
+    assert host.record.machines[Name("n")].addresses[Name("b")] in IPv4Network(host.networks["b"].subnet)
+
+
+def test_a_network_that_left_the_file_and_nobody_uses_takes_none_down() -> None:
+    host = up_host(lab(("a", "b"), m=machine("a")))
+    assert host.record is not None
+    unused = host.record.networks[Name("b")].subnet
+    renamed = replace(
+        lab(("a", "c"), m=machine("a"), o=machine("c")), networks={Name("a"): LabNetwork(), Name("c"): LabNetwork(subnet=unused)}
+    )
+    host.apply(planned(host, renamed))
+    assert host.networks["c"].subnet == str(unused)
+    assert ids(planned(host, renamed), RemoveNetwork) == []
 
 
 def test_networks_of_a_lab_do_not_overlap() -> None:

@@ -16,7 +16,7 @@ import click
 from pocketcloud.cli.holding import hold_labs, one_at_a_time, unhurried
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
-from pocketcloud.errors import NotFound, PartlyDone, Refused, UsageError
+from pocketcloud.errors import NotFound, PartlyDone, PocketcloudError, Refused, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.cli.view import View
@@ -62,8 +62,6 @@ def clone(
     disk to disks that is done to all at once; a copy that was interrupted is no kit, and the same command again goes on with it,
     or --resume. From or to a folder it is done volume by volume, and begun anew.
     """
-    from pocketcloud.copies.clone import entry_of
-    from pocketcloud.copies.ledger import add_copies
     from pocketcloud.kit.attached import Places
 
     require_root("write to disks")
@@ -83,6 +81,8 @@ def clone(
         if dry_run:
             _show_plan(kit, wanted, places, output)
             return
+        if labels is not None:
+            _check_labels(labels)
         _confirm(kit, wanted, serials, yes=yes)
         unhurried(held, f"copying kit {kit.name}", verbose)
         view = open_view(progress, verbose)
@@ -90,11 +90,10 @@ def clone(
             done = _copied(kit, wanted, places, view)
         finally:
             view.close()
-        whole = [each for each in done if not each.fault]
-        add_copies(kit, (entry_of(each, now()) for each in whole))
+    _show(done, output)
     if labels is not None:
         _write_labels(labels, done)
-    _show(done, output)
+    whole = [each for each in done if not each.fault]
     if len(whole) < len(done):
         again = shlex.join(["pocketcloud", "kit", "clone", source, *(str(each.device) for each in done if each.fault)])
         raise PartlyDone(f"{len(done) - len(whole)} of {len(done)} copies are not whole", hint=f"the others can be used; {again}")
@@ -102,8 +101,9 @@ def clone(
 
 def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, view: View) -> list[Copied]:
     """From disk to disks block by block, to all at once; the others volume by volume, one after the other."""
-    from pocketcloud.copies.clone import Wanted
+    from pocketcloud.copies.clone import Wanted, entry_of
     from pocketcloud.copies.clone import clone as clone_kit
+    from pocketcloud.copies.ledger import add_copies
     from pocketcloud.copies.logical import clone_by_volume
     from pocketcloud.kit.device import check_host
     from pocketcloud.system import run
@@ -115,9 +115,25 @@ def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, v
     done: list[Copied] = []
     if blocks:
         done += clone_kit(kit, blocks, places, run, now=now(), stop=stop, tell=view.emit)
+        add_copies(kit, [entry_of(each, now()) for each in done if not each.fault])
     if others:
-        done += clone_by_volume(kit, others, _chunk, places, run, now=now(), stop=stop, tell=view.emit)
+        try:
+            more = clone_by_volume(kit, others, _chunk, places, run, now=now(), stop=stop, tell=view.emit)
+        except PocketcloudError as error:
+            if not done:
+                raise
+            # What is done is to be told all the same.
+            return [*done, *(_failed(each, error.message) for each in others)]
+        add_copies(kit, [entry_of(each, now()) for each in more if not each.fault])
+        done += more
     return done
+
+
+def _failed(wanted: Wanted | WantedFolder, fault: str) -> Copied:
+    from pocketcloud.copies.clone import Copied, Wanted
+
+    path = wanted.chosen.target.path if isinstance(wanted, Wanted) else wanted.path
+    return Copied(wanted.name, path, str(path), "", "", fault=fault)
 
 
 def _parted(kit: Kit, wanted: Sequence[Wanted | WantedFolder]) -> tuple[list[Wanted], list[Wanted | WantedFolder]]:
@@ -284,12 +300,25 @@ def _typed(question: str) -> str:
     return str(click.prompt(question, default="", show_default=False, err=True))
 
 
+def _check_labels(path: Path) -> None:
+    """Not after hours."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(
+            f"--labels: {path} cannot be written: {error.strerror}", hint="name a file in a folder that is there"
+        ) from None
+
+
 def _write_labels(path: Path, done: Sequence[Copied]) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("kit", "id", "serial", "port", "device", "state"))
-        for each in done:
-            rows.writerow((each.kit, each.id, each.serial, each.port, each.device, each.fault or "verified"))
+    try:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("kit", "id", "serial", "port", "device", "state"))
+            for each in done:
+                rows.writerow((each.kit, each.id, each.serial, each.port, each.device, each.fault or "verified"))
+    except OSError as error:
+        click.echo(f"note: the labels are not in {path}: {error.strerror}", err=True)
 
 
 def _show(done: Sequence[Copied], output: str) -> None:

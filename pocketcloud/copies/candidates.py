@@ -75,7 +75,7 @@ def _judged(source: Source, path: Path, places: Places, run: Runner) -> Candidat
     if note is not None:
         if note.source != source.kit.id:
             return Candidate(Kind.FOREIGN, path, f"an unfinished copy of another kit is on it, {note.name}")
-        return Candidate(Kind.UNFINISHED, path, name=note.name, chosen=chosen)
+        return Candidate(Kind.UNFINISHED, path, name=note.name, id=note.id, chosen=chosen)
     if chosen.unfinished is None and (found := contents(chosen.devices, chosen.target)):
         return Candidate(Kind.FOREIGN, path, f"it is not empty: {'; '.join(found)}")
     # A partition of ours with nothing in it is what is left where a copy was interrupted before it began; the kernel may not

@@ -21,7 +21,7 @@ from pocketcloud.copies.ledger import CopyEntry
 from pocketcloud.copies.pieces import Piece, cut, unit_of
 from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import sums_of
-from pocketcloud.copies.source import Source, source_of, write_content
+from pocketcloud.copies.source import Source, on_disk, source_of, write_content
 from pocketcloud.copies.target import (
     Drawn,
     Written,
@@ -164,14 +164,9 @@ def clone_of(
         else:
             digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
         sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
-        try:
-            with source.tree:
-                if all(digests):  # else all have failed before the end was read
-                    write_content(source, sums)
-        except OSError as error:
-            raise Refused(
-                f"kit {source.kit.name} cannot be written: {error.strerror}", hint="is its disk still plugged in? dmesg says more"
-            ) from error
+        with on_disk(source.kit), source.tree:
+            if all(digests):  # else all have failed before the end was read
+                write_content(source, sums)
         _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
         with show.reading():
             _each(left, stop, lambda t: _check(t, pieces, digests, unit, stop))
@@ -218,6 +213,7 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         note = Unfinished(kit.id, source.pool.digest(), str(uuid.uuid4()), target.wanted.name, layout)
         target.carrier = cleared(chosen, places, run)
     else:
+        note = replace(note, name=target.wanted.name)
         target.carrier = chosen.unfinished or chosen.target.path
     carrier = _still_there(target, run)
     if note.pieces and carrier.signatures:

@@ -25,6 +25,8 @@ from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import open_storage
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.thin_volumes import POOL, STATE
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.cut import killed_after
@@ -126,8 +128,10 @@ def test_blank_disks_become_copies_and_others_stay_as_they_are(places: Places, t
     assert not again.tally.done
     assert not again.tally.failed
 
-    # The kit holds more now: what nobody has used is made anew.
+    # The kit holds more now: what nobody has used is made anew, also where a look into it was killed before.
     one_more(kit, "base.two")
+    (plugged,) = [each for each in plugged_kits(run) if each.name == "usb-01"]
+    Lvm([plugged.device]).command("lvchange", "-ay", f"{plugged.group.name}/{STATE}", f"{plugged.group.name}/{POOL}_tmeta")
     newer = worked(kit, places, never, count=1)
     assert newer.seen()[str(FIRST)] == ("old", "")
     assert [(each.kit, each.fault) for each in newer.tally.done] == [("usb-01", "")]

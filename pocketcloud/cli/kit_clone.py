@@ -161,12 +161,28 @@ def _look(places: Places, kit: Kit, targets: Sequence[Path], names: Sequence[str
 
     found = [checked_folder(places, path) if _is_folder(path) else choose(places, path, run) for path in targets]
     _check_apart([one for one in found if not isinstance(one, Path)], [one for one in found if isinstance(one, Path)])
-    begun = [None if isinstance(one, Path) else _begun(kit, one) for one in found]
+    begun = _apart([None if isinstance(one, Path) else _begun(kit, one) for one in found], places)
     # The same command again names those, too, that it has begun.
     names = [name for name in names if name not in begun]
     fresh = iter(_names(places, kit, names, begun.count(None), {name for name in begun if name}))
     named = [(one, name or next(fresh)) for one, name in zip(found, begun, strict=True)]
     return [WantedFolder(one, name) if isinstance(one, Path) else Wanted(one, name) for one, name in named]
+
+
+def _apart(begun: Sequence[Name | None], places: Places) -> list[Name | None]:
+    """The names of unfinished copies, each once and none that a kit has that is plugged in: those of other disks were given it
+    since."""
+    from pocketcloud.kit.attached import attached_kits
+    from pocketcloud.kit.plugged import plugged_kits
+    from pocketcloud.system import run, which
+
+    taken = {str(one.name) for one in attached_kits(places)}
+    taken |= {str(one.name) for one in (plugged_kits(run) if which("lvm") else ()) if not one.unfinished}
+    found: list[Name | None] = []
+    for name in begun:
+        found.append(None if name in taken else name)
+        taken |= {name} if name else set()
+    return found
 
 
 def _confirm(kit: Kit, wanted: Sequence[Wanted | WantedFolder], serials: Sequence[str], *, yes: bool) -> None:
@@ -200,7 +216,11 @@ def _show_plan(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places
         return
     for each in plan:
         click.echo(f"{each.kit} on {each.disk}")
-        for line in each.lost or ("an unfinished copy of this kit, which is gone on with" if each.resumed else "nothing",):
+        for line in each.lost or (
+            "an unfinished copy of this kit, which is gone on with, or begun anew if the kit has changed"
+            if each.resumed
+            else "nothing",
+        ):
             click.echo(f"  now on it: {line}")
         click.echo(f"  up to {size_text(each.bytes)} of kit {kit.name} are written, and read again")
         if each.layout:
@@ -241,7 +261,7 @@ def _show_target(kit: Kit, wanted: Wanted | WantedFolder) -> None:
     devices, target = wanted.chosen.devices, wanted.chosen.target
     click.echo(f"  {wanted.name} on {described(devices, target)}, {size_text(wanted.chosen.room)} for the kit", err=True)
     if _begun(kit, wanted.chosen):
-        then = "gone on with" if kit.vg else "begun anew"
+        then = "gone on with, or begun anew if the kit has changed" if kit.vg else "begun anew"
         click.echo(f"    now on it: an unfinished copy of this kit, which is {then}", err=True)
         return
     for line in contents(devices, target) or ("nothing",):

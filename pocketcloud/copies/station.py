@@ -30,7 +30,7 @@ from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.plugged import kit_on, plugged_kits
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import size_text
+from pocketcloud.model.sizes import progress_text
 from pocketcloud.system import CommandFailed, Runner
 
 T = TypeVar("T")
@@ -241,8 +241,10 @@ class Station:
         found = [(disk, self._tried(disk, partial(kit_on, disk.device.path, self._run))) for disk in batch]
         copies = [(disk, copy) for disk, copy in found if copy is not None]
 
+        begun = time.monotonic()
+
         def tell(name: str, sent: int, total: int) -> None:
-            text = f"sent {size_text(sent)} of {size_text(total)}"
+            text = f"sent {progress_text(sent, total, time.monotonic() - begun)}"
             self._pass_on(StepProgress(name, sent / max(total, 1), text, name), batch)
 
         done = sync_of(

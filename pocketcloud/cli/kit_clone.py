@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,8 @@ def clone(
 
 def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, view: View) -> list[Copied]:
     """From disk to disks block by block, to all at once; the others volume by volume, one after the other."""
-    from pocketcloud.copies.clone import Wanted, entry_of
+    from pocketcloud.copies.clone import Wanted
     from pocketcloud.copies.clone import clone as clone_kit
-    from pocketcloud.copies.ledger import add_copies
     from pocketcloud.copies.logical import clone_by_volume
     from pocketcloud.kit.device import check_host
     from pocketcloud.system import run
@@ -114,8 +114,9 @@ def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, v
         check_host(run)
     done: list[Copied] = []
     if blocks:
-        done += clone_kit(kit, blocks, places, run, now=now(), stop=stop, tell=view.emit)
-        add_copies(kit, [entry_of(each, now()) for each in done if not each.fault])
+        # Each at once: whatever ends the command, those that are whole are known.
+        enter = partial(_enter, kit)
+        done += clone_kit(kit, blocks, places, run, now=now(), stop=stop, tell=view.emit, made=enter)
     if others:
         try:
             more = clone_by_volume(kit, others, _chunk, places, run, now=now(), stop=stop, tell=view.emit)
@@ -124,9 +125,22 @@ def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, v
                 raise
             # What is done is to be told all the same.
             return [*done, *(_failed(each, error.message) for each in others)]
-        add_copies(kit, [entry_of(each, now()) for each in more if not each.fault])
+        for each in more:
+            if not each.fault:
+                _enter(kit, each)
         done += more
     return done
+
+
+def _enter(kit: Kit, copied: Copied) -> None:
+    """Have a copy on the kit's list."""
+    from pocketcloud.copies.clone import entry_of
+    from pocketcloud.copies.ledger import add_copies
+
+    try:
+        add_copies(kit, [entry_of(copied, now())])
+    except (PocketcloudError, OSError) as error:
+        click.echo(f"note: {copied.kit} is whole, and not on the list of kit {kit.name}: {error}", err=True)
 
 
 def _failed(wanted: Wanted | WantedFolder, fault: str) -> Copied:

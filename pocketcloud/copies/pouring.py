@@ -207,9 +207,11 @@ def pour(
     unit: int,
     stop: threading.Event,
     tick: Callable[[], None] = lambda: None,
+    passed: Callable[[Sequence[Outlet], Digests], None] = lambda _outlets, _digests: None,
 ) -> Digests:
     """Write the pieces of `source` (open with O_DIRECT) to all outlets; the digests of each piece by its units. `tick` is
-    called now and then, to show and to note how far they are.
+    called now and then, to show and to note how far they are; `passed` with those that have got all, as soon as others that
+    are slower no longer wait for them, and the digests.
 
     What an outlet fails of stands in its `fault`. Raises Refused if the source cannot be read or no outlet is left, and
     InterruptedError when `stop` was set.
@@ -219,6 +221,8 @@ def pour(
     while left:
         first = min(outlet.done for outlet in left)
         late = _pass(source, pieces, left, first, digests, unit, stop, tick)
+        if ready := [outlet for outlet in left if not outlet.fault and all(outlet is not other for other in late)]:
+            passed(ready, digests)
         left = [outlet for outlet in late if not outlet.fault]
     return digests
 

@@ -223,6 +223,7 @@ class Station:
     def _copy(self, batch: Sequence[_Disk]) -> None:
         """In a thread: copy to the disks of a batch, and switch off what is whole."""
         ready = [(disk, wanted) for disk in batch if (wanted := self._prepared(disk))]
+        disks = {wanted.name: disk for disk, wanted in ready}
         done = clone_of(
             self._source,
             [wanted for _, wanted in ready],
@@ -231,10 +232,12 @@ class Station:
             now=self._orders.now(),
             stop=self._stop,
             tell=lambda event: self._pass_on(event, batch),
+            made=lambda copied: self._ended(disks[copied.kit], copied),
             noted_every=self._orders.noted_every,
         )
-        for copied, (disk, _) in zip(done, ready, strict=True):
-            self._ended(disk, copied)
+        for copied in done:
+            if copied.fault:
+                self._ended(disks[copied.kit], copied)
 
     def _sync(self, batch: Sequence[_Disk]) -> None:
         """In a thread: bring old copies to the master's state; where that cannot be done by what differs, they are made anew."""

@@ -216,7 +216,7 @@ class _Ends:
         unit = unit_of(source.pool.chunk)
         if source.stream:
             (outlet,) = outlets
-            self._passed(outlets, source.stream(self.pieces, outlet, unit=unit, stop=self.stop, tick=lambda: None))
+            self._passed(outlet, source.stream(self.pieces, outlet, unit=unit, stop=self.stop, tick=lambda: None))
         else:
             pour(source.handle, self.pieces, outlets, unit=unit, stop=self.stop, passed=self._passed)
 
@@ -225,7 +225,7 @@ class _Ends:
         for ending in self.ending:
             ending.result()
 
-    def _passed(self, outlets: Sequence[Outlet], digests: Digests) -> None:
+    def _passed(self, outlet: Outlet, digests: Digests) -> None:
         source, unit = self.source, unit_of(self.source.pool.chunk)
         if not self.entered and all(digests):  # else all have failed before the end was read
             with on_disk(source.kit), source.tree:
@@ -234,7 +234,7 @@ class _Ends:
                 )
             self.entered = True
         for target in self.targets:
-            if any(target.outlet is outlet for outlet in outlets) and not target.failed:
+            if target.outlet is outlet and not target.failed:
                 self.ending.append(self.pool.submit(_tried, target, partial(self._end, digests)))
 
     def _end(self, digests: Digests, target: _Target) -> None:

@@ -112,6 +112,8 @@ def on_disk(kit: Kit) -> Iterator[None]:
     """Raise Refused in place of what the system says of a kit's disk that was pulled, or fails."""
     try:
         yield
+    except InterruptedError:
+        raise
     except OSError as error:
         raise Refused(
             f"kit {kit.name} cannot be read or written: {error.strerror or error}",

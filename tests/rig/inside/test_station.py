@@ -131,7 +131,8 @@ def test_blank_disks_become_copies_and_others_stay_as_they_are(places: Places, t
     # The kit holds more now: what nobody has used is made anew, also where a look into it was killed before.
     one_more(kit, "base.two")
     (plugged,) = [each for each in plugged_kits(run) if each.name == "usb-01"]
-    Lvm([plugged.device]).command("lvchange", "-ay", f"{plugged.group.name}/{STATE}", f"{plugged.group.name}/{POOL}_tmeta")
+    for volume in (f"{POOL}_tmeta", STATE):
+        Lvm([plugged.device]).command("lvchange", "-ay", f"{plugged.group.name}/{volume}")
     newer = worked(kit, places, never, count=1)
     assert newer.seen()[str(FIRST)] == ("old", "")
     assert [(each.kit, each.fault) for each in newer.tally.done] == [("usb-01", "")]

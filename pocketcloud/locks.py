@@ -15,6 +15,12 @@ from pocketcloud.errors import Busy
 _ASK_AGAIN = 0.1  # seconds
 
 
+def whole_kit(kit: str) -> str:
+    """The name of the lock on all of a kit, by its id: who is at work in a lab or a base of it holds it with others, who needs
+    all of them at rest alone."""
+    return f"kit.{kit}"
+
+
 @contextmanager
 def held(
     folder: Path,

@@ -45,7 +45,7 @@ def holding(
     and `cache` also what was fetched for bases, and what the kit's cache holds, against their removal."""
     from pocketcloud.events import Note
     from pocketcloud.kit.attached import Places
-    from pocketcloud.locks import held
+    from pocketcloud.locks import held, whole_kit
 
     def say(holder: str) -> None:
         text = f"waiting for {holder} to end"
@@ -56,6 +56,7 @@ def holding(
 
     folder = Places.from_environment().locks
     with ExitStack() as locks:
+        locks.enter_context(held(folder, whole_kit(kit.id), command, wait=True, on_wait=say, shared=True))
         for name in names:
             locks.enter_context(held(folder, f"{kit.id}.base.{name}", command, wait=True, on_wait=say))
         for name in [_media_lock(kit)] * media + [cache_lock(kit)] * cache:

@@ -31,11 +31,11 @@ def _command_line() -> str:
 
 
 def hold_labs(places: Places, kit: Kit, labs: ExitStack) -> None:
-    """Hold all labs of a kit, and the bases that were ever built, so that no other command is at work in one; fails, naming
-    it, if one is."""
-    from pocketcloud.locks import held
+    """Hold all labs and bases of a kit, new ones too, so that no other command is at work in one; fails, naming it, if one is."""
+    from pocketcloud.locks import held, whole_kit
     from pocketcloud.records import instances
 
+    labs.enter_context(held(places.locks, whole_kit(kit.id), _command_line(), wait=False))
     names = {f"{kit.id}.{instance}" for instance in instances(kit)}
     names |= {path.name.removesuffix(".lock") for path in places.locks.glob(f"{kit.id}.*.lock")}
     for name in sorted(names):

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import click
 from pocketcloud.cli.holding import hold_labs, one_at_a_time, unhurried
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root, yes_option
 from pocketcloud.cli.view import ask, open_view, print_json, print_table
-from pocketcloud.errors import NotFound, PartlyDone, Refused, UsageError
+from pocketcloud.errors import NotFound, PartlyDone, PocketcloudError, Refused, UsageError
 
 if TYPE_CHECKING:
     from pocketcloud.cli.view import View
@@ -62,8 +63,6 @@ def clone(
     disk to disks that is done to all at once; a copy that was interrupted is no kit, and the same command again goes on with it,
     or --resume. From or to a folder it is done volume by volume, and begun anew.
     """
-    from pocketcloud.copies.clone import entry_of
-    from pocketcloud.copies.ledger import add_copies
     from pocketcloud.kit.attached import Places
 
     require_root("write to disks")
@@ -83,6 +82,8 @@ def clone(
         if dry_run:
             _show_plan(kit, wanted, places, output)
             return
+        if labels is not None:
+            _check_labels(labels)
         _confirm(kit, wanted, serials, yes=yes)
         unhurried(held, f"copying kit {kit.name}", verbose)
         view = open_view(progress, verbose)
@@ -90,11 +91,10 @@ def clone(
             done = _copied(kit, wanted, places, view)
         finally:
             view.close()
-        whole = [each for each in done if not each.fault]
-        add_copies(kit, (entry_of(each, now()) for each in whole))
+    _show(done, output)
     if labels is not None:
         _write_labels(labels, done)
-    _show(done, output)
+    whole = [each for each in done if not each.fault]
     if len(whole) < len(done):
         again = shlex.join(["pocketcloud", "kit", "clone", source, *(str(each.device) for each in done if each.fault)])
         raise PartlyDone(f"{len(done) - len(whole)} of {len(done)} copies are not whole", hint=f"the others can be used; {again}")
@@ -114,10 +114,40 @@ def _copied(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places, v
         check_host(run)
     done: list[Copied] = []
     if blocks:
-        done += clone_kit(kit, blocks, places, run, now=now(), stop=stop, tell=view.emit)
+        # Each at once: whatever ends the command, those that are whole are known.
+        enter = partial(_enter, kit)
+        done += clone_kit(kit, blocks, places, run, now=now(), stop=stop, tell=view.emit, made=enter)
     if others:
-        done += clone_by_volume(kit, others, _chunk, places, run, now=now(), stop=stop, tell=view.emit)
+        try:
+            more = clone_by_volume(kit, others, _chunk, places, run, now=now(), stop=stop, tell=view.emit)
+        except PocketcloudError as error:
+            if not done:
+                raise
+            # What is done is to be told all the same.
+            return [*done, *(_failed(each, error.message) for each in others)]
+        for each in more:
+            if not each.fault:
+                _enter(kit, each)
+        done += more
     return done
+
+
+def _enter(kit: Kit, copied: Copied) -> None:
+    """Have a copy on the kit's list."""
+    from pocketcloud.copies.clone import entry_of
+    from pocketcloud.copies.ledger import add_copies
+
+    try:
+        add_copies(kit, [entry_of(copied, now())])
+    except (PocketcloudError, OSError) as error:
+        click.echo(f"note: {copied.kit} is whole, and not on the list of kit {kit.name}: {error}", err=True)
+
+
+def _failed(wanted: Wanted | WantedFolder, fault: str) -> Copied:
+    from pocketcloud.copies.clone import Copied, Wanted
+
+    path = wanted.chosen.target.path if isinstance(wanted, Wanted) else wanted.path
+    return Copied(wanted.name, path, str(path), "", "", fault=fault)
 
 
 def _parted(kit: Kit, wanted: Sequence[Wanted | WantedFolder]) -> tuple[list[Wanted], list[Wanted | WantedFolder]]:
@@ -145,12 +175,28 @@ def _look(places: Places, kit: Kit, targets: Sequence[Path], names: Sequence[str
 
     found = [checked_folder(places, path) if _is_folder(path) else choose(places, path, run) for path in targets]
     _check_apart([one for one in found if not isinstance(one, Path)], [one for one in found if isinstance(one, Path)])
-    begun = [None if isinstance(one, Path) else _begun(kit, one) for one in found]
+    begun = _apart([None if isinstance(one, Path) else _begun(kit, one) for one in found], places)
     # The same command again names those, too, that it has begun.
     names = [name for name in names if name not in begun]
     fresh = iter(_names(places, kit, names, begun.count(None), {name for name in begun if name}))
     named = [(one, name or next(fresh)) for one, name in zip(found, begun, strict=True)]
     return [WantedFolder(one, name) if isinstance(one, Path) else Wanted(one, name) for one, name in named]
+
+
+def _apart(begun: Sequence[Name | None], places: Places) -> list[Name | None]:
+    """The names of unfinished copies, each once and none that a kit has that is plugged in: those of other disks were given it
+    since."""
+    from pocketcloud.kit.attached import attached_kits
+    from pocketcloud.kit.plugged import plugged_kits
+    from pocketcloud.system import run, which
+
+    taken = {str(one.name) for one in attached_kits(places)}
+    taken |= {str(one.name) for one in (plugged_kits(run) if which("lvm") else ()) if not one.unfinished}
+    found: list[Name | None] = []
+    for name in begun:
+        found.append(None if name in taken else name)
+        taken |= {name} if name else set()
+    return found
 
 
 def _confirm(kit: Kit, wanted: Sequence[Wanted | WantedFolder], serials: Sequence[str], *, yes: bool) -> None:
@@ -184,7 +230,11 @@ def _show_plan(kit: Kit, wanted: Sequence[Wanted | WantedFolder], places: Places
         return
     for each in plan:
         click.echo(f"{each.kit} on {each.disk}")
-        for line in each.lost or ("an unfinished copy of this kit, which is gone on with" if each.resumed else "nothing",):
+        for line in each.lost or (
+            "an unfinished copy of this kit, which is gone on with, or begun anew if the kit has changed"
+            if each.resumed
+            else "nothing",
+        ):
             click.echo(f"  now on it: {line}")
         click.echo(f"  up to {size_text(each.bytes)} of kit {kit.name} are written, and read again")
         if each.layout:
@@ -225,7 +275,7 @@ def _show_target(kit: Kit, wanted: Wanted | WantedFolder) -> None:
     devices, target = wanted.chosen.devices, wanted.chosen.target
     click.echo(f"  {wanted.name} on {described(devices, target)}, {size_text(wanted.chosen.room)} for the kit", err=True)
     if _begun(kit, wanted.chosen):
-        then = "gone on with" if kit.vg else "begun anew"
+        then = "gone on with, or begun anew if the kit has changed" if kit.vg else "begun anew"
         click.echo(f"    now on it: an unfinished copy of this kit, which is {then}", err=True)
         return
     for line in contents(devices, target) or ("nothing",):
@@ -284,12 +334,25 @@ def _typed(question: str) -> str:
     return str(click.prompt(question, default="", show_default=False, err=True))
 
 
+def _check_labels(path: Path) -> None:
+    """Not after hours."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(
+            f"--labels: {path} cannot be written: {error.strerror}", hint="name a file in a folder that is there"
+        ) from None
+
+
 def _write_labels(path: Path, done: Sequence[Copied]) -> None:
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(("kit", "id", "serial", "port", "device", "state"))
-        for each in done:
-            rows.writerow((each.kit, each.id, each.serial, each.port, each.device, each.fault or "verified"))
+    try:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("kit", "id", "serial", "port", "device", "state"))
+            for each in done:
+                rows.writerow((each.kit, each.id, each.serial, each.port, each.device, each.fault or "verified"))
+    except OSError as error:
+        click.echo(f"note: the labels are not in {path}: {error.strerror}", err=True)
 
 
 def _show(done: Sequence[Copied], output: str) -> None:

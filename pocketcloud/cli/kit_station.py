@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +74,16 @@ def station(
         source = held.enter_context(source_of(kit, run, now=now()))
         view = open_view(progress, verbose)
         orders = Orders(lambda device: _allowed(device, ports), now, view.emit, record, count=count or 0)
+        station = Station(source, places, run, orders, stop)
         try:
             with _ending(stop):
-                tally = Station(source, places, run, orders, stop).work()
-        finally:
+                station.work()
+        except BaseException:
             view.close()
-    _show(tally)
+            _print(station.tally)
+            raise
+        view.close()
+    _show(station.tally)
 
 
 def _ports_text(ports: Sequence[str]) -> str:
@@ -97,7 +101,7 @@ def _allowed(device: BlockDevice, ports: Sequence[str]) -> bool:
 @contextmanager
 def _recording(path: Path | None) -> Iterator[Callable[[Mapping[str, object]], None]]:
     """Adds records to a log, each on the disk before the next; a copy that is done rings, too."""
-    lock = threading.Lock()
+    lock, broken = threading.Lock(), False
     if path is not None:
         try:
             file: Any = path.open("a")
@@ -107,19 +111,27 @@ def _recording(path: Path | None) -> Iterator[Callable[[Mapping[str, object]], N
         file = None
 
     def record(what: Mapping[str, object]) -> None:
+        nonlocal broken
         with lock:
             if what["event"] == "done" and sys.stderr.isatty():
                 click.echo("\a", nl=False, err=True)
-            if file is not None:
+            if file is None or broken:
+                return
+            try:
                 file.write(json.dumps(what) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            except OSError as error:
+                # The copies are what counts.
+                broken = True
+                click.echo(f"WARNING: {path} cannot be written: {error.strerror}; nothing more is recorded", err=True)
 
     try:
         yield record
     finally:
         if file is not None:
-            file.close()
+            with suppress(OSError):
+                file.close()
 
 
 @contextmanager
@@ -142,13 +154,17 @@ def _ending(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show(tally: Tally) -> None:
+def _print(tally: Tally) -> None:
     rows = [
         (str(one.kit), one.serial or "-", one.port or "-", f"{one.seconds:.0f} s", one.fault or "verified") for one in tally.done
     ]
     rows += [(str(one.kit), one.serial or "-", one.port or "-", "-", one.fault) for one in tally.failed.values()]
     rows += [(name, "-", "-", "-", "unfinished") for name in tally.unfinished]
     print_table(("KIT", "SERIAL", "PORT", "TOOK", "STATE"), rows, empty="no copies were made")
+
+
+def _show(tally: Tally) -> None:
+    _print(tally)
     if tally.failed:
         raise PartlyDone(
             f"{len(tally.failed)} copies are not whole: {', '.join(tally.failed)}",

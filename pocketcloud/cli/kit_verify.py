@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pocketcloud.cli.holding import hold_labs, one_at_a_time
+from pocketcloud.cli.holding import hold_labs, one_at_a_time, unhurried
 from pocketcloud.cli.options import now, open_kit, output_option, progress_options, require_root
 from pocketcloud.cli.view import open_view, print_json, print_table
 from pocketcloud.errors import Refused, UsageError
@@ -53,6 +53,7 @@ def verify(name: str | None, record: bool, forget: bool, output: str, progress: 
         if forget:
             _say_forgotten(kit.name, work.forget(kit, run), output)
             return
+        unhurried(held, f"reading kit {kit.name}", verbose)
         view.emit(StepStarted(kit.name, title, ""))
         tell = _Teller(kit.name, lambda fraction, text: view.emit(StepProgress(kit.name, fraction, text)))
         if record:

@@ -16,14 +16,19 @@ from pocketcloud.copies.unfinished import Unfinished, read_note
 from pocketcloud.copies.up_to_date import looked_into
 from pocketcloud.errors import PocketcloudError, Refused
 from pocketcloud.host import kits as host
+from pocketcloud.kit.aside import release
 from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.disk import Chosen, choose
 from pocketcloud.kit.erase import erase, plan_erasure
 from pocketcloud.kit.interlocks import contents
 from pocketcloud.kit.manifest import read_manifest
 from pocketcloud.kit.plugged import PARTITION_START, Plugged, plugged_kits
+from pocketcloud.kit.remains import put_to_rest
 from pocketcloud.kit.target import opened
 from pocketcloud.model.sizes import MIB
+from pocketcloud.storage.devmapper import node_name
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.thin_volumes import POOL, STATE
 from pocketcloud.system import Runner
 
 
@@ -75,7 +80,7 @@ def _judged(source: Source, path: Path, places: Places, run: Runner) -> Candidat
     if note is not None:
         if note.source != source.kit.id:
             return Candidate(Kind.FOREIGN, path, f"an unfinished copy of another kit is on it, {note.name}")
-        return Candidate(Kind.UNFINISHED, path, name=note.name, chosen=chosen)
+        return Candidate(Kind.UNFINISHED, path, name=note.name, id=note.id, chosen=chosen)
     if chosen.unfinished is None and (found := contents(chosen.devices, chosen.target)):
         return Candidate(Kind.FOREIGN, path, f"it is not empty: {'; '.join(found)}")
     # A partition of ours with nothing in it is what is left where a copy was interrupted before it began; the kernel may not
@@ -110,7 +115,7 @@ def _is_zero(path: Path, begin: int, end: int) -> bool:
 
 
 def _of_kit(source: Source, path: Path, plugged: Plugged, run: Runner) -> Candidate:
-    if host.above(host.kernel_name(plugged.device)):
+    if not _at_rest(plugged, run):
         return Candidate(Kind.FOREIGN, path, f"kit {plugged.name} on it is in use")
     generation = source.shipped.generation
     if any((one.id, one.generation) == (plugged.id, generation) for one in read_ledger(source.kit).copies):
@@ -126,6 +131,18 @@ def _of_kit(source: Source, path: Path, plugged: Plugged, run: Runner) -> Candid
         why = f"{plugged.name}, a copy of an earlier state, is on it, and was used: what was done in it would be lost"
         return Candidate(Kind.FOREIGN, path, why)
     return Candidate(Kind.OLD, path, name=plugged.name, id=plugged.id)
+
+
+def _at_rest(plugged: Plugged, run: Runner) -> bool:
+    """Whether nothing stands on a copy. What a look into it left that was killed is taken away."""
+    vg, users = plugged.group.name, host.above(host.kernel_name(plugged.device))
+    looked_at = {node_name(vg, STATE), node_name(vg, f"{POOL}_tmeta")}
+    if not {host.mapped_name(user) for user in users} <= looked_at:
+        return False
+    if users:
+        release(Path("/dev/mapper", node_name(vg, STATE)), run)
+        put_to_rest(Lvm([plugged.device], run), vg)
+    return True
 
 
 def made_way(candidate: Candidate, places: Places, run: Runner) -> Chosen:

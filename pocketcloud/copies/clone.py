@@ -12,16 +12,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pocketcloud.copies.ledger import CopyEntry
 from pocketcloud.copies.pieces import Piece, cut, unit_of
 from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import sums_of
-from pocketcloud.copies.source import Source, source_of, write_content
+from pocketcloud.copies.source import Source, on_disk, source_of, write_content
 from pocketcloud.copies.target import (
     Drawn,
     Written,
@@ -95,13 +96,17 @@ class _Target:
 
     wanted: Wanted
     since: float
+    held: ExitStack = field(default_factory=ExitStack)  # what keeps others from its disk, until it gets its label
     carrier: Path = Path()
     drawn: Drawn | None = None
     outlet: Outlet | None = None
     images: Written = field(default_factory=lambda: Written((), (), ()))
     checked: Checked = field(default_factory=Checked)
+    reading: float = 0.0  # since when it is read again
+    seconds: float = 0.0  # that it took in all
+    whole: bool = False
     fault: str = ""
-    told: bool = False  # that it failed
+    told: bool = False  # how it ended
 
     @property
     def failed(self) -> str:
@@ -118,12 +123,18 @@ def clone(
     now: str,
     stop: threading.Event,
     tell: Callable[[Event], None],
+    made: Callable[[Copied], None] = lambda _copied: None,
     noted_every: int = _NOTED_EVERY,
 ) -> tuple[Copied, ...]:
     """Make copies of an attached kit whose labs are down, on disks whose erasure was confirmed; what became of each. The caller
     holds what makes kits, and the kit's labs and bases. Raises as `source_of` and `clone_of` do."""
     with source_of(kit, run, now=now) as source:
-        return clone_of(source, wanted, places, run, now=now, stop=stop, tell=tell, noted_every=noted_every)
+
+        def entered(copied: Copied) -> None:
+            with source.tree:
+                made(copied)
+
+        return clone_of(source, wanted, places, run, now=now, stop=stop, tell=tell, made=entered, noted_every=noted_every)
 
 
 def clone_of(
@@ -135,12 +146,14 @@ def clone_of(
     now: str,
     stop: threading.Event,
     tell: Callable[[Event], None],
+    made: Callable[[Copied], None] = lambda _copied: None,
     noted_every: int = _NOTED_EVERY,
 ) -> tuple[Copied, ...]:
     """Make copies of a source, as `clone` does; several may go on at once, each in a thread of its own.
 
     Of a stream it is one, and begun anew. Otherwise a disk with an unfinished copy of it is gone on with; each notes how far it
-    is every `noted_every` bytes.
+    is every `noted_every` bytes. `made` is told of each as soon as it is a kit, in a thread of its own: none waits for slower
+    ones.
 
     Raises Refused, NoSpace and the like where that concerns the source, or all of them, InterruptedError when `stop` was set.
     """
@@ -149,60 +162,96 @@ def clone_of(
         tell(StepStarted(target.wanted.name, f"copy to {target.wanted.chosen.target.path}", ""))
     with ExitStack() as held:
         for target in targets:
-            _tried(target, lambda t: _prepare(t, source, places, held, run, noted_every))
+            held.enter_context(target.held)
+            _tried(target, lambda t: _prepare(t, source, places, run, noted_every))
         left = [target for target in targets if target.outlet and not target.failed]
-        if not left:
-            return _told(targets, tell)
-        # Not before it is known to fit a disk: a stream may say that it has more than there is memory to count it in.
-        pieces = tuple(cut(source.runs, source.pool.chunk))
-        show = _Show(targets, source.bytes, tell)
-        outlets = [target.outlet for target in left if target.outlet]
-        unit = unit_of(source.pool.chunk)
-        if source.stream:
-            (outlet,) = outlets
-            digests = source.stream(pieces, outlet, unit=unit, stop=stop, tick=show.writing)
-        else:
-            digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=show.writing)
-        sums = sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True))
-        try:
-            with source.tree:
-                if all(digests):  # else all have failed before the end was read
-                    write_content(source, sums)
-        except OSError as error:
-            raise Refused(
-                f"kit {source.kit.name} cannot be written: {error.strerror}", hint="is its disk still plugged in? dmesg says more"
-            ) from error
-        _each(left, stop, lambda t: _put_images(t, source, digests, run, now=now))
-        with show.reading():
-            _each(left, stop, lambda t: _check(t, pieces, digests, unit, stop))
-    if stop.is_set():
+        if left:
+            # Not before it is known to fit a disk: a stream may say that it has more than there is memory to count it in.
+            pieces = tuple(cut(source.runs, source.pool.chunk))
+            with _Show(targets, source.bytes, tell), ThreadPoolExecutor(len(left)) as pool:
+                ends = _Ends(source, pieces, left, pool, run, now, stop, made)
+                try:
+                    ends.pour()
+                    ends.wait()
+                except BaseException:
+                    stop.set()  # the threads end, too
+                    raise
+    if stop.is_set() and not all(target.whole or target.failed for target in targets):
         raise InterruptedError
-    for target in left:
-        if not target.failed:
-            _tried(target, lambda t: _finish(t, run))
-    return _told(targets, tell, source.shipped.generation)
+    for target in targets:
+        _tell_end(target, tell)
+    return tuple(_copied(target, source.shipped.generation) for target in targets)
 
 
 def _tried(target: _Target, work: Callable[[_Target], None]) -> None:
     """Do something for a target; what goes wrong is its own."""
     try:
         work(target)
+    except InterruptedError:
+        return  # it is unfinished, and no fault of its own
     except PocketcloudError as error:
         target.fault = error.message
     except OSError as error:
         target.fault = error.strerror or str(error)
 
 
-def _each(targets: Sequence[_Target], stop: threading.Event, work: Callable[[_Target], None]) -> None:
-    with ThreadPoolExecutor(max(len(targets), 1)) as pool:
-        try:
-            list(pool.map(lambda t: None if t.failed else _tried(t, work), targets))
-        except BaseException:
-            stop.set()  # the threads end, too
-            raise
+@dataclass
+class _Ends:
+    """How targets end: each by itself, in a thread, once it has got all of the data."""
+
+    source: Source
+    pieces: tuple[Piece, ...]
+    targets: Sequence[_Target]
+    pool: ThreadPoolExecutor
+    run: Runner
+    now: str
+    stop: threading.Event
+    made: Callable[[Copied], None]
+    entered: bool = False
+    ending: list[Future[None]] = field(default_factory=list)
+
+    def pour(self) -> None:
+        """Write the data to all. Raises Refused, InterruptedError."""
+        source, outlets = self.source, [target.outlet for target in self.targets if target.outlet]
+        unit = unit_of(source.pool.chunk)
+        if source.stream:
+            (outlet,) = outlets
+            self._passed(outlet, source.stream(self.pieces, outlet, unit=unit, stop=self.stop, tick=lambda: None))
+        else:
+            pour(source.handle, self.pieces, outlets, unit=unit, stop=self.stop, passed=self._passed)
+
+    def wait(self) -> None:
+        """Wait until all have ended."""
+        for ending in self.ending:
+            ending.result()
+
+    def _passed(self, outlet: Outlet, digests: Digests) -> None:
+        source, unit = self.source, unit_of(self.source.pool.chunk)
+        if not self.entered and all(digests):  # else all have failed before the end was read
+            with on_disk(source.kit), source.tree:
+                write_content(
+                    source, sums_of((piece.begin // unit, told) for piece, told in zip(self.pieces, digests, strict=True))
+                )
+            self.entered = True
+        for target in self.targets:
+            if target.outlet is outlet and not target.failed:
+                self.ending.append(self.pool.submit(_tried, target, partial(self._end, digests)))
+
+    def _end(self, digests: Digests, target: _Target) -> None:
+        """What comes after the data: the pool's map and the kit's files, reading all again, and the label that makes it a kit."""
+        unit = unit_of(self.source.pool.chunk)
+        _put_images(target, self.source, digests, self.run, now=self.now)
+        target.reading = time.monotonic()
+        _check(target, self.pieces, digests, unit, self.stop)
+        if self.stop.is_set() or target.failed:
+            return
+        target.held.close()
+        _finish(target, self.run)
+        target.whole, target.seconds = True, time.monotonic() - target.since
+        self.made(_copied(target, self.source.shipped.generation))
 
 
-def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, run: Runner, noted_every: int) -> None:
+def _prepare(target: _Target, source: Source, places: Places, run: Runner, noted_every: int) -> None:
     chosen = target.wanted.chosen
     kit = source.kit
     if kit.manifest.sector_size and sector_of(chosen.target.path) != kit.manifest.sector_size:
@@ -218,6 +267,7 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
         note = Unfinished(kit.id, source.pool.digest(), str(uuid.uuid4()), target.wanted.name, layout)
         target.carrier = cleared(chosen, places, run)
     else:
+        note = replace(note, name=target.wanted.name)
         target.carrier = chosen.unfinished or chosen.target.path
     carrier = _still_there(target, run)
     if note.pieces and carrier.signatures:
@@ -225,9 +275,9 @@ def _prepare(target: _Target, source: Source, places: Places, held: ExitStack, r
             f"somebody has written to {target.carrier} since the copy was begun: {', '.join(carrier.signatures)} is on it",
             hint="see what that is; to begin anew: wipefs --all " + str(target.carrier),
         )
-    held.enter_context(claimed(carrier, lambda: read_block_devices(run=run)))
+    target.held.enter_context(claimed(carrier, lambda: read_block_devices(run=run)))
     handle = os.open(target.carrier, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
-    held.callback(_close, target, handle)
+    target.held.callback(_close, target, handle)
     target.drawn = drawn = draw(source, note, carrier.size)
     write_note(handle, note)
 
@@ -334,89 +384,64 @@ def _finish(target: _Target, run: Runner) -> None:
         os.close(handle)
 
 
-def _told(targets: Sequence[_Target], tell: Callable[[Event], None], generation: str = "") -> tuple[Copied, ...]:
-    found = []
-    for target in targets:
-        chosen, seconds = target.wanted.chosen, time.monotonic() - target.since
-        disk = chosen.devices.disk_of(chosen.target)
-        name = target.wanted.name if target.drawn is None else target.drawn.note.name
-        found.append(
-            Copied(
-                kit=name,
-                device=chosen.target.path,
-                disk=described(chosen.devices, chosen.target),
-                serial=disk.serial,
-                port=disk.port,
-                id=target.drawn.note.id if target.drawn and not target.failed else "",
-                digest=target.drawn.note.digest if target.drawn and not target.failed else "",
-                written=target.outlet.written if target.outlet else 0,
-                verified=target.checked.read,
-                seconds=seconds,
-                fault=target.failed,
-                generation="" if target.failed else generation,
-                size=disk.size,
-            )
-        )
-        if target.told:
-            continue
-        title = f"copy to {chosen.target.path}"
-        event: Event = (
-            StepFailed(name, title, "", seconds, target.failed) if target.failed else StepDone(name, title, "", seconds)
-        )
-        tell(event)
-    return tuple(found)
+def _copied(target: _Target, generation: str) -> Copied:
+    chosen, drawn = target.wanted.chosen, target.drawn
+    disk = chosen.devices.disk_of(chosen.target)
+    return Copied(
+        kit=target.wanted.name,
+        device=chosen.target.path,
+        disk=described(chosen.devices, chosen.target),
+        serial=disk.serial,
+        port=disk.port,
+        id=drawn.note.id if drawn and target.whole else "",
+        digest=drawn.note.digest if drawn and target.whole else "",
+        written=target.outlet.written if target.outlet else 0,
+        verified=target.checked.read,
+        seconds=target.seconds or time.monotonic() - target.since,
+        fault=target.failed,
+        generation=generation if target.whole else "",
+        size=disk.size,
+    )
+
+
+def _tell_end(target: _Target, tell: Callable[[Event], None]) -> None:
+    """Tell how it ended, if it has and that was not told."""
+    if target.told or not (target.whole or target.failed):
+        return
+    target.told = True
+    name, title = target.wanted.name, f"copy to {target.wanted.chosen.target.path}"
+    seconds = target.seconds or time.monotonic() - target.since
+    tell(StepFailed(name, title, "", seconds, target.failed) if target.failed else StepDone(name, title, "", seconds))
 
 
 class _Show:
-    """Tells now and then how far the targets are."""
+    """While it is entered it tells now and then how far the targets are, and at once how one has ended: its disk may be seen to
+    while the others go on."""
 
     def __init__(self, targets: Sequence[_Target], total: int, tell: Callable[[Event], None]) -> None:
         self._targets, self._total, self._tell = targets, max(total, 1), tell
-        self._at = 0.0
         self._begun = time.monotonic()
-        self._thread: threading.Thread | None = None
         self._end = threading.Event()
-
-    def writing(self) -> None:
-        """Tell of what is written."""
-        if time.monotonic() - self._at < _TOLD_EVERY:
-            return
-        self._at = time.monotonic()
-        for target in self._targets:
-            if target.outlet and not target.failed:
-                self._say(target, "written", target.outlet.at)
-        self._say_failed()
-
-    def _say_failed(self) -> None:
-        """Who is out is told at once: its disk may be seen to while the others go on."""
-        for target in self._targets:
-            if target.failed and not target.told:
-                target.told = True
-                title = f"copy to {target.wanted.chosen.target.path}"
-                self._tell(StepFailed(target.wanted.name, title, "", time.monotonic() - target.since, target.failed))
-
-    def _say(self, target: _Target, what: str, done: int) -> None:
-        text = f"{what} {progress_text(done, self._total, time.monotonic() - self._begun)}"
-        name = target.wanted.name
-        self._tell(StepProgress(name, min(done / self._total, 1.0), text, name))
-
-    def reading(self) -> _Show:
-        """From here on, and while this is entered, tell of what is read again."""
-        self._begun = time.monotonic()
-        return self
+        self._thread = threading.Thread(target=self._work, name="progress", daemon=True)
 
     def __enter__(self) -> None:
-        self._thread = threading.Thread(target=self._tell_reading, daemon=True)
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        if self._thread:
-            self._thread.join()
+        self._thread.join()
 
-    def _tell_reading(self) -> None:
+    def _work(self) -> None:
         while not self._end.wait(_TOLD_EVERY):
             for target in self._targets:
-                if target.outlet and not target.failed:
-                    self._say(target, "read again", target.checked.read)
-            self._say_failed()
+                if target.whole or target.failed:
+                    _tell_end(target, self._tell)
+                elif target.reading:
+                    self._say(target, "read again", target.checked.read, target.reading)
+                elif target.outlet:
+                    self._say(target, "written", target.outlet.at, self._begun)
+
+    def _say(self, target: _Target, what: str, done: int, since: float) -> None:
+        text = f"{what} {progress_text(done, self._total, time.monotonic() - since)}"
+        name = target.wanted.name
+        self._tell(StepProgress(name, min(done / self._total, 1.0), text, name))

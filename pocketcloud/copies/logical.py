@@ -33,7 +33,7 @@ from pocketcloud.kit.manifest import write_manifest
 from pocketcloud.kit.mounts import mount
 from pocketcloud.model.kit import KIT_SCHEMA, Kit, Manifest
 from pocketcloud.model.profile import Medium
-from pocketcloud.model.sizes import size_text
+from pocketcloud.model.sizes import progress_text, size_text
 from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import CONTENT, STATE
 from pocketcloud.storage.watermarks import REFUSE_DATA
@@ -101,12 +101,14 @@ class _Target:
         self._now = now
         self._tell = tell
         self._told = 0.0
+        self._begun = {"written": 0.0, "read again": 0.0}
         self._progress = Progress(threading.Event(), lambda: None)
 
     def made(self, chunks: Callable[[Medium], int], stop: threading.Event) -> Copied:
         """Make it; what became of it. Raises InterruptedError when `stop` was set."""
         wanted, since = self._wanted, time.monotonic()
         self._progress = Progress(stop, self._show)
+        self._begun = {"written": since, "read again": 0.0}
         title = f"copy to {self._path}"
         self._tell(StepStarted(wanted.name, title, ""))
         identity, fault = "", ""
@@ -243,4 +245,7 @@ class _Target:
         self._told = time.monotonic()
         progress, total = self._progress, max(self._contents.bytes, 1)
         what, done = ("read again", progress.verified) if progress.verified else ("written", progress.written)
-        self._tell(StepProgress(self._wanted.name, min(done / total, 1.0), f"{what} {size_text(done)} of {size_text(total)}"))
+        # Each goes at a rate of its own.
+        self._begun[what] = self._begun[what] or time.monotonic()
+        text = progress_text(done, self._contents.bytes, time.monotonic() - self._begun[what])
+        self._tell(StepProgress(self._wanted.name, min(done / total, 1.0), f"{what} {text}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,21 +50,21 @@ def placed(runs: Sequence[tuple[int, int]], chunks: int) -> dict[int, int] | Non
     """Where runs of chunks go in a pool of `chunks`: where they are, if they fit; else those past its end into what is free
     before it, a run in one place. None if there is no room for them all."""
     places = {first: first for first, length in runs if first + length <= chunks}
-    free, at = [], 0
+    free, at = [], 0  # (length, first)
     for first, length in runs:
         if first in places:
-            free.append((at, first - at))
+            free.append((first - at, at))
             at = first + length
-    free.append((at, chunks - at))
+    free.append((chunks - at, at))
+    free.sort()
     for first, length in sorted(((f, n) for f, n in runs if f not in places), key=lambda run: -run[1]):
         # The smallest hole that takes it, so that large ones are kept for large runs.
-        fitting = [hole for hole in free if hole[1] >= length]
-        if not fitting:
+        smallest = bisect_left(free, (length, 0))
+        if smallest == len(free):
             return _packed(runs, chunks)
-        begin, room = min(fitting, key=lambda hole: hole[1])
-        free.remove((begin, room))
+        room, begin = free.pop(smallest)
         places[first] = begin
-        free.append((begin + length, room - length))
+        insort(free, (room - length, begin + length))
     return places
 
 

@@ -207,9 +207,11 @@ def pour(
     unit: int,
     stop: threading.Event,
     tick: Callable[[], None] = lambda: None,
+    passed: Callable[[Outlet, Digests], None] = lambda _outlet, _digests: None,
 ) -> Digests:
     """Write the pieces of `source` (open with O_DIRECT) to all outlets; the digests of each piece by its units. `tick` is
-    called now and then, to show and to note how far they are.
+    called now and then, to show and to note how far they are; `passed` with each outlet that has got all as soon as it has,
+    and the digests of all pieces.
 
     What an outlet fails of stands in its `fault`. Raises Refused if the source cannot be read or no outlet is left, and
     InterruptedError when `stop` was set.
@@ -218,7 +220,7 @@ def pour(
     left = list(outlets)
     while left:
         first = min(outlet.done for outlet in left)
-        late = _pass(source, pieces, left, first, digests, unit, stop, tick)
+        late = _pass(source, pieces, left, first, digests, unit, stop, tick, passed)
         left = [outlet for outlet in late if not outlet.fault]
     return digests
 
@@ -232,6 +234,7 @@ def _pass(
     unit: int,
     stop: threading.Event,
     tick: Callable[[], None],
+    passed: Callable[[Outlet, Digests], None],
 ) -> list[Outlet]:
     """Read once from the piece `first` on; the outlets that were set aside."""
     ring = _Ring(_BUFFERS)
@@ -265,7 +268,7 @@ def _pass(
             for index, summed in sums:
                 digests[index] = summed.result()
     try:
-        _join(writers, tick, stop)
+        _join(writers, tick, stop, lambda outlet: passed(outlet, digests))
     except BaseException:
         _abandon(writers)
         raise
@@ -342,21 +345,25 @@ def _holding_up(writers: Sequence[_Writer]) -> list[_Writer]:
     ]
 
 
-def _join(writers: Sequence[_Writer], tick: Callable[[], None], stop: threading.Event) -> None:
+def _join(writers: Sequence[_Writer], tick: Callable[[], None], stop: threading.Event, passed: Callable[[Outlet], None]) -> None:
     """Wait until all have written what they were given. One that was set aside may be stuck: it gets some time to answer."""
-    until = 0.0
-    for writer in sorted(writers, key=lambda each: each.aside):
-        if writer.aside and not until:
-            until = time.monotonic() + _ANSWERS
-        while writer.is_alive():
-            writer.join(_PAUSE)
-            tick()
-            if stop.is_set():
-                raise InterruptedError
-            if writer.aside and time.monotonic() > until:
-                writer.outlet.fault = f"it has not answered for {_ANSWERS:.0f} s"
-                writer.outlet.stuck = True
-                break
+    left, until = list(writers), 0.0
+    while left:
+        left[0].join(_PAUSE)
+        for writer in [writer for writer in left if not writer.is_alive()]:
+            left.remove(writer)
+            if not writer.aside and not writer.outlet.fault:
+                passed(writer.outlet)
+        tick()
+        if stop.is_set():
+            raise InterruptedError
+        if left and all(writer.aside for writer in left):
+            until = until or time.monotonic() + _ANSWERS
+            if time.monotonic() > until:
+                for writer in left:
+                    writer.outlet.fault = f"it has not answered for {_ANSWERS:.0f} s"
+                    writer.outlet.stuck = True
+                return
 
 
 # -- looking at what is there

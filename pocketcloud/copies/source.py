@@ -108,10 +108,30 @@ def write_content(source: Source, sums: Sums, *, anew: bool = False) -> None:
 
 
 @contextmanager
+def on_disk(kit: Kit) -> Iterator[None]:
+    """Raise Refused in place of what the system says of a kit's disk that was pulled, or fails."""
+    try:
+        yield
+    except InterruptedError:
+        raise
+    except OSError as error:
+        raise Refused(
+            f"kit {kit.name} cannot be read or written: {error.strerror or error}",
+            hint="is its disk still plugged in? dmesg says more",
+        ) from error
+
+
+@contextmanager
 def source_of(kit: Kit, run: Runner, *, now: str) -> Iterator[Source]:
     """Take an attached kit on LVM as a source; what it holds is kept in its pool as a generation, the last one if nothing has
     changed since. The caller holds its labs and bases; `content` may be in use, and what is copied is what it held when this
     began. Raises NotFound, Refused if volumes are in use, NoSpace if the pool is too full."""
+    with on_disk(kit), _source(kit, run, now) as source:
+        yield source
+
+
+@contextmanager
+def _source(kit: Kit, run: Runner, now: str) -> Iterator[Source]:
     lvm = Lvm(kit.devices, run)
     folder = kit.path / "volumes"
     store = ThinPool(kit.vg, kit.devices, folder, run)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from pocketcloud.copies.candidates import Candidate, Kind, judged, made_way
 from pocketcloud.copies.clone import Copied, Wanted, clone_of, entry_of
-from pocketcloud.copies.ledger import add_copies, next_names, read_ledger
+from pocketcloud.copies.ledger import CopyEntry, add_copies, next_names, read_ledger
 from pocketcloud.copies.source import Source
 from pocketcloud.copies.sync import Synced, sync_of
 from pocketcloud.errors import PocketcloudError
@@ -30,7 +30,7 @@ from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.plugged import kit_on, plugged_kits
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import size_text
+from pocketcloud.model.sizes import progress_text
 from pocketcloud.system import CommandFailed, Runner
 
 T = TypeVar("T")
@@ -85,15 +85,17 @@ class Tally:
 
 
 class Station:
-    """Watches the ports. The caller holds what makes kits, and the master's labs and bases; `stop` ends it cleanly."""
+    """Watches the ports. The caller holds what makes kits, and the master's labs and bases; `stop` ends it cleanly. `tally` is
+    what it has done, also where `work` raises."""
 
     def __init__(self, source: Source, places: Places, run: Runner, orders: Orders, stop: threading.Event) -> None:
         self._source, self._places, self._run, self._orders, self._stop = source, places, run, orders, stop
-        self._tally = Tally()
+        self.tally = Tally()
         self._known: frozenset[Plug] = frozenset()
         self._waiting: list[_Disk] = []
         self._since = 0.0
         self._running: dict[Future[None], Sequence[_Disk]] = {}
+        self._given: set[str] = set()
         self._lock = threading.Lock()
 
     def work(self) -> Tally:
@@ -107,13 +109,13 @@ class Station:
                     self._look()
                     self._reap()
                     self._begin(pool)
-                    if self._orders.count and not self._running and len(self._tally.done) >= self._orders.count:
+                    if self._orders.count and not self._running and len(self.tally.done) >= self._orders.count:
                         break
                     watch.wait(_LOOKED_EVERY)
             finally:
                 self._stop.set()  # those on their way end, too
         self._reap()
-        return self._tally
+        return self.tally
 
     # -- looking
 
@@ -144,6 +146,7 @@ class Station:
             case Kind.FOREIGN:
                 self._say(f"{told} is left alone: {candidate.why}", warn=True)
             case Kind.DONE:
+                self._enter(disk)
                 self._say(f"{told} is {candidate.name}, which is done: pull it")
                 self._switch_off(disk)
             case _:
@@ -151,6 +154,18 @@ class Station:
                     self._say(f"{told} {line}", warn=True)
                 self._waiting.append(disk)
                 self._since = time.monotonic()
+
+    def _enter(self, disk: _Disk) -> None:
+        """Have a whole copy on the master's list, as one may be that was killed before it was entered."""
+        device, candidate, kit = disk.device, disk.candidate, self._source.kit
+        with self._source.tree:
+            if any(entry.id == candidate.id for entry in read_ledger(kit).copies):
+                return
+            generation = self._source.shipped.generation
+            name, when = Name.parse(candidate.name), self._orders.now()
+            add_copies(
+                kit, [CopyEntry(name, candidate.id, device.serial, when, "", generation, port=device.port, size=device.size)]
+            )
 
     def _described(self, disk: _Disk) -> str:
         return f"{disk.device.path} ({disk.device.model or 'disk'}, {disk.device.serial or 'no serial'})"
@@ -178,7 +193,7 @@ class Station:
         batch = old or self._waiting
         if self._orders.count:
             busy = sum(not disk.failed for disk in itertools.chain(*self._running.values()))
-            batch = batch[: max(0, self._orders.count - len(self._tally.done) - busy)]
+            batch = batch[: max(0, self._orders.count - len(self.tally.done) - busy)]
         if not batch:
             return
         self._waiting = [disk for disk in self._waiting if disk not in batch]
@@ -188,21 +203,27 @@ class Station:
         self._running[pool.submit(self._sync if old else self._copy, batch)] = batch
 
     def _name(self, batch: Sequence[_Disk]) -> None:
-        busy = {str(disk.name) for disk in itertools.chain(*self._running.values())}
+        known = {str(entry.name): entry for entry in read_ledger(self._source.kit).copies}
         plugged = {kit.name for kit in plugged_kits(self._run)} | {str(kit.name) for kit in attached_kits(self._places)}
         for disk in batch:
             # One that was pulled and put back may have its name in a batch that goes on without it.
-            disk.name = Name.parse(disk.candidate.name) if disk.candidate.name else None
+            name, entry = disk.candidate.name, known.get(disk.candidate.name)
+            others_name = entry and entry.id != disk.candidate.id and entry.serial != disk.device.serial
+            twice = any(str(other.name) == name for other in batch)
+            disk.name = Name.parse(name) if name and not others_name and not twice else None
         others = [disk for disk in batch if disk.name is None]
-        taken = {*busy, *plugged, *(disk.candidate.name for disk in batch)}
+        # A name that was given stays given: its disk may have been pulled, and come back.
+        taken = {*self._given, *plugged, *self.tally.failed, *(disk.candidate.name for disk in batch)}
         with self._source.tree:
             names = next_names(self._source.kit, len(others), taken)
         for disk, name in zip(others, names, strict=True):
             disk.name = name
+        self._given |= {str(disk.name) for disk in batch}
 
     def _copy(self, batch: Sequence[_Disk]) -> None:
         """In a thread: copy to the disks of a batch, and switch off what is whole."""
         ready = [(disk, wanted) for disk in batch if (wanted := self._prepared(disk))]
+        disks = {wanted.name: disk for disk, wanted in ready}
         done = clone_of(
             self._source,
             [wanted for _, wanted in ready],
@@ -211,18 +232,22 @@ class Station:
             now=self._orders.now(),
             stop=self._stop,
             tell=lambda event: self._pass_on(event, batch),
+            made=lambda copied: self._ended(disks[copied.kit], copied),
             noted_every=self._orders.noted_every,
         )
-        for copied, (disk, _) in zip(done, ready, strict=True):
-            self._ended(disk, copied)
+        for copied in done:
+            if copied.fault:
+                self._ended(disks[copied.kit], copied)
 
     def _sync(self, batch: Sequence[_Disk]) -> None:
         """In a thread: bring old copies to the master's state; where that cannot be done by what differs, they are made anew."""
         found = [(disk, self._tried(disk, partial(kit_on, disk.device.path, self._run))) for disk in batch]
         copies = [(disk, copy) for disk, copy in found if copy is not None]
 
+        begun = time.monotonic()
+
         def tell(name: str, sent: int, total: int) -> None:
-            text = f"sent {size_text(sent)} of {size_text(total)}"
+            text = f"sent {progress_text(sent, total, time.monotonic() - begun)}"
             self._pass_on(StepProgress(name, sent / max(total, 1), text, name), batch)
 
         done = sync_of(
@@ -303,15 +328,15 @@ class Station:
         }
         if copied.fault:
             with self._lock:
-                if all(one.kit != copied.kit for one in self._tally.done):
-                    self._tally.failed[str(copied.kit)] = copied
+                if all(one.kit != copied.kit for one in self.tally.done):
+                    self.tally.failed[str(copied.kit)] = copied
             self._record("failed", disk, **told, fault=copied.fault)
             return
         with self._source.tree:
             add_copies(self._source.kit, [entry_of(copied, self._orders.now())])
         with self._lock:
-            self._tally.done.append(copied)
-            failed = self._tally.failed
+            self.tally.done.append(copied)
+            failed = self.tally.failed
             # Serials are shared by some disks, ports by those that come after each other.
             place = (copied.serial, copied.port)
             again = [name for name, one in failed.items() if name == copied.kit or (one.serial, one.port) == place]
@@ -333,12 +358,12 @@ class Station:
             try:
                 future.result()
             except InterruptedError:
-                self._tally.unfinished += [str(disk.name) for disk in batch if self._is_open(disk)]
+                self.tally.unfinished += [str(disk.name) for disk in batch if self._is_open(disk)]
                 for disk in batch:
                     self._record("interrupted", disk, copy=str(disk.name))
 
     def _is_open(self, disk: _Disk) -> bool:
-        return str(disk.name) not in self._tally.failed and all(one.kit != disk.name for one in self._tally.done)
+        return str(disk.name) not in self.tally.failed and all(one.kit != disk.name for one in self.tally.done)
 
     # -- telling
 

@@ -18,7 +18,7 @@ from pocketcloud.bases.records import built
 from pocketcloud.copies.pieces import cut, unit_of
 from pocketcloud.copies.pouring import summed
 from pocketcloud.copies.shipped import Kept, Shipped, Sums, content_of, drop, read_all, read_sums, sums_of
-from pocketcloud.copies.source import read_map, source_of, write_content
+from pocketcloud.copies.source import on_disk, read_map, source_of, write_content
 from pocketcloud.errors import NotFound, Refused
 from pocketcloud.model.kit import Kit
 from pocketcloud.storage.devmapper import node_name
@@ -80,6 +80,11 @@ def verify(kit: Kit, run: Runner, *, stop: threading.Event, tell: Callable[[int,
     The caller holds its labs and bases, which may be up.
 
     Raises NotFound if nothing was ever shipped, Refused if the pool's map cannot be read, InterruptedError."""
+    with on_disk(kit):
+        return _verified(kit, run, stop, tell)
+
+
+def _verified(kit: Kit, run: Runner, stop: threading.Event, tell: Callable[[int, int], None]) -> Verified:
     shipped = _last(kit)
     lvm = Lvm(kit.devices, run)
     rows = lvm.volumes(kit.vg)
@@ -147,6 +152,10 @@ def _read(kit: Kit, pool: PoolMap, stop: threading.Event, tell: Callable[[int, i
         digests = summed(handle, pieces, unit=unit, stop=stop, tell=lambda done: tell(done, total))
     finally:
         os.close(handle)
+    if gone := [str(device) for device in kit.devices if not device.exists()]:
+        raise Refused(
+            f"{gone[0]}, the disk of kit {kit.name}, is not there any more", hint="plug it in again, and attach the kit"
+        )
     return sums_of((piece.begin // unit, told) for piece, told in zip(pieces, digests, strict=True) if told)
 
 

@@ -32,7 +32,7 @@ from pocketcloud.keys import KeyPair, kit_key
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.device import CONTENT_FOLDER
 from pocketcloud.lab.caching import ServedLab, has_cache
-from pocketcloud.locks import held
+from pocketcloud.locks import held, whole_kit
 from pocketcloud.memory_fit import COMPUTER, LIBVIRT, PROCESSOR, QEMU
 from pocketcloud.model.base import Arch, Base, CpuLevel
 from pocketcloud.model.facts import Facts, Subnet
@@ -96,17 +96,17 @@ class Workbench:
     @contextmanager
     def lock(self, instance: str) -> Iterator[None]:
         """Hold the instance for this command; another command on it is waited for, or refused with `wait` off."""
-        with held(
-            self.places.locks,
-            f"{self.kit.id}.{instance}",
-            self.command,
-            wait=self.wait,
-            on_wait=self._say_waiting,
-            stop=self.stop,
+        with (
+            self._held(whole_kit(self.kit.id), shared=True),
+            self._held(f"{self.kit.id}.{instance}"),
         ):
             self._sweep(instance)
             yield
             self._sweep(instance)
+
+    def _held(self, name: str, *, shared: bool = False) -> AbstractContextManager[None]:
+        say, stop = self._say_waiting, self.stop
+        return held(self.places.locks, name, self.command, wait=self.wait, on_wait=say, stop=stop, shared=shared)
 
     def _sweep(self, instance: str) -> None:
         files = self.files(instance)
@@ -132,7 +132,8 @@ class Workbench:
         def hold(name: str) -> AbstractContextManager[None]:
             return held(self.places.locks, f"{self.kit.id}.base.{name}", self.command, wait=False)
 
-        with suppress(PocketcloudError):
+        kit = held(self.places.locks, whole_kit(self.kit.id), self.command, wait=False, shared=True)
+        with suppress(PocketcloudError), kit:
             sweep_unnamed(self.kit, self.storage, hold)
 
     def allocation(self) -> AbstractContextManager[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pocketcloud.locks import held, whole_kit
 from pocketcloud.records import read_record
 from tests.labkit import LabKit, lab_kit, until
 
@@ -46,6 +47,19 @@ def test_the_second_command_on_a_lab_waits_or_refuses() -> None:
         assert "waiting for" in waited.err
         assert f"lab up {file}" in waited.err, "the message does not name the first command"
         assert str(first.pid) in waited.err
+
+
+def test_no_lab_or_base_begins_to_change_while_a_whole_kit_is_held() -> None:
+    """As while it is copied: what is new would be in the copy in part."""
+    with lab_kit() as kit:
+        file = kit.lab(lab_text("new"))
+        with held(kit.run / "locks", whole_kit(kit.kit.id), "a copy", wait=False):
+            kit.cli("lab", "up", file, "--no-wait").expect(5, "busy: `a copy`")
+            waiting = kit.start("base", "remove", "tiny", "-y")
+            assert waiting.stderr is not None
+            assert "waiting for `a copy`" in waiting.stderr.readline()
+            assert waiting.poll() is None
+        assert waiting.wait(60) == 0
 
 
 def test_two_copies_of_one_lab_side_by_side() -> None:

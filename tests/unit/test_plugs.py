@@ -87,5 +87,13 @@ def test_a_log_gets_a_line_each_and_keeps_what_was_there(tmp_path: Path) -> None
         pass
 
 
+def test_a_full_disk_for_the_log_ends_no_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    with _recording(Path("/dev/full")) as record:
+        for number in range(3):
+            record({"event": "done", "number": number})
+    told = capsys.readouterr().err
+    assert told.count("WARNING: /dev/full cannot be written: No space left on device; nothing more is recorded") == 1
+
+
 def test_waiting_ends_by_itself() -> None:
     Watch().wait(0.05)

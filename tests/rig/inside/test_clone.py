@@ -317,6 +317,8 @@ def test_by_hand_one_question_a_table_and_labels(places: Places, tmp_path: Path,
     assert [pattern(disk, 0) for disk in (full, empty)] == before
     assert not read_ledger(kit).copies
     assert held(kit) is None
+    nowhere = tmp_path / "no/labels.csv"
+    Asked(places, "kit", "clone", "usb", full, empty, "--labels", nowhere).ends(2, "labels.csv cannot be written: No such file")
     labels = tmp_path / "labels.csv"
     asked = Asked(places, "kit", "clone", "usb", full, empty, "--labels", labels)
     shown, wanted = asked.until(r"type what tells them apart: (\S+):")

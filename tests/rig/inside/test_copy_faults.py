@@ -15,6 +15,7 @@ import pytest
 
 from pocketcloud.copies.clone import Copied, Wanted, clone
 from pocketcloud.errors import NotFound
+from pocketcloud.events import StepProgress
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.disk import choose
 from pocketcloud.kit.plugged import plugged_kits
@@ -112,6 +113,24 @@ def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path) -> Copied:
     assert is_kit("good")
     assert held(kit) is None
     return lost
+
+
+@pytest.mark.slow
+def test_no_copy_waits_for_a_slower_one(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
+    good, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    told: list[object] = []
+    with scsi_disk(ndelay=300_000_000) as disk:
+        wanted = [Wanted(choose(places, path, run), Name(name)) for name, path in (("slow", disk), ("good", good))]
+        stop = threading.Event()
+        clone(kit, wanted, places, run, now=NOW, stop=stop, tell=told.append, made=lambda copied: told.append(copied.kit))
+    after = told[told.index("good") :]
+    assert [event for event in after if isinstance(event, StepProgress) and event.id == "slow" and "written" in event.text]
+    copy = attached(places, good).kit
+    assert contents(copy) == contents(kit)
+    for name in ("usb", "good"):
+        detached(places, name)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pocketcloud.copies.ledger import read_ledger
+from pocketcloud.copies.ledger import CopyEntry, add_copies, read_ledger
 from pocketcloud.copies.source import source_of
 from pocketcloud.copies.station import Orders, Station, Tally
 from pocketcloud.errors import NotFound
@@ -22,8 +22,11 @@ from pocketcloud.events import Event
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.plugged import plugged_kits
 from pocketcloud.model.kit import Kit
+from pocketcloud.model.names import Name
 from pocketcloud.model.sizes import GIB, MIB
 from pocketcloud.storage import open_storage
+from pocketcloud.storage.lvm import Lvm
+from pocketcloud.storage.thin_volumes import POOL, STATE
 from pocketcloud.system import run
 from tests.rig.inside.asked import Asked
 from tests.rig.inside.cut import killed_after
@@ -125,8 +128,11 @@ def test_blank_disks_become_copies_and_others_stay_as_they_are(places: Places, t
     assert not again.tally.done
     assert not again.tally.failed
 
-    # The kit holds more now: what nobody has used is made anew.
+    # The kit holds more now: what nobody has used is made anew, also where a look into it was killed before.
     one_more(kit, "base.two")
+    (plugged,) = [each for each in plugged_kits(run) if each.name == "usb-01"]
+    for volume in (f"{POOL}_tmeta", STATE):
+        Lvm([plugged.device]).command("lvchange", "-ay", f"{plugged.group.name}/{volume}")
     newer = worked(kit, places, never, count=1)
     assert newer.seen()[str(FIRST)] == ("old", "")
     assert [(each.kit, each.fault) for each in newer.tally.done] == [("usb-01", "")]
@@ -179,13 +185,15 @@ def test_a_copy_that_was_interrupted_is_gone_on_with(places: Places, tmp_path: P
     stopped = worked(kit, places, lambda records: any(record["event"] == "begun" for record in records))
     assert stopped.tally.unfinished == ["copy"]
     assert not stopped.tally.failed
+    # Meanwhile another disk has got that name.
+    add_copies(kit, [CopyEntry(Name("copy"), "another", "its serial", NOW, "")])
     found = worked(kit, places, never, count=1)
     assert found.seen()[str(FIRST)] == ("unfinished", "")
     assert found.seen()[str(SECOND)][0] == "foreign"
-    assert [(each.kit, each.fault) for each in found.tally.done] == [("copy", "")]
+    assert [(each.kit, each.fault) for each in found.tally.done] == [("usb-01", "")]
     copy = attached(places, FIRST).kit
-    assert contents(copy) == contents(kit)
-    for name in ("copy", "usb"):
+    assert (copy.name, contents(copy)) == ("usb-01", contents(kit))
+    for name in ("usb-01", "usb"):
         detached(places, name)
 
 
@@ -215,7 +223,7 @@ def test_a_station_that_is_killed_goes_on_wherever_it_was(places: Places, tmp_pa
     kind, why = found.seen()[str(FIRST)]
     assert kind != "foreign", why
     assert found.tally.failed == {}
-    assert [str(entry.name) for entry in read_ledger(kit).copies] in ([], ["usb-01"])
+    assert [str(entry.name) for entry in read_ledger(kit).copies] == ["usb-01"]
     assert pattern(SECOND, 0) == before
     (name,) = {each.name for each in plugged_kits(run)} - {"usb"}
     copy = attached(places, FIRST).kit

@@ -64,6 +64,17 @@ def before(plan: Plan) -> dict[str, set[str]]:
     return found
 
 
+def _taken_after_removal(plan: Plan, have: Inventory, earlier: dict[str, set[str]]) -> set[str]:
+    """The snapshots that have to wait for what an interrupted one left: nothing is cloned from the same disks before."""
+    live = {volume for machine in have.record.machines.values() for volume in machine.disks.values()} if have.record else set()
+    found = set()
+    for step in plan.steps:
+        if isinstance(step, RemoveVolumes) and (waits := [t for t in ids(plan, TakeSnapshot) if step.id in earlier[t]]):
+            assert {have.volumes[name].parent for name in step.names} <= live, f"{step.id} removes more than loose clones"
+            found |= {*waits}
+    return found
+
+
 def check_plan(plan: Plan, have: Inventory) -> None:
     """Assert the order that safety rests on: new before old, one commit point, removals last and only of what nobody needs."""
     earlier = before(plan)
@@ -109,6 +120,7 @@ def check_plan(plan: Plan, have: Inventory) -> None:
                     f"{step.id} may come before its networks"
                 )
     up = set(ids(plan, WaitReady, TakeSnapshot))
+    up -= _taken_after_removal(plan, have, earlier)
     for removal in ids(plan, RemoveVolumes, PrepareVolumes):
         assert up <= earlier[removal], f"{removal} may come before the lab is usable again"
     gone = set(removed(plan))

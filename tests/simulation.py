@@ -459,13 +459,15 @@ class Host:
         vm.stale = False
         if step.first:
             self._stage(step.machine, Stage.PROVISIONED)
+        if known.restoring:
+            back = replace(self._known().machines[Name(step.machine)], restoring=replace(known.restoring, ready=True))
+            self.record = self._known().with_machine(Name(step.machine), back)
 
     def _end_restoring(self, step: EndRestoring) -> None:
-        self._settle(step.machines)
         for name in map(Name, step.machines):
             self._running(name)
             assert not self.domains[name].stale, f"{name} was woken and not renewed"
-            self.record = self._known().with_machine(name, replace(self._known().machines[name], restoring=None))
+        self.record = self._known().brought_back(step.machines)
 
     def _snapshot(self, step: TakeSnapshot) -> Iterator[Callable[[], None]]:
         running = [name for name in step.machines if name in self.domains and self.domains[name].state is not DomainState.OFF]

@@ -283,16 +283,13 @@ def _wait_ready(world: World, step: WaitReady) -> None:
         thaw(world, step.machine, ready=True)
     if step.first and world.machine(step.machine).stage is not Stage.PROVISIONED:
         world.change_machine(step.machine, stage=Stage.PROVISIONED)
+    if (waits := world.machine(step.machine).restoring) and not waits.ready:
+        # Should another that is brought back with it not become ready, it is known of this one.
+        world.change_machine(step.machine, restoring=replace(waits, ready=True))
 
 
 def _end_restoring(world: World, step: EndRestoring) -> None:
-    def settled(record: Record) -> Record:
-        return replace(
-            record.settled(step.machines),
-            machines={n: replace(m, restoring=None) if n in step.machines else m for n, m in record.machines.items()},
-        )
-
-    world.commit(settled)
+    world.commit(lambda record: record.brought_back(step.machines))
 
 
 def _snapshot(world: World, step: TakeSnapshot) -> None:

@@ -60,13 +60,15 @@ class NetworkRecord:
 class Restoring:
     """The state that a machine was brought back to, while it has not been ready since; `nvram` is the file of the UEFI variables
     that it starts with (empty: those it has). `woken`: if it runs, then from memory that was kept, and it may not have been given
-    the time and randomness of its own yet."""
+    the time and randomness of its own yet. `ready`: it has been ready since, and waits for the others that were brought back
+    with it."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
     state: str
     nvram: str = ""
     woken: bool = False
+    ready: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,20 @@ class Record:
         """This record once these machines are as they are to be, after a snapshot that was being taken."""
         left = tuple(name for name in self.taking.machines if name not in machines) if self.taking else ()
         return replace(self, taking=replace(self.taking, machines=left) if self.taking and left else None)
+
+    def brought_back(self, machines: Collection[str]) -> Record:
+        """This record once these machines are ready again. Others that were ready before them end their way back with the last
+        of those that were not."""
+        record = self.settled(machines)
+        waits = {name for name, machine in self.machines.items() if machine.restoring and name not in machines}
+        ended = {*machines, *waits} if all(self.is_ready_again(name) for name in waits) else set(machines)
+        back = {name: replace(m, restoring=None) if name in ended else m for name, m in self.machines.items()}
+        return replace(record, machines=back)
+
+    def is_ready_again(self, name: str) -> bool:
+        """Whether a machine was brought back, and has been ready since."""
+        restoring = self.machines[Name(name)].restoring
+        return restoring is not None and restoring.ready
 
     def without_memories(self) -> Record:
         """This record without the memory of any state."""

@@ -288,7 +288,8 @@ def draw_sweep(draft: Draft, record: Record, have: Inventory, ground: Ground, af
         draft.add(RemoveNetwork(id=f"network.{name}", reason="no record names it", after=after, network=name))
     cloned = [clone for step in draft.steps if isinstance(step, CloneVolumes) for clone in step.clones]
     kept = [*(clone.source for clone in cloned), *(clone.name for clone in cloned), *_open_volumes(draft, have)]
-    if found := leftovers(record, have, kept):
+    gone = {name for step in draft.steps if isinstance(step, RemoveVolumes) for name in step.names}
+    if found := [name for name in leftovers(record, have, kept) if name not in gone]:
         after = (draft.add(RemoveVolumes(id="remove", reason="no record names them", after=after, names=tuple(found))),)
     if ground.spares:
         _draw_spares(draft, record, have, after)

@@ -267,6 +267,8 @@ def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground:
     elif left and not has_room(ground, len(way.parts)):
         draft.notes.append(f"kit {ground.kit} has no space to keep what the machines leave: `lab undo` will not bring it back")
         left = {}
+    if way.undo and way.state != UNDO:
+        _note_what_goes(draft, record, earlier, again, way)
     draft.keeps += left
     draft.loses += [name for name in way.parts if name not in left]
     if again and not left:
@@ -274,6 +276,21 @@ def _with_undo(draft: Draft, record: Record, way: _Way, have: Inventory, ground:
     if not left:
         return _replaced(record, old and replace(old, machines=others))
     return _replaced(record, Snapshot(ground.now, {**others, **again, **left}, record.at, networks=record.raised_networks))
+
+
+def _note_what_goes(
+    draft: Draft, record: Record, earlier: Mapping[Name, SnapshotPart], again: Mapping[Name, SnapshotPart], way: _Way
+) -> None:
+    """Say what `lab undo` will not bring back, though somebody may think so."""
+    if replaced := [name for name in earlier if name not in way.parts]:
+        draft.notes.append(
+            f"`lab undo {record.instance}` takes back this {_verb(way)}; what {', '.join(replaced)} left at an earlier one goes"
+        )
+    if worked := [name for name in again if record.is_ready_again(name)]:
+        draft.notes.append(
+            f"the last {_verb(way)} never came to its end: `lab undo {record.instance}` brings back what {', '.join(worked)} left"
+            " at that one, and what came since goes"
+        )
 
 
 def _goes_on(record: Record, name: Name, way: _Way) -> bool:

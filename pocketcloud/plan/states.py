@@ -15,8 +15,8 @@ from pocketcloud.model.inventory import DomainState, Inventory
 from pocketcloud.model.names import Name, joined
 from pocketcloud.model.record import CLEAN, UNDO, MachineRecord, Record, Snapshot, SnapshotPart, Stage
 from pocketcloud.model.sizes import size_text
-from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, next_generation
-from pocketcloud.plan.steps import CommitRecord, Plan, TakeSnapshot
+from pocketcloud.plan.drafting import ROOM_PER_MACHINE, Draft, Ground, draw_sweep, known_record, leftovers, next_generation
+from pocketcloud.plan.steps import CommitRecord, Plan, RemoveVolumes, TakeSnapshot
 from pocketcloud.plan.waking import check_saved
 
 UNDO_DAYS = 7
@@ -140,6 +140,9 @@ def plan_snapshot(
     before: tuple[str, ...] = ()
     if kept != record:
         before = (draft.add(CommitRecord(id="commit", reason="what is too old goes", record=kept)),)
+    if loose := [volume for volume in leftovers(record, have) if have.volumes[volume].parent in _lent(record, have)]:
+        reason = "a snapshot that was interrupted left them"
+        before = (draft.add(RemoveVolumes(id="loose", reason=reason, after=before, names=tuple(loose))),)
     step = TakeSnapshot(
         id="state",
         reason="asked for",
@@ -189,7 +192,11 @@ def _half_way(record: Record, name: Name, have: Inventory) -> str:
         return "was never ready; there is no state to take"
     if lost:
         return f"has lost its disk {lost[0]}"
-    if machine.restoring or any(have.volumes[volume].sealed for volume in machine.disks.values()):
+    sealed = {volume for volume in machine.disks.values() if have.volumes[volume].sealed}
+    if domain is None or not domain.active:
+        # As a snapshot that was interrupted leaves it: without those clones the disks are as they were.
+        sealed -= _lent(record, have)
+    if machine.restoring or sealed:
         return "was left half way by an interrupted command"
     if domain is None or not domain.active:
         return ""
@@ -197,6 +204,14 @@ def _half_way(record: Record, name: Name, have: Inventory) -> str:
         return f"is {domain.state}: its state cannot be taken"
     old = not {have.volumes[volume].path for volume in machine.disks.values()} <= set(domain.disks.values())
     return "runs on old disks: a reset was interrupted" if old else ""
+
+
+def _lent(record: Record, have: Inventory) -> set[str]:
+    """The live volumes that are sealed only for clones which the record does not name."""
+    loose = set(leftovers(record, have))
+    live = {volume for machine in record.machines.values() for volume in machine.disks.values() if volume in have.volumes}
+    lent = {volume for volume in live if have.volumes[volume].sealed and not have.volumes[volume].kept}
+    return {name for name in lent if {v.name for v in have.volumes.values() if v.parent == name and not v.spare} <= loose}
 
 
 def plan_forget(instance: Name, state: str, have: Inventory, ground: Ground) -> Plan:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pocketcloud.hypervisor import DomainState
 from pocketcloud.hypervisor.libvirt import LibvirtHypervisor
-from pocketcloud.model.inventory import Volume
+from pocketcloud.model.inventory import Domain, Volume
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import Record
 from pocketcloud.records import read_record
@@ -33,6 +33,7 @@ networks:
 WITHOUT_NETWORK = LAB.replace(", networks: [n]", "").partition("networks:")[0]
 VERBS = {
     "snapshot": ("snapshot", f"{INSTANCE}@taken"),
+    "snapshot of what is off": ("snapshot", f"{INSTANCE}@taken"),
     "restore": ("restore", f"{INSTANCE}@one", "-y"),
     "reset": ("reset", str(INSTANCE), "-y"),
     "undo": ("undo", str(INSTANCE), "-y"),
@@ -41,13 +42,14 @@ VERBS = {
 # Where in a disk its stamp is: nothing of the guest's lies there.
 _AT = 512 << 10
 _NOTHING = "\0"
-_BROUGHT = {"reset": _NOTHING, "restore": "A", "undo": "B", "snapshot": "B", "forget": "B"}
+_OFF = "snapshot of what is off"
+_BROUGHT = {"reset": _NOTHING, "restore": "A", "undo": "B", "snapshot": "B", _OFF: "B", "forget": "B"}
 
 
 @dataclass
 class StatesBed:
     """One lab in a kit; `points` are those of each verb, from a run that was not ended. `patience` in seconds for a command;
-    `warm`: its states hold memory."""
+    `warm`: its states hold memory; `killed` of the `cases` were ended before they were through."""
 
     kit: LabKit
     hypervisor: LibvirtHypervisor
@@ -55,6 +57,7 @@ class StatesBed:
     text: str = LAB
     points: dict[str, list[str]] = field(default_factory=dict)
     cases: int = 0
+    killed: int = 0
     warm: bool = False
 
     # -- what is done
@@ -111,11 +114,15 @@ class StatesBed:
             self.lab(*VERBS["reset"]).expect(0)
         elif verb == "forget":
             self.lab(*self.command("snapshot")).expect(0)
+        elif verb == _OFF:
+            self.lab("down", str(INSTANCE), "--within", "0").expect(0)
 
     def _back(self, verb: str) -> None:
         """Bring the lab to where the next case begins."""
         if verb in ("reset", "restore", "undo") and self.stamp() != "B":
             self.lab(*VERBS["undo"]).expect(0)
+        if verb == _OFF:
+            self.up()
         if "taken" in self.record.snapshots:
             self.lab(*VERBS["forget"]).expect(0)
 
@@ -130,6 +137,9 @@ class StatesBed:
             if same and not self._is_over(verb):
                 self.lab(*self.command(verb)).expect(0)
                 assert self.stamp() == _BROUGHT[verb]
+                if verb == _OFF:
+                    assert not any(domain.active for domain in self._domains().values())
+                    self.up()
             else:
                 self.up()
                 assert self.stamp() in ("B", _BROUGHT[verb], _NOTHING if verb == "undo" else "B")
@@ -140,6 +150,7 @@ class StatesBed:
             assert self.stamp() == "B", "what was left is lost"
             self.check_settled()
             self.cases += 1
+            self.killed += first.code == -9
         except AssertionError as error:
             passed = dict(line.split(" ", 1) for line in (self.kit.folder / "points").read_text().splitlines())
             at = f"{point} ({passed.get(str(point), 'not reached')})"
@@ -150,8 +161,8 @@ class StatesBed:
     def _is_over(self, verb: str) -> bool:
         """Whether all was done but sweeping: the same command would be another one."""
         record = self.record
-        if verb in ("snapshot", "forget"):
-            return ("taken" in record.snapshots) == (verb == "snapshot") and record.taking is None
+        if verb in ("snapshot", _OFF, "forget"):
+            return ("taken" in record.snapshots) == (verb != "forget") and record.taking is None
         return self.stamp() == _BROUGHT[verb] and not any(machine.restoring for machine in record.machines.values())
 
     # -- what is there
@@ -164,6 +175,9 @@ class StatesBed:
 
     def _live(self) -> list[str]:
         return [volume for machine in self.record.machines.values() for volume in machine.disks.values()]
+
+    def _domains(self) -> dict[str, Domain]:
+        return {d.mark.part: d for d in self.hypervisor.domains(self.kit.kit.id) if d.mark.instance == INSTANCE}
 
     def _volumes(self) -> dict[str, Volume]:
         return {volume.name: volume for volume in self.kit.storage.volumes()}
@@ -197,7 +211,7 @@ class StatesBed:
     def check_settled(self) -> None:
         self._check_record()
         record, volumes = self.record, self._volumes()
-        domains = {d.mark.part: d for d in self.hypervisor.domains(self.kit.kit.id) if d.mark.instance == INSTANCE}
+        domains = self._domains()
         for name, machine in record.machines.items():
             assert domains[name].state is DomainState.RUNNING
             assert set(domains[name].disks.values()) == {volumes[v].path for v in machine.disks.values()}

@@ -38,8 +38,9 @@ def test_killed_somewhere_it_is_completed(bed: StatesBed, verb: str) -> None:
 @pytest.mark.parametrize("block", range(BLOCKS))
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_everywhere_it_is_completed(bed: StatesBed, verb: str, block: int) -> None:
-    before = bed.cases
+    before, killed = bed.cases, bed.killed
     block_of_cases(bed, verb, CASES, block, BLOCKS)
+    assert 2 * (bed.killed - killed) >= bed.cases - before, "most were through before they were to be killed"
     assert bed.cases - before >= min(CASES, len(bed.recorded(verb))) // BLOCKS - 1
 
 
@@ -55,6 +56,7 @@ def warm() -> Iterator[StatesBed]:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "undo"])
 def test_killed_while_memory_is_kept_or_woken_from_it_is_completed(warm: StatesBed, verb: str) -> None:
-    before = warm.cases
+    before, killed = warm.cases, warm.killed
     block_of_cases(warm, verb, CASES // 4)
+    assert 2 * (warm.killed - killed) >= warm.cases - before, "most were through before they were to be killed"
     assert warm.cases - before >= CASES // 4 - 1

@@ -22,7 +22,7 @@ from pocketcloud.plan.drafting import Ground
 from pocketcloud.plan.removal import plan_down
 from pocketcloud.plan.reset import plan_reset, plan_restore, plan_undo
 from pocketcloud.plan.states import plan_forget, plan_protect, plan_snapshot
-from pocketcloud.plan.steps import KillMachine, Plan, RemoveVolumes, StartMachine
+from pocketcloud.plan.steps import KillMachine, Plan, RemoveVolumes, StartMachine, WaitReady
 from pocketcloud.plan.taking import plan_taking_again, was_taken
 from pocketcloud.plan.up import plan_up
 from tests.plans import check_plan, check_up, ids, raise_lab, removed
@@ -183,6 +183,81 @@ def test_the_undo_of_one_machine_leaves_the_others() -> None:
     made = do(host, undo)
     assert {step.machine for step in made.steps if isinstance(step, (KillMachine, StartMachine))} == {"a"}
     assert all("homework" in host.content(name) for name in "ab")
+
+
+def test_an_undo_that_goes_with_the_reset_of_another_machine_is_told_of() -> None:
+    host = up_host()
+    work(host, "homework")
+    do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=True))
+    made = do(host, lambda have, here: plan_reset(INSTANCE, ["b"], have, here, undo=True))
+    assert made.notes == ("`lab undo demo` takes back this reset; what a left at an earlier one goes",)
+    do(host, undo)
+    assert ("homework" in host.content("a"), "homework" in host.content("b")) == (False, True)
+    do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=False))
+    assert set(undone(host)) == {"b"}, "what is not kept takes the place of nothing"
+
+
+def undone(host: Host) -> list[str]:
+    kept = record(host).undo
+    assert kept is not None
+    return [str(name) for name in kept.machines]
+
+
+def only_a_becomes_ready(host: Host, planner: Planner) -> None:
+    made = planner(host.inventory(), ground())
+    waits = next(number for number, step in enumerate(made.steps) if isinstance(step, WaitReady) and step.machine == "b")
+    host.apply(made, cut=waits, part=0)
+    host.sweep()
+
+
+def test_after_the_rest_is_brought_back_by_itself_the_next_reset_keeps_what_all_leave() -> None:
+    host = up_host()
+    homework(host)
+    only_a_becomes_ready(host, reset)
+    assert record(host).is_ready_again("a")
+    assert not record(host).is_ready_again("b")
+    made = do(host, lambda have, here: plan_reset(INSTANCE, ["b"], have, here, undo=True))
+    assert not any(machine.restoring for machine in record(host).machines.values())
+    work(host, "later")
+    left = contents(host)
+    made = do(host, reset)
+    assert made.notes == ()
+    do(host, undo)
+    assert contents(host) == left
+    check_up(host, LAB)
+
+
+def test_what_came_after_a_reset_that_never_ended_is_said_to_go() -> None:
+    host = up_host()
+    homework(host)
+    left = contents(host)
+    only_a_becomes_ready(host, reset)
+    host.write("a", "since")
+    made = do(host, reset)
+    assert "brings back what a left at that one, and what came since goes" in made.notes[0]
+    do(host, undo)
+    assert contents(host) == left
+
+
+def test_a_state_of_a_lab_that_is_off_is_taken_by_the_same_command_wherever_it_was_cut() -> None:
+    def prepare(host: Host) -> None:
+        homework(host)
+        host.reboot()
+
+    prepared = up_host()
+    prepare(prepared)
+    was = contents(prepared)
+    for at in every_cut(prepared, snapshot("off")):
+        host = cut_host(prepare, snapshot("off"), at)
+        if "off" not in record(host).snapshots:
+            do(host, snapshot("off"))
+        assert all(vm.state is DomainState.OFF for vm in host.domains.values())
+        assert contents(host) == was
+        do(host, up)
+        check_up(host, LAB)
+        work(host, "later")
+        do(host, restore("off"))
+        assert contents(host) == was
 
 
 def test_a_state_brings_back_the_fences_of_its_networks() -> None:
@@ -666,7 +741,10 @@ def test_a_machine_that_left_the_file_is_not_taken_back_into_the_lab() -> None:
     one = replace(LAB, machines={Name("a"): LAB.machines[Name("a")]})
     host.apply(plan_up(one, INSTANCE, host.inventory(), ground()))
     made = do(host, restore("s"))
-    assert made.notes == ("b is in demo@s and not in the lab any more; it is left out",)
+    assert made.notes == (
+        "b is in demo@s and not in the lab any more; it is left out",
+        "`lab undo demo` takes back this restore; what b left at an earlier one goes",
+    )
     assert record(host).lab.machines == one.machines
     host.domains["b"].state = DomainState.OFF
     assert "b is no longer in the file and is left as it is" in do(host, reset).notes[0]

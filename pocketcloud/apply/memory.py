@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import threading
 import time
 from collections.abc import Mapping
@@ -26,6 +27,25 @@ from pocketcloud.model.sizes import size_text
 _CHUNK = 1 << 20
 _SEED = 512
 _LOGIN_SECONDS = 30.0
+# What is written to /dev/urandom is only mixed in; the kernel draws from it when it is counted as entropy (RNDADDENTROPY) and the
+# generator is told to begin anew (RNDRESEEDCRNG, Linux 4.14), which no command of a shell can do: random(4), linux/random.h.
+_PYTHON = """
+import fcntl, struct, sys
+seed = sys.stdin.buffer.read()
+with open("/dev/urandom", "wb") as device:
+    fcntl.ioctl(device, 0x40085203, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
+    fcntl.ioctl(device, 0x5207)
+"""
+_PERL = """
+local $/; my $seed = <STDIN>;
+open(my $device, ">", "/dev/urandom") or die;
+ioctl($device, 0x40085203, pack("ii", 8 * length $seed, length $seed) . $seed) or die;
+ioctl($device, 0x5207, 0) or die;
+"""
+_RESEED = (
+    f"if command -v python3; then exec python3 -c {shlex.quote(_PYTHON)}; fi >&2; "
+    f"if command -v perl; then exec perl -e {shlex.quote(_PERL)}; fi >&2; exec cat > /dev/urandom"
+)
 
 
 def kept(world: World, machine: str, path: Path) -> Memory:
@@ -113,7 +133,8 @@ def renew(world: World, machine: str, guest: Guest, deadline: float, stop: threa
     def run(command: str, stdin: bytes | None = None) -> bool:
         return guest.run(command, stdin=stdin, timeout=max(1.0, deadline - time.monotonic()), stop=stop).code == 0
 
-    run("cat > /dev/urandom", os.urandom(_SEED))
+    if not run(_RESEED, os.urandom(_SEED)):
+        world.emit(Note(f"{machine} could not be given randomness of its own; it may draw what it drew before", warn=True))
     if not world.woken[machine] and not run(_date()):
         world.emit(Note(f"the clock of {machine} could not be set; it goes on at the time of its memory", warn=True))
 

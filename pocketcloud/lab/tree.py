@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pocketcloud.bases import records as base_records
@@ -12,13 +13,15 @@ from pocketcloud.lab.workbench import Workbench
 from pocketcloud.model.names import Name
 from pocketcloud.model.record import CLEAN, UNDO, Record, Snapshot
 from pocketcloud.plan.drafting import known_record
+from pocketcloud.records import InstanceFiles
 
 
 @dataclass(frozen=True, slots=True)
 class StateNode:
     """A state: `age` in seconds (None: this computer's clock is behind the one it was taken by), `exclusive` and `shared` in
-    bytes (None: not counted; see kit/space.py for what they mean), `machines` those in it and `memory` those of them whose memory
-    is kept; `here`: the lab was last brought to it, or it was taken of it last; `used_by` who came from it: states, and `now`."""
+    bytes (None: not counted; see kit/space.py for what they mean; saved memory is exclusive), `machines` those in it and
+    `memory` those of them whose memory is kept; `here`: the lab was last brought to it, or it was taken of it last; `used_by`
+    who came from it: states, and `now`."""
 
     name: str
     parent: str
@@ -56,6 +59,8 @@ def state_tree(bench: Workbench, instance: Name) -> StateTree:
     nodes = []
     for name, snapshot in _ordered(record):
         exclusive, shared = held.get((Role.SNAPSHOT, f"{instance}@{name}"), (0, 0))
+        if exclusive is not None:
+            exclusive += _memory_size(InstanceFiles(bench.kit, instance), snapshot)
         users = [str(n) for n, other in record.snapshots.items() if _parent(record, other) == name]
         nodes.append(
             StateNode(
@@ -74,6 +79,15 @@ def state_tree(bench: Workbench, instance: Name) -> StateTree:
         )
     now = held.get((Role.LAB, str(instance)), (None, None))
     return StateTree(str(instance), tuple(nodes), *now, uncounted=space.uncounted)
+
+
+def _memory_size(files: InstanceFiles, snapshot: Snapshot) -> int:
+    """What a state's saved memory takes of the kit, in bytes: less than the memory, where that is empty."""
+    size = 0
+    for part in snapshot.machines.values():
+        with suppress(OSError):
+            size += files.memory_file(part.memory.file).stat().st_blocks * 512 if part.memory else 0
+    return size
 
 
 def _ordered(record: Record) -> Iterator[tuple[Name, Snapshot]]:

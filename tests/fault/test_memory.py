@@ -192,6 +192,11 @@ def test_a_state_with_memory_a_copy_with_its_own_and_a_detach(bed: Bed) -> None:
     kit.cli("lab", "reset", "two", "-y").expect(0)
 
     kit.cli("lab", "snapshot", "one@later", "--ram").expect(0)
+    tree = kit.cli("lab", "tree", "one", "-o", "json").expect(0).json()
+    later = next(node for node in tree["states"] if node["name"] == "later")  # type: ignore[attr-defined] # JSON
+    kept = bed.memory("a", "one", "later")
+    assert kept is not None
+    assert later["exclusive"] >= kit.files("one").memory_file(kept.file).stat().st_blocks * 512 > 0
     bed.moves_on("a", instance="one")
     kit.cli("lab", "restore", "one@later", "-y").expect(0)
     assert bed.woken("a", "one")

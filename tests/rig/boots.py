@@ -25,12 +25,14 @@ SLOWLY = 6 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What one boot runs: some files' tests, all of them or those of `make test`, perhaps with udev's daemon beside them."""
+    """What one boot runs: some files' tests, all of them or those of `make test`, perhaps with udev's daemon beside them,
+    and with as much memory."""
 
     files: tuple[str, ...]
     slow: bool = False
     sampled: bool = False
     udev: bool = False
+    memory: str = "1536M"
 
     def __str__(self) -> str:
         return " ".join([*(Path(file).stem.removeprefix("test_") for file in self.files), *(["with udev"] if self.udev else [])])
@@ -43,6 +45,7 @@ class Boot:
             folder,
             timeout=WITHIN if self.sampled else SLOWLY,
             udev=self.udev,
+            memory=self.memory,
             env={"POCKETCLOUD_SEED": os.environ.get("POCKETCLOUD_SEED", "0"), "POCKETCLOUD_SAMPLE": "1" if self.sampled else ""},
         )
 

@@ -48,7 +48,12 @@ SAMPLE = [
     Boot(files, sampled=True)
     for files in ((LAB,), COPIES, UPDATES, (CASES, SEQUENCES, INSTALL, SPACE), SHORT, (SCENARIO,), (INTERLOCKS,))
 ]
-WHOLE = [*(Boot((file,), slow=True) for file in FILES), *(Boot((file,), udev=True) for file in (CASES, SCENARIO))]
+# Its disks are whole ones in memory.
+LARGE = {*_names([INSIDE / "test_copy_faults.py"])}
+WHOLE = [
+    *(Boot((file,), slow=True, memory="7G" if file in LARGE else "1536M") for file in FILES),
+    *(Boot((file,), udev=True) for file in (CASES, SCENARIO)),
+]
 
 needs_uml = pytest.mark.skipif(bool(missing()), reason=missing())
 

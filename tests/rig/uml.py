@@ -6,6 +6,7 @@ Processes and memory are the host's, so a job can do no more than the user who s
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -101,15 +102,19 @@ def _end(kernel: subprocess.Popen[str]) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """`scripts/uml [--udev] COMMAND`."""
+    """`scripts/uml [--udev] [--memory SIZE] COMMAND`."""
+    parser = argparse.ArgumentParser(prog="scripts/uml", description="Run a command in User-Mode Linux.")
+    parser.add_argument("--udev", action="store_true", help="with udev's daemon")
+    parser.add_argument("--memory", default="1536M", help="as the kernel's mem= takes it")
+    parser.add_argument("command", nargs="+")
+    asked = parser.parse_args(words)
     if reason := missing():
         print(reason, file=sys.stderr)
         return 3
     # Ended by `timeout` or a closed terminal, it must not leave its kernel behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="pocketcloud-uml-") as folder:
-        udev = words[0] == "--udev"
-        job = run_job(" ".join(words[1:] if udev else words), Path(folder), timeout=6 * 3600, udev=udev)
+        job = run_job(" ".join(asked.command), Path(folder), timeout=6 * 3600, udev=asked.udev, memory=asked.memory)
     print(job.log, end="")
     return job.code
 

@@ -30,7 +30,7 @@ from tests.rig.inside.test_kit_device import in_file
 
 __all__ = ["disks", "targets"]
 SIZE = 24 * MIB
-CANCELS, PULLS, BAD = range(20), range(12), range(6)
+CANCELS, PULLS, OFF, BAD = range(20), range(12), range(12), range(6)
 
 
 def chance(*words: object) -> random.Random:
@@ -40,6 +40,11 @@ def chance(*words: object) -> random.Random:
 def poured(kit: Kit, places: Places, stop: threading.Event, *named: tuple[str, Path]) -> tuple[Copied, ...]:
     wanted = [Wanted(choose(places, disk, run), Name(name)) for name, disk in named]
     return clone(kit, wanted, places, run, now=NOW, stop=stop, tell=lambda _: None, noted_every=MIB)
+
+
+def somewhere(word: str, number: int, numbers: range) -> float:
+    """The part of a copy after which the case of this number happens."""
+    return (number + chance(word, number).random()) / len(numbers) * 0.95
 
 
 def is_kit(name: str) -> bool:
@@ -57,9 +62,8 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
     assert not done.fault
     stopped = 0
     for number in CANCELS:
-        part = (number + chance("cancel", number).random()) / len(CANCELS)
         stop = threading.Event()
-        timer = threading.Timer(part * seconds, stop.set)
+        timer = threading.Timer(somewhere("cancel", number, CANCELS) * seconds, stop.set)
         timer.start()
         try:
             poured(kit, places, stop, ("copy", disk))
@@ -74,7 +78,7 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
         assert held(kit) is None
         if is_kit("copy"):
             run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}p*")), disk])
-    print(f"{stopped} kills")
+    print(f"{stopped} stopped")
     assert stopped > len(CANCELS) // 3
     (done,) = poured(kit, places, threading.Event(), ("copy", disk))
     assert not done.fault
@@ -86,8 +90,8 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
 
 @contextmanager
 def scsi_disk(**options: int) -> Iterator[Path]:
-    """A disk that says it has four GiB, and keeps much less: nothing may ever become a kit on it."""
-    words = [f"{key}={value}" for key, value in {"dev_size_mb": 64, "virtual_gb": 4, **options}.items()]
+    """A SCSI disk in memory, all of which is taken at once."""
+    words = [f"{key}={value}" for key, value in {"dev_size_mb": 3200, **options}.items()]
     run(["modprobe", "scsi_debug", *words])
     try:
         until = time.monotonic() + 20
@@ -102,6 +106,18 @@ def scsi_disk(**options: int) -> Iterator[Path]:
             time.sleep(0.1)
         else:
             raise AssertionError("something still holds the disk")
+
+
+def pours_whole(kit: Kit, places: Places, disk: Path) -> float:
+    """Copy to a disk with which nothing is wrong yet, and take the copy away; how long that took, in seconds. What happens to the
+    same disk afterwards is by what is done to it."""
+    begun = time.monotonic()
+    (done,) = poured(kit, places, threading.Event(), ("whole", disk))
+    seconds = time.monotonic() - begun
+    assert done.fault == ""
+    assert is_kit("whole")
+    run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}?")), disk])
+    return seconds
 
 
 def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path) -> Copied:
@@ -121,7 +137,7 @@ def test_no_copy_waits_for_a_slower_one(places: Places, tmp_path: Path, targets:
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
     told: list[object] = []
-    with scsi_disk(ndelay=300_000_000) as disk:
+    with scsi_disk(dev_size_mb=64, virtual_gb=4, ndelay=300_000_000) as disk:
         wanted = [Wanted(choose(places, path, run), Name(name)) for name, path in (("slow", disk), ("good", good))]
         stop = threading.Event()
         clone(kit, wanted, places, run, now=NOW, stop=stop, tell=told.append, made=lambda copied: told.append(copied.kit))
@@ -140,8 +156,9 @@ def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Pat
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
     with scsi_disk() as disk:
+        seconds = pours_whole(kit, places, disk)
         node = Path("/sys/block", disk.name, "device/delete")
-        timer = threading.Timer(chance("pull", number).uniform(0.5, 10.0), node.write_text, ("1",))
+        timer = threading.Timer(somewhere("pull", number, PULLS) * seconds, node.write_text, ("1",))
         timer.start()
         try:
             lost = goes_on_without(kit, places, good, disk)
@@ -149,10 +166,61 @@ def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Pat
             timer.cancel()
             timer.join()
         assert lost.device == disk
+        assert not disk.exists()
     copy = attached(places, good).kit
     assert contents(copy) == contents(kit)
     for name in ("usb", "good"):
         detached(places, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", OFF)
+def test_every_request_fails_from_one_on_until_the_disk_answers_again(
+    places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int
+) -> None:
+    """As with a bridge that hangs: the disk is there, and nothing is written to it or read from it any more."""
+    good, *_ = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    with scsi_disk() as disk:
+        seconds = pours_whole(kit, places, disk)
+        state = Path("/sys/block", disk.name, "device/state")
+        timer = threading.Timer(somewhere("off", number, OFF) * seconds, state.write_text, ("offline",))
+        timer.start()
+        try:
+            goes_on_without(kit, places, good, disk)
+        finally:
+            timer.cancel()
+            timer.join()
+        state.write_text("running")
+        assert not is_kit("lost")
+        (done,) = poured(kit, places, threading.Event(), ("lost", disk))
+        assert done.fault == "", "the same command completes it"
+        copy = attached(places, disk).kit
+        assert contents(copy) == contents(kit)
+        detached(places, "lost")
+    for name in ("usb", "good"):
+        detached(places, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "trouble", [{"opts": 16, "every_nth": 40}, {"opts": 128, "every_nth": 5}], ids=["transport errors", "short transfers"]
+)
+def test_what_the_kernel_makes_good_is_no_fault(places: Places, tmp_path: Path, trouble: dict[str, int]) -> None:
+    """Commands that are aborted, and such that do less than they were asked to, every so many of them."""
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, SIZE)
+    with scsi_disk() as disk:
+        for key, value in trouble.items():
+            Path("/sys/bus/pseudo/drivers/scsi_debug", key).write_text(str(value))
+        (done,) = poured(kit, places, threading.Event(), ("copy", disk))
+        Path("/sys/bus/pseudo/drivers/scsi_debug/every_nth").write_text("0")
+        assert done.fault == ""
+        copy = attached(places, disk).kit
+        assert contents(copy) == contents(kit)
+        detached(places, "copy")
+    detached(places)
 
 
 @pytest.mark.slow
@@ -163,7 +231,10 @@ def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tu
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
     first = (1 << 30) + chance("bad", number).randrange(48 * MIB, 60 * MIB)
-    with scsi_disk(opts=2, medium_error_start=first // 512, medium_error_count=64) as disk:
+    with scsi_disk(medium_error_start=first // 512, medium_error_count=64) as disk:
+        pours_whole(kit, places, disk)
+        Path("/sys/bus/pseudo/drivers/scsi_debug/opts").write_text("2")
         lost = goes_on_without(kit, places, good, disk)
         assert lost.device == disk
+        print(lost.fault)
     detached(places)

@@ -34,8 +34,8 @@ class Wakes:
         return [f"{self.bench.name}.bench.{machine}" for machine in MACHINES]
 
     def reset(self, *options: str) -> float:
-        """`lab reset`, which ends when ssh has answered in every machine."""
-        return seconds(lambda: self.bench.run("lab", "reset", "-y", "--no-undo", *options, "bench"))
+        """`lab reset`, which keeps what they leave for undo, and ends when ssh has answered in every machine."""
+        return seconds(lambda: self.bench.run("lab", "reset", "-y", *options, "bench"))
 
     def _start(self) -> None:
         with ThreadPoolExecutor() as pool:

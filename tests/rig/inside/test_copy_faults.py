@@ -30,6 +30,7 @@ from tests.rig.inside.test_kit_device import in_file
 
 __all__ = ["disks", "targets"]
 SIZE = 24 * MIB
+DRIVER = Path("/sys/bus/pseudo/drivers/scsi_debug")
 CANCELS, PULLS, OFF, BAD = range(20), range(12), range(12), range(6)
 
 
@@ -90,8 +91,8 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
 
 @contextmanager
 def scsi_disk(**options: int) -> Iterator[Path]:
-    """A SCSI disk in memory, all of which is taken at once."""
-    words = [f"{key}={value}" for key, value in {"dev_size_mb": 3200, **options}.items()]
+    """A disk that says it has four GiB, and keeps much less: nothing may ever become a kit on it."""
+    words = [f"{key}={value}" for key, value in {"dev_size_mb": 64, "virtual_gb": 4, **options}.items()]
     run(["modprobe", "scsi_debug", *words])
     try:
         until = time.monotonic() + 20
@@ -108,6 +109,36 @@ def scsi_disk(**options: int) -> Iterator[Path]:
             raise AssertionError("something still holds the disk")
 
 
+@contextmanager
+def whole_disk() -> Iterator[Path]:
+    """An empty SCSI disk, whose memory is the same each time: User-Mode Linux does not get over so much being given back."""
+    if not DRIVER.exists():
+        run(["modprobe", "scsi_debug", "dev_size_mb=3200", "add_host=0"])
+    (DRIVER / "add_host").write_text("1")
+    try:
+        until = time.monotonic() + 20
+        while not (found := list(Path("/dev").glob("sd?"))):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        wiped(found[0])
+        yield found[0]
+    finally:
+        for key in ("opts", "every_nth", "ndelay"):
+            (DRIVER / key).write_text("0")
+        (DRIVER / "add_host").write_text("-1")
+        for _ in range(100):
+            if Path("/sys/module/scsi_debug/refcnt").read_text().strip() == "0":
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError("something still holds the disk")
+
+
+def wiped(disk: Path) -> None:
+    run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}?")), disk])
+    run(["blockdev", "--rereadpt", disk])
+
+
 def pours_whole(kit: Kit, places: Places, disk: Path) -> float:
     """Copy to a disk with which nothing is wrong yet, and take the copy away; how long that took, in seconds. What happens to the
     same disk afterwards is by what is done to it."""
@@ -116,7 +147,7 @@ def pours_whole(kit: Kit, places: Places, disk: Path) -> float:
     seconds = time.monotonic() - begun
     assert done.fault == ""
     assert is_kit("whole")
-    run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}?")), disk])
+    wiped(disk)
     return seconds
 
 
@@ -137,10 +168,16 @@ def test_no_copy_waits_for_a_slower_one(places: Places, tmp_path: Path, targets:
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
     told: list[object] = []
-    with scsi_disk(dev_size_mb=64, virtual_gb=4, ndelay=300_000_000) as disk:
+    with whole_disk() as disk:
+        (DRIVER / "ndelay").write_text("300000000")
+
+        def made(copied: Copied) -> None:
+            told.append(copied.kit)
+            (DRIVER / "ndelay").write_text("50000000")
+
         wanted = [Wanted(choose(places, path, run), Name(name)) for name, path in (("slow", disk), ("good", good))]
         stop = threading.Event()
-        clone(kit, wanted, places, run, now=NOW, stop=stop, tell=told.append, made=lambda copied: told.append(copied.kit))
+        clone(kit, wanted, places, run, now=NOW, stop=stop, tell=told.append, made=made)
     after = told[told.index("good") :]
     assert [event for event in after if isinstance(event, StepProgress) and event.id == "slow" and "written" in event.text]
     copy = attached(places, good).kit
@@ -155,7 +192,7 @@ def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Pat
     good, *_ = targets
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
-    with scsi_disk() as disk:
+    with whole_disk() as disk:
         seconds = pours_whole(kit, places, disk)
         node = Path("/sys/block", disk.name, "device/delete")
         timer = threading.Timer(somewhere("pull", number, PULLS) * seconds, node.write_text, ("1",))
@@ -182,7 +219,7 @@ def test_every_request_fails_from_one_on_until_the_disk_answers_again(
     good, *_ = targets
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
-    with scsi_disk() as disk:
+    with whole_disk() as disk:
         seconds = pours_whole(kit, places, disk)
         state = Path("/sys/block", disk.name, "device/state")
         timer = threading.Timer(somewhere("off", number, OFF) * seconds, state.write_text, ("offline",))
@@ -211,11 +248,11 @@ def test_what_the_kernel_makes_good_is_no_fault(places: Places, tmp_path: Path, 
     """Commands that are aborted, and such that do less than they were asked to, every so many of them."""
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
-    with scsi_disk() as disk:
+    with whole_disk() as disk:
         for key, value in trouble.items():
-            Path("/sys/bus/pseudo/drivers/scsi_debug", key).write_text(str(value))
+            (DRIVER / key).write_text(str(value))
         (done,) = poured(kit, places, threading.Event(), ("copy", disk))
-        Path("/sys/bus/pseudo/drivers/scsi_debug/every_nth").write_text("0")
+        (DRIVER / "every_nth").write_text("0")
         assert done.fault == ""
         copy = attached(places, disk).kit
         assert contents(copy) == contents(kit)
@@ -231,9 +268,11 @@ def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tu
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
     first = (1 << 30) + chance("bad", number).randrange(48 * MIB, 60 * MIB)
-    with scsi_disk(medium_error_start=first // 512, medium_error_count=64) as disk:
+    with whole_disk() as disk:
         pours_whole(kit, places, disk)
-        Path("/sys/bus/pseudo/drivers/scsi_debug/opts").write_text("2")
+        for key, value in {"start": first // 512, "count": 64}.items():
+            Path("/sys/module/scsi_debug/parameters", f"medium_error_{key}").write_text(str(value))
+        (DRIVER / "opts").write_text("2")
         lost = goes_on_without(kit, places, good, disk)
         assert lost.device == disk
         print(lost.fault)

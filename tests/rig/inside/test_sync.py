@@ -58,6 +58,12 @@ def differing(kit: Kit, generation: str) -> int:
     return found
 
 
+def read_from_disks() -> int:
+    """What this process has read from block devices, in bytes, by the kernel's own count."""
+    told = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(told["read_bytes"])
+
+
 def test_copies_become_what_the_master_is_by_what_differs(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
     kit = in_file(places, tmp_path / "usb.img")
     storage = furnish(kit)
@@ -103,6 +109,33 @@ def test_copies_become_what_the_master_is_by_what_differs(places: Places, tmp_pa
     copy = attached(places, second).kit
     assert contents(copy) == before
     for name in ("usb", "usb-02"):
+        detached(places, name)
+
+
+@pytest.mark.slow
+def test_no_side_is_read_whole(places: Places, tmp_path: Path, targets: tuple[Path, ...]) -> None:
+    """What is read whatever the kit holds (metadata, the kit's own files, 256 chunks as a sample) is about 80 MiB."""
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 240 * MIB)
+    target, *_ = targets
+    (made,) = copied(kit, places, target)
+    assert not made.fault
+    storage = open_storage(kit)
+    storage.clone_all([Clone("base.one", "lab.new")])
+    write(storage, "lab.new", 9 * MIB, MIB, 94)
+    reads = read_from_disks()
+    (found,) = synced(kit, target)
+    quick = read_from_disks() - reads
+    assert (found.fault, found.whole) == ("", False)
+    assert found.sent >= MIB
+    reads = read_from_disks()
+    (found,) = synced(kit, target, thorough=True)
+    assert found.fault == ""
+    assert read_from_disks() - reads >= 240 * MIB, "the count counts"
+    assert quick < 120 * MIB
+    copy = attached(places, target).kit
+    assert contents(copy) == contents(kit)
+    for name in ("usb", copy.name):
         detached(places, name)
 
 

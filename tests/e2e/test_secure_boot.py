@@ -85,6 +85,21 @@ def test_a_reset_brings_back_what_a_student_broke(kit: LabKit) -> None:
     assert STUDENT not in nvram.read_bytes()
 
 
+def test_memory_goes_with_the_variables_of_its_moment(kit: LabKit) -> None:
+    """Last: the machine is woken with the variables that the firmware had in memory, not started with them."""
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    before = inside(kit, boot)
+    kit.cli("lab", "snapshot", f"{LAB}@warm", "--ram", timeout=LONG).expect(0)
+    assert inside(kit, boot) == before
+    inside(kit, f"printf '\\007\\000\\000\\000mine' > {MARK}; sync")
+    assert STUDENT in kit.files(LAB).nvram(MACHINE).read_bytes()
+    kit.cli("lab", "restore", f"{LAB}@warm", "-y", timeout=LONG).expect(0)
+    assert inside(kit, boot) == before, "it was booted"
+    assert STUDENT not in kit.files(LAB).nvram(MACHINE).read_bytes()
+    assert "Secure Boot is on" in inside(kit, "secure-boot")
+    assert "gone" in inside(kit, f"test -e {MARK} || echo gone")
+
+
 def put(source: Path, target: Path) -> None:
     """Replace a file's content, and leave its owner and mode."""
     with source.open("rb") as read, target.open("wb") as write:

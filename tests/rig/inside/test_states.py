@@ -89,6 +89,25 @@ def test_states_are_gone_back_to_in_any_order(bed: StatesBed) -> None:
     assert bed.stamp() == "B"
 
 
+def test_memory_is_kept_on_the_kits_media_and_woken_with_the_disks_of_its_moment(bed: StatesBed) -> None:
+    bed.lab("snapshot", f"{INSTANCE}@asleep", "--ram").expect(0)
+    kept = sorted((bed.kit.path / "media" / "ram").iterdir())
+    assert [path.name for path in kept] == sorted(bed.record.memories())
+    assert len(kept) == len(bed.record.machines)
+    consoles = [bed.kit.files(INSTANCE).console(name) for name in bed.record.machines]
+    for options, greets in (((), False), (("--cold",), True)):
+        bed.lab("reset", str(INSTANCE), "-y").expect(0)
+        assert bed.stamp() == "\0"
+        for console in consoles:
+            console.write_text("")
+        bed.lab("restore", f"{INSTANCE}@asleep", "-y", *options).expect(0)
+        assert bed.stamp() == "B"
+        assert [GREETING in console.read_text(errors="replace") for console in consoles] == [greets] * len(consoles)
+    bed.lab("forget", f"{INSTANCE}@asleep", "-y").expect(0)
+    assert not list((bed.kit.path / "media" / "ram").iterdir())
+    bed.check_settled()
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_killed_somewhere_it_is_completed(bed: StatesBed, verb: str) -> None:
     before = bed.cases

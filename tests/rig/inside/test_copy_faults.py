@@ -38,8 +38,13 @@ def chance(*words: object) -> random.Random:
     return random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.{words}")  # noqa: S311 - keeps no secret
 
 
-def poured(kit: Kit, places: Places, stop: threading.Event, *named: tuple[str, Path]) -> tuple[Copied, ...]:
+def poured(
+    kit: Kit, places: Places, stop: threading.Event, *named: tuple[str, Path], meanwhile: threading.Timer | None = None
+) -> tuple[Copied, ...]:
+    """Copy to disks; with something else that happens after they were chosen."""
     wanted = [Wanted(choose(places, disk, run), Name(name)) for name, disk in named]
+    if meanwhile:
+        meanwhile.start()
     return clone(kit, wanted, places, run, now=NOW, stop=stop, tell=lambda _: None, noted_every=MIB)
 
 
@@ -65,9 +70,8 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
     for number in CANCELS:
         stop = threading.Event()
         timer = threading.Timer(somewhere("cancel", number, CANCELS) * seconds, stop.set)
-        timer.start()
         try:
-            poured(kit, places, stop, ("copy", disk))
+            poured(kit, places, stop, ("copy", disk), meanwhile=timer)
         except InterruptedError:
             stopped += 1
             assert not is_kit("copy")
@@ -75,7 +79,8 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
                 attached(places, disk)
         finally:
             timer.cancel()
-            timer.join()
+            if timer.ident:
+                timer.join()
         assert held(kit) is None
         if is_kit("copy"):
             run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}p*")), disk])
@@ -151,9 +156,9 @@ def pours_whole(kit: Kit, places: Places, disk: Path) -> float:
     return seconds
 
 
-def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path) -> Copied:
+def goes_on_without(kit: Kit, places: Places, good: Path, bad: Path, meanwhile: threading.Timer | None = None) -> Copied:
     """Copy to a good and a bad disk; the good one is a kit."""
-    whole, lost = poured(kit, places, threading.Event(), ("good", good), ("lost", bad))
+    whole, lost = poured(kit, places, threading.Event(), ("good", good), ("lost", bad), meanwhile=meanwhile)
     assert whole.fault == "", "the others finish"
     assert lost.fault
     assert not is_kit("lost")
@@ -195,13 +200,13 @@ def test_pulled_in_the_middle(places: Places, tmp_path: Path, targets: tuple[Pat
     with whole_disk() as disk:
         seconds = pours_whole(kit, places, disk)
         node = Path("/sys/block", disk.name, "device/delete")
-        timer = threading.Timer(somewhere("pull", number, PULLS) * seconds, node.write_text, ("1",))
-        timer.start()
+        timer = threading.Timer(somewhere("pull", number, PULLS) * seconds, node.write_text, ("1\n",))
         try:
-            lost = goes_on_without(kit, places, good, disk)
+            lost = goes_on_without(kit, places, good, disk, timer)
         finally:
             timer.cancel()
-            timer.join()
+            if timer.ident:
+                timer.join()
         assert lost.device == disk
         assert not disk.exists()
     copy = attached(places, good).kit
@@ -222,14 +227,14 @@ def test_every_request_fails_from_one_on_until_the_disk_answers_again(
     with whole_disk() as disk:
         seconds = pours_whole(kit, places, disk)
         state = Path("/sys/block", disk.name, "device/state")
-        timer = threading.Timer(somewhere("off", number, OFF) * seconds, state.write_text, ("offline",))
-        timer.start()
+        timer = threading.Timer(somewhere("off", number, OFF) * seconds, state.write_text, ("offline\n",))
         try:
-            goes_on_without(kit, places, good, disk)
+            goes_on_without(kit, places, good, disk, timer)
         finally:
             timer.cancel()
-            timer.join()
-        state.write_text("running")
+            if timer.ident:
+                timer.join()
+        state.write_text("running\n")
         assert not is_kit("lost")
         (done,) = poured(kit, places, threading.Event(), ("lost", disk))
         assert done.fault == "", "the same command completes it"

@@ -319,10 +319,10 @@ def note_on(chosen: Chosen) -> Unfinished | None:
 
 
 def unfinished_copies(kit: Kit) -> tuple[Path, ...]:
-    """The disks that are plugged in with unfinished copies of a kit."""
+    """What is plugged in with unfinished copies of a kit: disks, and partitions that somebody else made for one."""
     found = [
-        host.node(host.disk_of(part))
-        for part in host.partitions_named(PARTITION_NAME)
+        host.node(host.disk_of(part) if called == PARTITION_NAME else part)
+        for part, called in host.partition_names().items()
         if (note := _note_at(host.node(part))) and note.source == kit.id
     ]
     return tuple(dict.fromkeys(found))

@@ -123,14 +123,17 @@ def partitions(kernel: str, root: Path = _ROOT) -> tuple[str, ...]:
     return tuple(sorted(entry.parent.name for entry in (root / "sys/class/block" / kernel).glob("*/partition")))
 
 
-def partitions_named(name: str, root: Path = _ROOT) -> tuple[str, ...]:
-    """The kernel names of the partitions that are called `name` in their partition table."""
-    found = []
+def partition_names(root: Path = _ROOT) -> dict[str, str]:
+    """All partitions by their kernel names, and what each is called in its partition table (empty: nothing)."""
+    found = {}
     for folder in sorted((root / "sys/class/block").glob("*")):
         with contextlib.suppress(OSError):
-            if f"PARTNAME={name}" in (folder / "uevent").read_text(errors="replace").splitlines():
-                found.append(folder.name)
-    return tuple(found)
+            told = dict(
+                line.split("=", 1) for line in (folder / "uevent").read_text(errors="replace").splitlines() if "=" in line
+            )
+            if told.get("DEVTYPE") == "partition":
+                found[folder.name] = told.get("PARTNAME", "")
+    return found
 
 
 def disk_of(kernel: str, root: Path = _ROOT) -> str:

@@ -81,6 +81,32 @@ def test_a_smaller_disk_takes_what_is_used(places: Places, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("targets")
+def test_on_a_partition_it_is_gone_on_with(places: Places, tmp_path: Path) -> None:
+    """One that somebody made for it, beside another that stays."""
+    run(["sfdisk", "-q", DISK], stdin=b"label: gpt\nsize=2500MiB\nsize=100MiB\n")
+    mine, other = (Path(f"{DISK}p{number}") for number in (1, 2))
+    run(["mkfs.ext4", "-q", "-F", other])
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 24 * MIB)
+    stop = threading.Event()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, StepProgress):
+            stop.set()
+
+    with pytest.raises(InterruptedError):
+        clone(kit, chosen(places, mine), places, run, now=NOW, stop=stop, tell=tell, noted_every=MIB)
+    asked = Asked(places, "kit", "clone", "usb", "--resume", "-y")
+    asked.until("an unfinished copy of this kit, which is gone on with")
+    asked.ends(0, "copy-0", "verified")
+    copy = attached(places, mine).kit
+    assert contents(copy) == contents(kit)
+    run(["e2fsck", "-n", other])
+    for name in ("usb", "copy-0"):
+        detached(places, name)
+
+
+@pytest.mark.usefixtures("targets")
 def test_one_that_is_too_small_is_told_before_anything_is_written(places: Places, tmp_path: Path) -> None:
     kit = large(places, tmp_path / "large.img", MIB)
     # A pool that does not zero its chunks, so that each is taken by a few bytes.

@@ -114,10 +114,12 @@ class Campaign:
             _check_ending(first, name)
             self.check_between(verb)
             if again:
-                _check_ending(self.ended(verb, again[0], name, again[1]), name)
+                second = self.ended(verb, again[0], name, again[1])
+                if not _was_over(verb, second):
+                    _check_ending(second, name)
                 self.check_between(verb)
             rerun = self.run(verb)
-            if not (verb == "destroy" and rerun.code == 4 and "no lab" in rerun.err):
+            if not _was_over(verb, rerun):
                 rerun.expect(0)
             self.check(verb)
         except AssertionError as error:
@@ -233,6 +235,11 @@ class Campaign:
         seen += [str(sorted(p for p in self.kit.path.rglob("*") if "tiny-2" in str(p)))]
         seen += [self.kit.files("tiny-2").record.read_text()]
         return tuple(map(str, seen))
+
+
+def _was_over(verb: str, ran: Ran) -> bool:
+    """Whether all was gone already: who is ended late in `destroy` has done it."""
+    return verb == "destroy" and ran.code == 4 and "no lab" in ran.err
 
 
 def _check_ending(ran: Ran, name: str) -> None:

@@ -125,6 +125,7 @@ def copy_rows(seconds: Mapping[str, Sequence[float]], facts: Mapping[str, int]) 
         Row("copy of a kit", ours, taken["raw write"], 1.2, "dd of as many bytes, straight to the disk"),
         Row("copy of a kit to 2 disks", taken["copy to 2"], ours, 1.25, "to one"),
         Row("copy of a kit to 4 disks", taken["copy to 4"], ours, 1.25, "to one"),
+        Row("copy of a kit to 4 disks", taken["copy to 4"], taken["raw write to all"], None, "four of these dd at once"),
         Row("verification of a copy", taken["verify"], taken["raw read"], 1.05, "dd of as many bytes, straight from the disk"),
         Row("bytes read of the kit for 4 copies", (float(facts["read for 4"]),), (unique,), 1.0, "what is unique", unit="bytes"),
         Row("bytes written to a copy", (written,), (unique,), None, "what is unique", unit="bytes"),

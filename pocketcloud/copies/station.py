@@ -161,11 +161,18 @@ class Station:
         with self._source.tree:
             if any(entry.id == candidate.id for entry in read_ledger(kit).copies):
                 return
-            generation = self._source.shipped.generation
-            name, when = Name.parse(candidate.name), self._orders.now()
-            add_copies(
-                kit, [CopyEntry(name, candidate.id, device.serial, when, "", generation, port=device.port, size=device.size)]
-            )
+        generation = self._source.shipped.generation
+        name, when = Name.parse(candidate.name), self._orders.now()
+        self._list(CopyEntry(name, candidate.id, device.serial, when, "", generation, port=device.port, size=device.size))
+
+    def _list(self, entry: CopyEntry) -> None:
+        kit = self._source.kit
+        try:
+            with self._source.tree:
+                add_copies(kit, [entry])
+        except (PocketcloudError, OSError) as error:
+            # The copy is no worse for that.
+            self._say(f"{entry.name} is whole, and not on the list of kit {kit.name}: {error}", warn=True)
 
     def _described(self, disk: _Disk) -> str:
         return f"{disk.device.path} ({disk.device.model or 'disk'}, {disk.device.serial or 'no serial'})"
@@ -332,8 +339,7 @@ class Station:
                     self.tally.failed[str(copied.kit)] = copied
             self._record("failed", disk, **told, fault=copied.fault)
             return
-        with self._source.tree:
-            add_copies(self._source.kit, [entry_of(copied, self._orders.now())])
+        self._list(entry_of(copied, self._orders.now()))
         with self._lock:
             self.tally.done.append(copied)
             failed = self.tally.failed

@@ -284,7 +284,7 @@ def _note_what_goes(
     """Say what `lab undo` will not bring back, though somebody may think so."""
     if replaced := [name for name in earlier if name not in way.parts]:
         draft.notes.append(
-            f"`lab undo {record.instance}` takes back this {_verb(way)}; what {', '.join(replaced)} left at an earlier one goes"
+            f"`lab undo {record.instance}` will not bring back any more what {', '.join(replaced)} left before this {_verb(way)}"
         )
     if worked := [name for name in again if record.is_ready_again(name)]:
         draft.notes.append(

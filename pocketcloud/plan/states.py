@@ -140,7 +140,8 @@ def plan_snapshot(
     before: tuple[str, ...] = ()
     if kept != record:
         before = (draft.add(CommitRecord(id="commit", reason="what is too old goes", record=kept)),)
-    if loose := [volume for volume in leftovers(record, have) if have.volumes[volume].parent in _lent(record, have)]:
+    lent = _lent(record, have)
+    if loose := [volume for volume in leftovers(record, have) if have.volumes[volume].parent in lent]:
         reason = "a snapshot that was interrupted left them"
         before = (draft.add(RemoveVolumes(id="loose", reason=reason, after=before, names=tuple(loose))),)
     step = TakeSnapshot(

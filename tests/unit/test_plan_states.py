@@ -190,7 +190,7 @@ def test_an_undo_that_goes_with_the_reset_of_another_machine_is_told_of() -> Non
     work(host, "homework")
     do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=True))
     made = do(host, lambda have, here: plan_reset(INSTANCE, ["b"], have, here, undo=True))
-    assert made.notes == ("`lab undo demo` takes back this reset; what a left at an earlier one goes",)
+    assert made.notes == ("`lab undo demo` will not bring back any more what a left before this reset",)
     do(host, undo)
     assert ("homework" in host.content("a"), "homework" in host.content("b")) == (False, True)
     do(host, lambda have, here: plan_reset(INSTANCE, ["a"], have, here, undo=False))
@@ -743,7 +743,7 @@ def test_a_machine_that_left_the_file_is_not_taken_back_into_the_lab() -> None:
     made = do(host, restore("s"))
     assert made.notes == (
         "b is in demo@s and not in the lab any more; it is left out",
-        "`lab undo demo` takes back this restore; what b left at an earlier one goes",
+        "`lab undo demo` will not bring back any more what b left before this restore",
     )
     assert record(host).lab.machines == one.machines
     host.domains["b"].state = DomainState.OFF

@@ -1,7 +1,7 @@
 """Memory that is kept with a state: described when it is taken, judged when it is to be used, woken from, or said why not.
 
 A woken guest believes that no time has passed, and draws the random numbers that it drew before. So its clock is set, its kernel
-is told by the generation id (libvirt changes it at every restore), and gets randomness of the host's, as not all know that device.
+is told by the generation id (libvirt changes it at every restore), and gets randomness of the host's: not all know that device.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,12 +23,12 @@ from pocketcloud.model.sizes import MIB
 from pocketcloud.system import run
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
+from tests.rig.inside.scsi_disks import DRIVER, whole_disk, wiped
 from tests.rig.inside.test_clone import contents, disks, held, one_base, targets
 from tests.rig.inside.test_kit_device import in_file
 
 __all__ = ["disks", "targets"]
 SIZE = 24 * MIB
-DRIVER = Path("/sys/bus/pseudo/drivers/scsi_debug")
 CANCELS, PULLS, OFF, BAD = range(20), range(12), range(12), range(6)
 
 
@@ -92,56 +90,6 @@ def test_stopped_by_hand_at_any_moment(places: Places, tmp_path: Path, targets: 
     assert contents(copy) == contents(kit)
     for name in ("usb", "copy"):
         detached(places, name)
-
-
-@contextmanager
-def scsi_disk(**options: int) -> Iterator[Path]:
-    """A disk that says it has four GiB, and keeps much less: nothing may ever become a kit on it."""
-    words = [f"{key}={value}" for key, value in {"dev_size_mb": 64, "virtual_gb": 4, **options}.items()]
-    run(["modprobe", "scsi_debug", *words])
-    try:
-        until = time.monotonic() + 20
-        while not (found := list(Path("/dev").glob("sd?"))):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        yield found[0]
-    finally:
-        for _ in range(100):
-            if run(["rmmod", "scsi_debug"], codes=(0, 1)).code == 0:
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("something still holds the disk")
-
-
-@contextmanager
-def whole_disk() -> Iterator[Path]:
-    """An empty SCSI disk, whose memory is the same each time: User-Mode Linux does not get over so much being given back."""
-    if not DRIVER.exists():
-        run(["modprobe", "scsi_debug", "dev_size_mb=3200", "add_host=0"])
-    (DRIVER / "add_host").write_text("1")
-    try:
-        until = time.monotonic() + 20
-        while not (found := list(Path("/dev").glob("sd?"))):
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        wiped(found[0])
-        yield found[0]
-    finally:
-        for key in ("opts", "every_nth", "ndelay"):
-            (DRIVER / key).write_text("0")
-        (DRIVER / "add_host").write_text("-1")
-        for _ in range(100):
-            if Path("/sys/module/scsi_debug/refcnt").read_text().strip() == "0":
-                break
-            time.sleep(0.1)
-        else:
-            raise AssertionError("something still holds the disk")
-
-
-def wiped(disk: Path) -> None:
-    run(["wipefs", "--all", "--force", *sorted(Path("/dev").glob(f"{disk.name}?")), disk])
-    run(["blockdev", "--rereadpt", disk])
 
 
 def pours_whole(kit: Kit, places: Places, disk: Path) -> float:

@@ -28,8 +28,8 @@ from tests.rig.inside.asked import Asked
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.ram_disks import ram_disks
+from tests.rig.inside.scsi_disks import scsi_disk
 from tests.rig.inside.test_clone import contents, held, noise, one_base
-from tests.rig.inside.test_copy_faults import scsi_disk
 from tests.rig.inside.test_kit_device import erase, in_file, pattern
 
 pytestmark = pytest.mark.sampled(6)

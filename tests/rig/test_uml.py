@@ -105,7 +105,7 @@ def test_guests_inside(tmp_path: Path, capsys: pytest.CaptureFixture[str], file:
 
 def _judge(boot: Boot, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     said = [line for line in job.log.splitlines() if line.strip()]
-    shown = [line for line in said if line.startswith("SKIPPED") or re.fullmatch(r"\d+ (kills|s: .*)", line)]
+    shown = [line for line in said if line.startswith("SKIPPED") or re.fullmatch(r"\d+ (kills|flips|stopped|s:).*", line)]
     with capsys.disabled():
         print("", f"  in User-Mode Linux: {boot}: {' '.join(said[-1:])}", *shown, sep="\n", end="")
     assert job.code == 0, job.log[-20000:]

@@ -15,16 +15,31 @@ from pocketcloud.kit.mounts import mounts
 from pocketcloud.model.sizes import MIB
 from pocketcloud.storage.devmapper import nodes
 from pocketcloud.system import run
+from tests.rig.inside.cut import ENDS
 from tests.rig.inside.filed import Filed, filed
 from tests.rig.inside.made import NOW, SIZE, loops
 
 collect_ignore_glob = [] if os.environ.get("POCKETCLOUD_RIG") == "uml" else ["test_*.py"]
+CAMPAIGN = 20
 
 
 @pytest.fixture(scope="session", autouse=True)
 def modules() -> None:
     """No module is loaded when User-Mode Linux starts, and nothing inside loads one by itself."""
     run(["modprobe", "-a", "loop", "ext4", "sd_mod", "dm_thin_pool"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def enough_kills() -> Iterator[None]:
+    """A campaign in which most works were through before they were to be killed shows nothing."""
+    yield
+    if ENDS.total() >= CAMPAIGN:
+        assert ENDS[True] >= ENDS.total() / 2, ENDS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if ENDS:
+        terminalreporter.write_line(f"{ENDS[True]} kills in {ENDS.total()} works that were to be killed")
 
 
 @pytest.fixture

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
+
+# Of how many works, by whether they were killed before they were done.
+ENDS = Counter[bool]()
 
 
 def killed_after(seconds: float, work: Callable[[], bool]) -> bool:
@@ -25,4 +29,5 @@ def killed_after(seconds: float, work: Callable[[], bool]) -> bool:
     kill.join()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL)
+    ENDS[code != 0] += 1
     return code != 0

@@ -93,7 +93,7 @@ def test_a_copy_proves_what_it_was_shipped_with(places: Places, tmp_path: Path, 
         assert not found.whole
         flip(copy, where, unit, random.Random(f"{seed}.{number}"))  # noqa: S311
     assert verified(copy).whole
-    print(f"{FLIPS} kills")
+    print(f"{FLIPS} flips found")
     # What is no longer right in the master is not shipped again.
     fault = random.Random(f"{seed}.master")  # noqa: S311 - keeps no secret
     sums = read_sums(kit.path, shipped.generation)

@@ -28,7 +28,7 @@ networks:
   front: {KIND}
 """
 
-pytestmark = pytest.mark.sampled(2)
+pytestmark = pytest.mark.sampled(3)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """States of a lab of two real guests: memory that outlives a warm reset, a tree of states, two copies side by side.
 
-One lab for all, as its boots take most of the time. What the guests have on their disks is read in the guests, over ssh.
+One lab for all, as its boots take most of the time; `make test` runs the tree or the copies. What the guests have on their
+disks is read in the guests, over ssh.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def test_what_the_reset_took_away_comes_back(lab: Class) -> None:
     lab.lab("reset", "class", "-y").expect(0)
 
 
+@pytest.mark.sampled(2)
 def test_a_tree_of_states_in_any_order(lab: Class) -> None:
     """Three deep, with branches: clean, one, two, three, and from one: other. In memory something counts along."""
     for name, parent in (("one", ""), ("two", ""), ("three", ""), ("other", "one")):
@@ -129,7 +131,7 @@ def test_a_tree_of_states_in_any_order(lab: Class) -> None:
         lab.mark(name)
         lab.lab("snapshot", f"class@{name}", "--ram").expect(0)
         assert lab.marks()[0] == {name}, "taking a state changes nothing"
-        lab.check_clocks()
+    lab.check_clocks()
     told = lab.lab("tree", "class", "-o", "json").expect(0).json()
     tree = {node["name"]: node["parent"] for node in told["states"] if node["name"] != "undo"}  # type: ignore[attr-defined] # JSON
     assert tree == {"clean": "", "one": "clean", "two": "one", "three": "two", "other": "one"}
@@ -150,6 +152,7 @@ def test_checks_give_points(lab: Class) -> None:
         assert (told["points"], told["of"]) == (points, 3)
 
 
+@pytest.mark.sampled(2)
 def test_two_copies_side_by_side(lab: Class) -> None:
     """Of a lab of one machine, with the class switched off: emulated guests take all that a small computer has."""
     lab.lab("down", "class", "--within", "0").expect(0)

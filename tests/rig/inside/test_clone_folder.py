@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,7 @@ __all__ = ["liar"]
 
 DISK = Path("/dev/ram0")
 CHUNK = 64 * KIB
+SPACES = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -214,6 +217,64 @@ def test_a_copy_that_was_killed_is_no_kit_and_is_begun_anew(places: Places, disk
     assert structure(copy) == structure(kit)
     for name in ("copy", "one"):
         detached(places, name)
+
+
+@pytest.fixture
+def narrow(folder: Path) -> Iterator[Path]:
+    """A file system of its own that two copies do not fit into."""
+    path = folder / "narrow"
+    path.mkdir(mode=0o755)
+    run(["mount", "-t", "tmpfs", "-o", f"size={48 * MIB}", "none", path])
+    yield path
+    run(["umount", path])
+
+
+def filled(path: Path, *, stop: threading.Event) -> None:
+    """Take all the space there is, and what is given back meanwhile."""
+    with path.open("wb", buffering=0) as file:
+        while not stop.is_set():
+            with suppress(OSError):
+                file.write(bytes(64 * KIB))
+                continue
+            stop.wait(0.01)
+
+
+@pytest.mark.sampled(20)
+def test_where_the_space_ends_meanwhile_there_is_no_kit_and_the_same_again_makes_it(
+    places: Places, folder: Path, narrow: Path
+) -> None:
+    kit = small(places, folder / "one")
+    begun = time.monotonic()
+    assert copied(kit, places, narrow / "whole", "whole").fault == ""
+    seconds = time.monotonic() - begun
+    remove_tree(narrow / "whole")
+    chance = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.space")  # noqa: S311 - keeps no secret
+    lacked = 0
+    for number in range(SPACES):
+        stop = threading.Event()
+        after = (number + chance.random()) / SPACES * seconds
+        timer = threading.Timer(after, filled, (narrow / "others",), {"stop": stop})
+        timer.start()
+        try:
+            done = copied(kit, places, narrow / "copy", "copy")
+        finally:
+            stop.set()
+            timer.cancel()
+            timer.join()
+        if done.fault:
+            print(done.fault)
+            assert re.search("no space|to give|is full", done.fault.lower())
+            lacked += "to give" not in done.fault
+            assert {path.name for path in narrow.iterdir()} <= {"others"}
+        else:
+            assert seen(kit_at(narrow / "copy")) == seen(kit)
+            remove_tree(narrow / "copy")
+        (narrow / "others").unlink(missing_ok=True)
+    print(f"{lacked} kills: copies without space")
+    assert lacked > SPACES // 2
+    assert copied(kit, places, narrow / "copy", "copy").fault == ""
+    assert seen(kit_at(narrow / "copy")) == seen(kit)
+    detached(places, "one")
 
 
 @pytest.mark.sampled(20)

@@ -51,7 +51,6 @@ def sync(
     """
     from pocketcloud.copies.ledger import add_copies
     from pocketcloud.copies.sync import sync as sync_copies
-    from pocketcloud.events import StepProgress
     from pocketcloud.kit.attached import Places
     from pocketcloud.system import run
 
@@ -67,7 +66,7 @@ def sync(
         ask(f"Bring {'these copies' if len(copies) > 1 else 'this copy'} to the state of kit {kit.name}?", yes=yes)
         view = open_view(progress, verbose)
         held.callback(view.close)
-        tell = _Shown(copies, view.emit)
+        shown = _Shown(copies, view.emit)
         done = sync_copies(
             kit,
             copies,
@@ -76,9 +75,9 @@ def sync(
             thorough=thorough,
             now=now(),
             stop=threading.Event(),
-            tell=lambda name, sent, total: view.emit(StepProgress(name, sent / max(total, 1), tell.text(sent, total))),
+            tell=view.emit,
         )
-        tell.end(done)
+        shown.end(done)
         entries = [_entry(copy, each) for copy, each in zip(copies, done, strict=True) if not each.fault]
         add_copies(kit, entries)
         whole = [copy for copy, each in zip(copies, done, strict=True) if each.whole]
@@ -176,21 +175,12 @@ class _Shown:
     """A line for each copy, from its begin to its end."""
 
     def __init__(self, copies: Sequence[Plugged], emit: Callable[[Event], None]) -> None:
-        import time
-
         from pocketcloud.events import StepStarted
 
-        self._emit, self._clock = emit, time.monotonic
-        self._begun = self._clock()
+        self._emit = emit
         self._titles = {copy.name: f"sync {copy.name} on {copy.device}" for copy in copies}
         for name, title in self._titles.items():
             emit(StepStarted(name, title, ""))
-
-    def text(self, sent: int, total: int) -> str:
-        """How far it is, at what rate, and how long it still takes."""
-        from pocketcloud.model.sizes import progress_text
-
-        return f"sent {progress_text(sent, total, self._clock() - self._begun)}"
 
     def end(self, done: Sequence[Synced]) -> None:
         """Tell what became of each."""

@@ -30,7 +30,6 @@ from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.plugged import kit_on, plugged_kits
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.names import Name
-from pocketcloud.model.sizes import progress_text
 from pocketcloud.system import CommandFailed, Runner
 
 T = TypeVar("T")
@@ -251,12 +250,6 @@ class Station:
         found = [(disk, self._tried(disk, partial(kit_on, disk.device.path, self._run))) for disk in batch]
         copies = [(disk, copy) for disk, copy in found if copy is not None]
 
-        begun = time.monotonic()
-
-        def tell(name: str, sent: int, total: int) -> None:
-            text = f"sent {progress_text(sent, total, time.monotonic() - begun)}"
-            self._pass_on(StepProgress(name, sent / max(total, 1), text, name), batch)
-
         done = sync_of(
             self._source,
             [copy for _, copy in copies],
@@ -265,7 +258,7 @@ class Station:
             thorough=False,
             now=self._orders.now(),
             stop=self._stop,
-            tell=tell,
+            tell=lambda event: self._pass_on(event, batch),
         )
         if self._stop.is_set() and any(each.fault for each in done):
             raise InterruptedError

@@ -14,6 +14,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,12 +26,13 @@ from pocketcloud.copies.source import Source, source_of, write_content
 from pocketcloud.copies.target import Written, layout_of_copy, metadata_image, put_image, sector_of, state_image
 from pocketcloud.copies.up_to_date import Renewed, Table, looked_into, older_copy, renewed
 from pocketcloud.errors import NoSpace, PocketcloudError, Refused
+from pocketcloud.events import Event, StepProgress
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.interlocks import claimed
 from pocketcloud.kit.manifest import write_manifest
 from pocketcloud.kit.plugged import Plugged, kit_on
 from pocketcloud.model.kit import Kit
-from pocketcloud.model.sizes import size_text
+from pocketcloud.model.sizes import progress_text, size_text
 from pocketcloud.scratch import scratch
 from pocketcloud.storage.lvm import Lvm, complaint
 from pocketcloud.system import CommandFailed, Runner
@@ -38,6 +40,7 @@ from pocketcloud.system import CommandFailed, Runner
 _BLKFLSBUF = 0x1261
 # Of what a copy has already so many chunks are read, by chance, to see that it has them.
 _SAMPLE = 256
+_TOLD_EVERY = 0.5
 
 
 class Whole(Refused):
@@ -66,6 +69,9 @@ class Synced:
 
 @dataclass(slots=True)
 class _Target:
+    """A copy on its way. What was sent is `checked`, what it had already is `sampled`; `to_read` bytes are read for the two
+    since `reading` (a monotonic time in seconds; 0: not yet)."""
+
     copy: Plugged
     since: float
     renewed: Renewed | None = None
@@ -73,6 +79,8 @@ class _Target:
     images: Written = field(default_factory=lambda: Written((), (), ()))
     checked: Checked = field(default_factory=Checked)
     sampled: Checked = field(default_factory=Checked)
+    to_read: int = 0
+    reading: float = 0.0
     files: Path | None = None
     fault: str = ""
     whole: bool = False
@@ -91,13 +99,13 @@ def sync(
     thorough: bool,
     now: str,
     stop: threading.Event,
-    tell: Callable[[str, int, int], None],
+    tell: Callable[[Event], None],
 ) -> tuple[Synced, ...]:
     """Bring plugged copies that are not attached to the state of the attached kit, whose labs are down; what became of each.
 
     With `keep_labs` the labs on a copy stay as they are there. `thorough` reads all that a copy has already, in place of a
-    sample. `tell` gets the name of a copy, and the bytes sent and to be sent. The caller holds what makes kits, and the kit's
-    labs and bases. Raises Refused, NoSpace and the like where that concerns the master."""
+    sample. `tell` gets how far each copy is, with its rate. The caller holds what makes kits, and the kit's labs and bases.
+    Raises Refused, NoSpace and the like where that concerns the master."""
     with source_of(kit, run, now=now) as source:
         return sync_of(source, copies, run, keep_labs=keep_labs, thorough=thorough, now=now, stop=stop, tell=tell)
 
@@ -111,7 +119,7 @@ def sync_of(
     thorough: bool,
     now: str,
     stop: threading.Event,
-    tell: Callable[[str, int, int], None],
+    tell: Callable[[Event], None],
 ) -> tuple[Synced, ...]:
     """Bring copies to the state of a source, as `sync` does; copies may be made of it at the same time."""
     targets = [_Target(copy, time.monotonic()) for copy in copies]
@@ -238,7 +246,7 @@ def _renew(
     now: str,
     thorough: bool,
     stop: threading.Event,
-    tell: Callable[[str, int, int], None],
+    tell: Callable[[Event], None],
 ) -> None:
     """Send a group of copies what they do not have, and all that is to be in its place before LVM may take it."""
     source = master.source
@@ -253,10 +261,12 @@ def _renew(
             target.outlet.aims = [placed(tables[id(target)], piece.begin, chunk, data) for piece in pieces]
     total = sum(piece.length for piece in pieces)
 
+    begun = time.monotonic()
+
     def tick() -> None:
         for target in group:
             if target.outlet and not target.failed:
-                tell(target.copy.name, target.outlet.written, total)
+                _say(target, "sent", target.outlet.written, total, begun, tell)
 
     outlets = [target.outlet for target in group if target.outlet]
     digests = pour(source.handle, pieces, outlets, unit=unit, stop=stop, tick=tick)
@@ -265,8 +275,33 @@ def _renew(
         with source.tree:
             write_content(source, sums)
         master.noted = True
-    for target in group:
-        _tried(target, lambda t: _complete(t, master, pieces, digests, run, now=now, thorough=thorough, stop=stop))
+    _complete_all(
+        group, lambda t: _complete(t, master, pieces, digests, run, now=now, thorough=thorough, stop=stop), stop=stop, tell=tell
+    )
+
+
+def _complete_all(
+    group: Sequence[_Target], complete: Callable[[_Target], None], *, stop: threading.Event, tell: Callable[[Event], None]
+) -> None:
+    """Complete each copy in a thread of its own: no disk waits for another one to be read."""
+    with ThreadPoolExecutor(len(group), "sync") as pool:
+        works = [pool.submit(_tried, target, complete) for target in group]
+        try:
+            while wait(works, _TOLD_EVERY).not_done:
+                for target in group:
+                    if target.reading and not target.failed:
+                        done = target.checked.read + target.sampled.read
+                        _say(target, "read again", done, target.to_read, target.reading, tell)
+        except BaseException:
+            stop.set()
+            raise
+    for work in works:
+        work.result()
+
+
+def _say(target: _Target, what: str, done: int, total: int, since: float, tell: Callable[[Event], None]) -> None:
+    name, text = target.copy.name, f"{what} {progress_text(done, total, time.monotonic() - since)}"
+    tell(StepProgress(name, min(done / max(total, 1), 1.0), text, name))
 
 
 def _split(runs: Sequence[tuple[int, int]], cuts: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -336,11 +371,13 @@ def _complete(
         fcntl.ioctl(outlet.handle, _BLKFLSBUF)
     images = target.images
     wanted = [*pieces, *images.pieces], [*outlet.aims, *images.aims], [*digests, *images.digests]
-    check(outlet.handle, *wanted, target.checked, unit=unit, stop=stop)
-    _judge(target.checked, "read again are not what was written: the disk is failing, or smaller than it says")
     some = list(_some(target, known, unit, units, thorough=thorough))
     aims = [places.data + there * unit for there, _ in some]
     held = [Piece(0, len(told) // DIGEST * unit) for _, told in some]
+    target.to_read = sum(piece.length for piece in [*wanted[0], *held])
+    target.reading = time.monotonic()
+    check(outlet.handle, *wanted, target.checked, unit=unit, stop=stop)
+    _judge(target.checked, "read again are not what was written: the disk is failing, or smaller than it says")
     check(outlet.handle, held, aims, [told for _, told in some], target.sampled, unit=unit, stop=stop)
     _judge(target.sampled, "are not what was shipped: copy it anew")
     if stop.is_set():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from pocketcloud.copies.shipped import drop, read_all
 from pocketcloud.copies.source import source_of
 from pocketcloud.copies.sync import Synced, sync
 from pocketcloud.copies.verify import verify
+from pocketcloud.events import Event, StepProgress
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.plugged import kit_on
 from pocketcloud.model.kit import Kit
@@ -33,11 +36,15 @@ from tests.rig.inside.test_kit_device import in_file
 __all__ = ["disks", "targets"]
 
 
-def synced(kit: Kit, *devices: Path, keep_labs: bool = False, thorough: bool = False) -> tuple[Synced, ...]:
+def synced(
+    kit: Kit,
+    *devices: Path,
+    keep_labs: bool = False,
+    thorough: bool = False,
+    tell: Callable[[Event], None] = lambda _: None,
+) -> tuple[Synced, ...]:
     copies = [kit_on(device, run) for device in devices]
-    return sync(
-        kit, copies, run, keep_labs=keep_labs, thorough=thorough, now=NOW, stop=threading.Event(), tell=lambda *_: None
-    )  # fmt: skip
+    return sync(kit, copies, run, keep_labs=keep_labs, thorough=thorough, now=NOW, stop=threading.Event(), tell=tell)
 
 
 def proven(kit: Kit) -> bool:
@@ -129,9 +136,12 @@ def test_no_side_is_read_whole(places: Places, tmp_path: Path, targets: tuple[Pa
     assert (found.fault, found.whole) == ("", False)
     assert found.sent >= MIB
     reads = read_from_disks()
-    (found,) = synced(kit, target, thorough=True)
+    told: list[Event] = []
+    (found,) = synced(kit, target, thorough=True, tell=told.append)
     assert found.fault == ""
     assert read_from_disks() - reads >= 240 * MIB, "the count counts"
+    shown = [event.text for event in told if isinstance(event, StepProgress)]
+    assert any(re.fullmatch(r"read again .* of 2[4-9]\d(\.\d)? MiB, \d+ MB/s.*", text) for text in shown), shown
     assert quick < 120 * MIB
     copy = attached(places, target).kit
     assert contents(copy) == contents(kit)

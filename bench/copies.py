@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from pocketcloud.copies.pieces import Piece, cut, unit_of
 from pocketcloud.copies.pouring import Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import Sums, sums_of
 from pocketcloud.copies.source import Source, source_of
-from pocketcloud.copies.target import Drawn, draw, layout_of_copy, metadata_image, own_manifest, put_image, state_image
+from pocketcloud.copies.target import Drawn, MetadataImages, draw, layout_of_copy, own_manifest, put_image, state_image
 from pocketcloud.copies.unfinished import Unfinished
 from pocketcloud.kit.attached import Places
 from pocketcloud.kit.device import init_file, plan_file, put_down
@@ -101,18 +101,20 @@ class Copies:
 
     def write(self) -> None:
         """Write all, to all."""
-        self.digests = pour(self.source.handle, self.pieces, self.outlets, unit=self.unit, stop=threading.Event())
-        sums = sums_of((piece.begin // self.unit, told) for piece, told in zip(self.pieces, self.digests, strict=True))
-        with ThreadPoolExecutor(len(self.outlets)) as threads:
-            self.more = list(threads.map(lambda drawn, outlet: self._put(drawn, outlet, sums), self.drawn, self.outlets))
+        with MetadataImages(run) as images, ThreadPoolExecutor(len(self.outlets)) as threads:
+            metadata = [images.begin(drawn.pool, drawn.note.layout.metadata) for drawn in self.drawn]
+            self.digests = pour(self.source.handle, self.pieces, self.outlets, unit=self.unit, stop=threading.Event())
+            sums = sums_of((piece.begin // self.unit, told) for piece, told in zip(self.pieces, self.digests, strict=True))
+            self.more = list(threads.map(partial(self._put, sums), self.drawn, self.outlets, metadata))
 
-    def _put(self, drawn: Drawn, outlet: Outlet, sums: Sums) -> tuple[list[Piece], list[int], list[bytes]]:
+    def _put(
+        self, sums: Sums, drawn: Drawn, outlet: Outlet, metadata: Future[Path]
+    ) -> tuple[list[Piece], list[int], list[bytes]]:
         """Write the pool's map and the kit's files to one disk."""
         if outlet.fault:
             raise RuntimeError(outlet.fault)
         places, layout = drawn.group.places, drawn.note.layout
-        with metadata_image(drawn.pool, layout.metadata, run) as image:
-            first = put_image(image, outlet.handle, places.metadata, unit=self.unit, holes=False)
+        first = put_image(metadata.result(), outlet.handle, places.metadata, unit=self.unit, holes=False)
         with state_image(self.source, layout.state, sums, own_manifest(self.source, drawn, NOW), run) as image:
             second = put_image(image, outlet.handle, places.state, unit=self.unit, holes=True)
         both = first + second

@@ -25,11 +25,11 @@ from pocketcloud.copies.shipped import sums_of
 from pocketcloud.copies.source import Source, on_disk, source_of, write_content
 from pocketcloud.copies.target import (
     Drawn,
+    MetadataImages,
     Written,
     draw,
     label,
     layout_of_copy,
-    metadata_image,
     own_manifest,
     put_image,
     sector_of,
@@ -100,6 +100,7 @@ class _Target:
     carrier: Path = Path()
     drawn: Drawn | None = None
     outlet: Outlet | None = None
+    metadata: Future[Path] | None = None
     images: Written = field(default_factory=lambda: Written((), (), ()))
     checked: Checked = field(default_factory=Checked)
     reading: float = 0.0  # since when it is read again
@@ -168,7 +169,10 @@ def clone_of(
         if left:
             # Not before it is known to fit a disk: a stream may say that it has more than there is memory to count it in.
             pieces = tuple(cut(source.runs, source.pool.chunk))
-            with _Show(targets, source.bytes, tell), ThreadPoolExecutor(len(left)) as pool:
+            with _Show(targets, source.bytes, tell), MetadataImages(run) as images, ThreadPoolExecutor(len(left)) as pool:
+                for target in left:
+                    if target.drawn:
+                        target.metadata = images.begin(target.drawn.pool, target.drawn.note.layout.metadata)
                 ends = _Ends(source, pieces, left, pool, run, now, stop, made)
                 try:
                     ends.pour()
@@ -340,13 +344,12 @@ def _note_at(path: Path) -> Unfinished | None:
 
 
 def _put_images(target: _Target, source: Source, digests: Digests, run: Runner, *, now: str) -> None:
-    drawn, outlet = target.drawn, target.outlet
-    if drawn is None or outlet is None:
+    drawn, outlet, metadata = target.drawn, target.outlet, target.metadata
+    if drawn is None or outlet is None or metadata is None:
         return
     places, unit = drawn.group.places, unit_of(drawn.pool.chunk)
     sums = sums_of(((aim - places.data) // unit, told) for aim, told in zip(drawn.aims, digests, strict=True))
-    with metadata_image(drawn.pool, drawn.note.layout.metadata, run) as image:
-        target.images += put_image(image, outlet.handle, places.metadata, unit=unit, holes=False)
+    target.images += put_image(metadata.result(), outlet.handle, places.metadata, unit=unit, holes=False)
     with state_image(source, drawn.note.layout.state, sums, own_manifest(source, drawn, now), run) as image:
         target.images += put_image(image, outlet.handle, places.state, unit=unit, holes=True)
     outlet.written += sum(piece.length for piece in target.images.pieces)

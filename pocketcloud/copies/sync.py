@@ -14,7 +14,7 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from pocketcloud.copies.pieces import LARGEST, Piece, cut, unit_of
 from pocketcloud.copies.pouring import DIGEST, Checked, Digests, Outlet, check, pour
 from pocketcloud.copies.shipped import Sums, read_all, read_sums, sums_of
 from pocketcloud.copies.source import Source, source_of, write_content
-from pocketcloud.copies.target import Written, layout_of_copy, metadata_image, put_image, sector_of, state_image
+from pocketcloud.copies.target import MetadataImages, Written, layout_of_copy, put_image, sector_of, state_image
 from pocketcloud.copies.up_to_date import Renewed, Table, looked_into, older_copy, renewed
 from pocketcloud.errors import NoSpace, PocketcloudError, Refused
 from pocketcloud.events import Event, StepProgress
@@ -76,6 +76,7 @@ class _Target:
     since: float
     renewed: Renewed | None = None
     outlet: Outlet | None = None
+    metadata: Future[Path] | None = None
     images: Written = field(default_factory=lambda: Written((), (), ()))
     checked: Checked = field(default_factory=Checked)
     sampled: Checked = field(default_factory=Checked)
@@ -128,7 +129,11 @@ def sync_of(
         for target in targets:
             _tried(target, lambda t: _prepare(t, master, held, run, keep_labs=keep_labs))
             _check_whole(target, source, run)
+        images = held.enter_context(MetadataImages(run))
         for group in _together(targets):
+            for target in group:
+                if target.renewed:
+                    target.metadata = images.begin(target.renewed.pool, target.renewed.change.metadata)
             _renew(master, group, run, now=now, thorough=thorough, stop=stop, tell=tell)
     for target in targets:
         _tried(target, lambda t: _take(t, run))
@@ -352,12 +357,11 @@ def _complete(
     stop: threading.Event,
 ) -> None:
     """Put pool's metadata and `state` beside what is there, and read all again."""
-    outlet, what, source = target.outlet, target.renewed, master.source
-    if outlet is None or what is None:
+    outlet, what, metadata, source = target.outlet, target.renewed, target.metadata, master.source
+    if outlet is None or what is None or metadata is None:
         return
     unit, places = unit_of(source.pool.chunk), what.change.places
-    with metadata_image(what.pool, what.change.metadata, run) as image:
-        target.images += put_image(image, outlet.handle, places.metadata, unit=unit, holes=False)
+    target.images += put_image(metadata.result(), outlet.handle, places.metadata, unit=unit, holes=False)
     known = list(_known_sums(master, target))
     parts = [((aim - places.data) // unit, told) for aim, told in zip(outlet.aims, digests, strict=True)]
     units = source.pool.chunk // unit

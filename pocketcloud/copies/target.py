@@ -11,7 +11,8 @@ import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -132,9 +133,34 @@ def own_manifest(source: Source, drawn: Drawn, now: str) -> Callable[[Path], Non
     return finish
 
 
+class MetadataImages:
+    """Files with the metadata of pools, made beside other work, and once for all copies that have the same, as disks of one size
+    do; gone when it is left."""
+
+    def __init__(self, run: Runner) -> None:
+        self._run = run
+        self._held = ExitStack()
+        # One at a time: what is made at once takes the processor from what is being written.
+        self._thread = ThreadPoolExecutor(1, "metadata")
+        self._begun: dict[tuple[str, int, int], Future[Path]] = {}
+
+    def __enter__(self) -> MetadataImages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._held.close()
+
+    def begin(self, pool: PoolMap, size: int) -> Future[Path]:
+        """Have one of `size` bytes made and checked by the pool's own tools. The result raises Refused if it cannot be."""
+        known = (pool.digest(), pool.chunks, size)
+        if known not in self._begun:
+            self._begun[known] = self._thread.submit(lambda: self._held.enter_context(_metadata_image(pool, size, self._run)))
+        return self._begun[known]
+
+
 @contextmanager
-def metadata_image(pool: PoolMap, size: int, run: Runner) -> Iterator[Path]:
-    """A file of `size` bytes with the metadata of a pool, made and checked by the pool's own tools."""
+def _metadata_image(pool: PoolMap, size: int, run: Runner) -> Iterator[Path]:
     with scratch(run) as aside:
         told, image = Path(aside, "map"), Path(aside, "image")
         with told.open("w") as file:

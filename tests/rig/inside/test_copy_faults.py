@@ -24,11 +24,12 @@ from pocketcloud.system import run
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.made import NOW
 from tests.rig.inside.scsi_disks import DRIVER, whole_disk, wiped
-from tests.rig.inside.test_clone import contents, disks, held, one_base, targets
+from tests.rig.inside.test_clone import contents, disks, held, noise, one_base, targets
 from tests.rig.inside.test_kit_device import in_file
 
 __all__ = ["disks", "targets"]
 SIZE = 24 * MIB
+CHUNK = 64 << 10
 CANCELS, PULLS, OFF, BAD = range(20), range(12), range(12), range(6)
 
 
@@ -224,6 +225,17 @@ def test_what_the_kernel_makes_good_is_no_fault_and_what_it_does_not_no_kit(
     detached(places)
 
 
+def lies_at(disk: Path, content: bytes) -> int:
+    """The byte of the disk at which this is found first; a pool's data begins behind what else a kit has."""
+    run(["blockdev", "--flushbufs", disk])
+    with disk.open("rb") as file:
+        for begin in range(0, 2 << 30, 64 * MIB):
+            file.seek(begin)
+            if (found := file.read(64 * MIB).find(content)) >= 0:
+                return begin + found
+    raise AssertionError("it is not there")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", BAD)
 def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int) -> None:
@@ -231,9 +243,9 @@ def test_sectors_that_cannot_be_read(places: Places, tmp_path: Path, targets: tu
     good, *_ = targets
     kit = in_file(places, tmp_path / "usb.img")
     one_base(kit, SIZE)
-    first = (1 << 30) + chance("bad", number).randrange(48 * MIB, 58 * MIB)
     with whole_disk() as disk:
         pours_whole(kit, places, disk)
+        first = lies_at(disk, noise(SIZE, 1)[chance("bad", number).randrange(SIZE // CHUNK) * CHUNK :][:4096])
         for key, value in {"start": first // 512, "count": 64}.items():
             Path("/sys/module/scsi_debug/parameters", f"medium_error_{key}").write_text(str(value))
         (DRIVER / "opts").write_text("2")

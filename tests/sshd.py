@@ -68,6 +68,29 @@ class Sshd:
         right = self.login
         return Login(right.address, (host or self.host).bare, (client or self.client).private, right.user, right.port)
 
+    def client_words(self) -> list[str]:
+        """OpenSSH's own client on its way in, whatever the user has set up for it; what is to be run there comes after."""
+        key, known = self.folder / "client", self.folder / "known"
+        write_private(key, self.client)
+        known.write_text(f"[127.0.0.1]:{self.port} {self.host.bare}\n")
+        options = {
+            "UserKnownHostsFile": known,
+            "StrictHostKeyChecking": "yes",
+            "IdentityFile": key,
+            "IdentitiesOnly": "yes",
+            "IdentityAgent": "none",
+            "BatchMode": "yes",
+        }
+        words = ["ssh", "-F", "none", "-p", str(self.port), "-l", getpass.getuser()]
+        return [*words, *(f"-o{name}={value}" for name, value in options.items()), "127.0.0.1"]
+
+    @property
+    def sessions(self) -> list[int]:
+        """The processes that serve its connections right now."""
+        assert self._process is not None
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self._process.pid)], capture_output=True, check=False)
+        return [int(word) for word in found.stdout.split()]
+
     def start(self) -> None:
         """Start it and return at once: it listens a moment later."""
         if os.geteuid() == 0:

@@ -132,11 +132,21 @@ def _say(message: str, hint: str) -> None:
     from pocketcloud.cli.view import fit  # not above: `--help` would load it, too
 
     first, *rest = (fit(line) for line in message.splitlines())
-    click.echo(click.style("error: ", fg="red", bold=True) + first, err=True)
+    _tell(click.style("error: ", fg="red", bold=True) + first)
     for line in rest:
-        click.echo(f"  {line}", err=True)
+        _tell(f"  {line}")
     if hint:
-        click.echo(click.style("next:  ", bold=True) + fit(hint), err=True)
+        _tell(click.style("next:  ", bold=True) + fit(hint))
+
+
+def _tell(line: str) -> None:
+    """Write a line to stderr. Who read it may be gone (an ssh connection that broke): the exit code still says what there is to
+    say."""
+    try:
+        click.echo(line, err=True)
+    except BrokenPipeError:
+        # What is left in buffers has to go somewhere: the interpreter would end with another code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _interrupted(arguments: list[str]) -> int:
@@ -153,7 +163,7 @@ def _interrupted(arguments: list[str]) -> int:
         ["cache", "sync"],
     )
     again = f"; what is done is kept, to go on: pocketcloud {' '.join(arguments)}" if changes else ""
-    click.echo(f"\ninterrupted{again}", err=True)
+    _tell(f"\ninterrupted{again}")
     return 130
 
 

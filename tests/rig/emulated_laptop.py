@@ -16,11 +16,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qemu.qmp import EventListener, QMPClient, QMPError
+
+from tests.rig.memory_root import BEGIN, END, write_initramfs
 
 TOP = Path(__file__).resolve().parents[2]
 PORT = "pocketcloud.rig"
@@ -83,18 +85,35 @@ def _said(*argv: str, cwd: str | None = None) -> str:
     return done.stdout
 
 
-def run_job(script: str, disks: Mapping[str, Path], *, timeout: float, env: Mapping[str, str] | None = None) -> Job:
+def run_job(
+    script: str, disks: Mapping[str, Path], *, timeout: float, env: Mapping[str, str] | None = None, in_memory: bool = False
+) -> Job:
     """Boot, run `script` with sh in the checkout, halt. `disks` are the files of the disks that the job may ask for by name;
-    `timeout` is in seconds. Raises LaptopFailed."""
+    `timeout` is in seconds. One that is `in_memory` has what it needs of this host's files there, and can be suspended. Raises
+    LaptopFailed."""
     # A short path: a Unix socket's may have no more than 107 characters.
     with tempfile.TemporaryDirectory(prefix="pc-laptop-", dir="/tmp") as name:
         folder = Path(name)
         exports = "".join(f"export {key}='{value}'\n" for key, value in (env or {}).items())
-        (folder / "job").write_text(f"cd '{TOP}' || exit 99\nexport POCKETCLOUD_RIG=laptop\n{exports}{script}\n")
-        return asyncio.run(_run(folder, disks, timeout))
+        rig = "laptop-in-memory" if in_memory else "laptop"
+        job = f"cd '{TOP}' || exit 99\nexport POCKETCLOUD_RIG={rig}\n{exports}{script}\n"
+        if not in_memory:
+            (folder / "job").write_text(job)
+            return asyncio.run(_run(folder, _argv(folder, disks), timeout))
+        # It is larger than some /tmp may be.
+        with tempfile.NamedTemporaryFile(prefix="pc-laptop-", dir="/var/tmp") as initramfs:
+            write_initramfs(Path(initramfs.name), kernel(), job)
+            log = asyncio.run(_run(folder, _argv_in_memory(folder, disks, Path(initramfs.name)), timeout)).log.replace(
+                "\r\n", "\n"
+            )
+    _, began, said = log.partition(f"{BEGIN}\n")
+    said, ended, code = said.rpartition(END)
+    if not began or not ended:
+        raise LaptopFailed(log[-20000:])
+    return Job(int(code.split()[0]), said)
 
 
-def _argv(folder: Path, disks: Mapping[str, Path]) -> list[str]:
+def _hardware(folder: Path, disks: Mapping[str, Path]) -> list[str]:
     qemu = [
         "-cpu", "max,+svm", "-device", "qemu-xhci,id=xhci", "-device", "usb-ehci,id=ehci",
         "-qmp", f"unix:{folder}/qmp,server=on,wait=off",
@@ -103,19 +122,32 @@ def _argv(folder: Path, disks: Mapping[str, Path]) -> list[str]:
     ]  # fmt: skip
     for node, file in disks.items():
         qemu += ["-blockdev", f"driver=raw,node-name={node},discard=unmap,file.driver=file,file.filename={file}"]
+    return qemu
+
+
+def _argv(folder: Path, disks: Mapping[str, Path]) -> list[str]:
+    qemu = _hardware(folder, disks)
     return [
         str(_BIN / "vng"), "--run", str(kernel()), "--disable-kvm", "--user", "root", "--memory", "2G", "--cpus", "1",
         "--busybox", shutil.which("busybox") or "busybox", f"--qemu-opts={' '.join(qemu)}", "--", f"sh {folder}/job",
     ]  # fmt: skip
 
 
-async def _run(folder: Path, disks: Mapping[str, Path], timeout: float) -> Job:
+def _argv_in_memory(folder: Path, disks: Mapping[str, Path], initramfs: Path) -> list[str]:
+    return [
+        "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "3G", "-smp", "1", "-nodefaults", "-display", "none",
+        "-no-reboot", "-serial", "stdio", "-kernel", str(kernel()), "-initrd", str(initramfs),
+        "-append", "console=ttyS0 panic=-1 loglevel=4", *_hardware(folder, disks),
+    ]  # fmt: skip
+
+
+async def _run(folder: Path, argv: Sequence[str], timeout: float) -> Job:
     # Its programs find each other by PATH; what it caches and its settings stay in the folder.
     env = os.environ | {"PATH": f"{_BIN}:{os.environ['PATH']}", "HOME": str(folder)}
     log = folder / "log"
     with log.open("wb") as said:
         laptop = await asyncio.create_subprocess_exec(
-            *_argv(folder, disks),
+            *argv,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=said,
             stderr=asyncio.subprocess.STDOUT,
@@ -142,23 +174,32 @@ async def _run(folder: Path, disks: Mapping[str, Path], timeout: float) -> Job:
 
 
 async def _hands(folder: Path) -> None:
-    """Do what the job asks for, a line each: `plug DISK CONTROLLER PORT KIND`, `pull DISK`; answer `done` or what failed."""
+    """Do what the job asks for, a line each: `plug DISK CONTROLLER PORT KIND`, `pull DISK`, `wake SECONDS [DISK]`; answer `done`
+    or what failed."""
     while not (folder / "qmp").exists() or not (folder / "port").exists():
         await asyncio.sleep(0.1)
     qmp = QMPClient("laptop")
     await qmp.connect(str(folder / "qmp"))
     reader, writer = await asyncio.open_unix_connection(str(folder / "port"))
+    asleep = EventListener("SUSPEND")
+    qmp.register_listener(asleep)
+    waking: list[asyncio.Task[None]] = []
     try:
         async for line in reader:
             verb, *words = line.decode().split()
             try:
-                await (_plug(qmp, *words) if verb == "plug" else _pull(qmp, *words))
+                if verb == "wake":
+                    waking.append(asyncio.create_task(_wake(qmp, asleep, *words)))
+                else:
+                    await (_plug(qmp, *words) if verb == "plug" else _pull(qmp, *words))
                 answer = "done"
             except (QMPError, TimeoutError) as error:
                 answer = f"failed: {error!r}"
             writer.write(f"{answer}\n".encode())
             await writer.drain()
     finally:
+        for each in waking:
+            each.cancel()
         writer.close()
         with contextlib.suppress(QMPError, EOFError):
             await qmp.disconnect()
@@ -181,6 +222,15 @@ async def _pull(qmp: QMPClient, disk: str) -> None:
                 data = event["data"]
                 if isinstance(data, dict) and data.get("device") == disk:
                     return
+
+
+async def _wake(qmp: QMPClient, asleep: EventListener, seconds: str, *pulled: str) -> None:
+    """Wake the laptop so long after it has suspended itself, which it has not yet; meanwhile pull disks."""
+    await asleep.get()
+    for disk in pulled:
+        await _pull(qmp, disk)
+    await asyncio.sleep(float(seconds))
+    await qmp.execute("system_wakeup")
 
 
 def main(words: list[str]) -> int:

@@ -35,7 +35,7 @@ GUESTS = (DEMO, TRIM)
 FILES = (CASES, SEQUENCES, INSTALL, *(name for name in _names(sorted(INSIDE.glob("test_*.py"))) if name not in GUESTS))
 COPIES, UPDATES = (
     _names(INSIDE / f"test_{name}.py" for name in names)
-    for names in (("clone", "clone_folder", "copy_faults", "copy_targets", "station"), ("stream", "sync", "verify"))
+    for names in (("clone", "clone_folder", "copy_faults", "copy_targets", "station"), ("stream", "stream_ssh", "sync", "verify"))
 )
 SHORT = tuple(
     file for file in FILES if file not in (CASES, SEQUENCES, INSTALL, SPACE, LAB, STATES, SCENARIO, INTERLOCKS, *COPIES, *UPDATES)

@@ -463,6 +463,18 @@ def test_a_reader_that_is_gone_is_no_bug(cli: Cli, arguments: str) -> None:
     assert done.returncode == (4 if "nothing" in arguments else 141)
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("kit nonsense", 2), ("lab up nothing", 4)])
+def test_errors_that_nobody_reads_keep_their_code(cli: Cli, arguments: str, code: int) -> None:
+    """As of a command whose ssh connection broke: neither a bug (1) nor the interpreter's own code for it (120)."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(cli.argv(*arguments.split()), stdout=writing, stderr=writing, env=cli.env, check=False, timeout=60)
+    finally:
+        os.close(writing)
+    assert done.returncode == code
+
+
 def test_what_was_fetched_for_bases_can_be_pruned(cli: Cli) -> None:
     cli("kit", "init")
     content = b"x" * 70000

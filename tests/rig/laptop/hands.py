@@ -9,6 +9,7 @@ from pathlib import Path
 _PORTS = Path("/sys/class/virtio-ports")
 _PORT = "pocketcloud.rig"
 _WITHIN = 60.0
+_SLEPT = Path("/sys/power/suspend_stats/success")
 
 
 def plug(disk: str, controller: str = "xhci", port: int = 1, kind: str = "uas") -> Path:
@@ -29,6 +30,16 @@ def pull(disk: str) -> None:
 def take(disk: str) -> None:
     """Pull a disk out that was switched off before."""
     _ask(f"pull {disk}")
+
+
+def sleep(seconds: float, pulled: str = "") -> None:
+    """Suspend the laptop to memory (ACPI's S3: all is frozen, and devices lose their power); it is woken after so long. A disk
+    may be pulled meanwhile. Returns when it is awake, and udev has seen what is there."""
+    before = int(_SLEPT.read_text())
+    _ask(f"wake {seconds} {pulled}")
+    Path("/sys/power/state").write_text("mem")
+    assert int(_SLEPT.read_text()) == before + 1
+    subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
 
 
 def _ask(line: str) -> None:

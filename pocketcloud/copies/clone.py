@@ -41,8 +41,9 @@ from pocketcloud.events import Event, StepDone, StepFailed, StepProgress, StepSt
 from pocketcloud.host import kits as host
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.attached import Places
-from pocketcloud.kit.disk import PARTITION_NAME, Chosen, cleared
+from pocketcloud.kit.disk import Chosen, cleared
 from pocketcloud.kit.interlocks import claimed, described
+from pocketcloud.kit.plugged import PARTITION_NAME
 from pocketcloud.model.disk import BlockDevice
 from pocketcloud.model.kit import Kit
 from pocketcloud.model.names import Name

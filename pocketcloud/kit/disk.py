@@ -24,7 +24,7 @@ from pocketcloud.kit.device import InitPlan, build, draw_up, new_name, put_down
 from pocketcloud.kit.interlocks import check_target, claimed, confirmation, contents, described
 from pocketcloud.kit.manifest import FILE
 from pocketcloud.kit.mounts import mounts, number_of
-from pocketcloud.kit.plugged import PARTITION_START, Plugged, plugged_kits
+from pocketcloud.kit.plugged import PARTITION_NAME, PARTITION_START, Plugged, plugged_kits
 from pocketcloud.kit.remains import clear
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.model.kit import Kit
@@ -33,7 +33,6 @@ from pocketcloud.storage.lvm import Lvm
 from pocketcloud.storage.thin_volumes import NAME, STATE
 from pocketcloud.system import CommandFailed, Runner, which
 
-PARTITION_NAME = "pocketcloud"
 # Linux LVM, as the UEFI's registry of partition types has it; older sfdisk know no name for it.
 _PARTITION_TYPE = "E6D6D379-F507-44C2-A23C-238F2A3DF928"
 # The last MiB holds the copy of the partition table.

@@ -18,10 +18,10 @@ from pocketcloud.host import kits as host
 from pocketcloud.host.disks import read_block_devices
 from pocketcloud.kit.attached import Places, attached_kits
 from pocketcloud.kit.device import put_down
-from pocketcloud.kit.disk import PARTITION_NAME
 from pocketcloud.kit.evidence import Target
 from pocketcloud.kit.identity import KIT, kit_group, tag
 from pocketcloud.kit.interlocks import check_target, claimed, contents, described
+from pocketcloud.kit.plugged import PARTITION_NAME
 from pocketcloud.kit.remains import clear
 from pocketcloud.model.disk import BlockDevice, BlockDevices
 from pocketcloud.storage.lvm import LogicalVolume, Lvm

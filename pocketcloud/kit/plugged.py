@@ -17,6 +17,8 @@ from pocketcloud.system import CommandFailed, Runner, which
 
 # Where the partition of a kit on a whole disk begins; what is before it is kept for a boot partition.
 PARTITION_START = GIB
+# And what it is called in the partition table.
+PARTITION_NAME = "pocketcloud"
 _TOOLS = (("lvm", "lvm2"), ("thin_check", "thin-provisioning-tools"), ("e2fsck", "e2fsprogs"))
 
 
@@ -81,6 +83,12 @@ def kit_on(device: Path, run: Runner) -> Plugged:
     carrying = [path for path in (host.node(kernel), *parts) if host.has_label(path)]
     if not carrying:
         _explain_sectors(kernel)
+        called = host.partition_names()
+        if any(called.get(part) == PARTITION_NAME for part in host.partitions(kernel)):
+            raise NotFound(
+                f"there is no kit on {device} yet: what was begun there is unfinished",
+                hint=f"to go on with a copy: pocketcloud kit clone KIT --resume; to begin anew: pocketcloud kit init {device}",
+            )
         raise NotFound(f"there is no kit on {device}", hint=f"pocketcloud kit init {device} makes one")
     kits = plugged_kits(run, carrying)
     if len(kits) > 1:

@@ -335,6 +335,7 @@ def test_by_hand_one_question_a_table_and_labels(places: Places, tmp_path: Path,
     while (early := cut_short(kit, places, empty, seconds)) is False or read_note_of(empty) is None:
         erase(empty)
         seconds *= 1.3 if early else 0.8
+    Asked(places, "kit", "attach", empty).ends(4, "no kit on /dev/ram1 yet", "kit clone KIT --resume")
     asked = Asked(places, "kit", "clone", "usb", "--resume", "-y")
     asked.until("an unfinished copy of this kit, which is gone on with")
     asked.ends(0, "copy", "verified")

@@ -15,9 +15,9 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 from pocketcloud.copies.pieces import LARGEST, Piece
@@ -390,19 +390,19 @@ def check(
     stop: threading.Event,
 ) -> None:
     """Read the pieces where they went, past the page cache, and compare their digests. What is found stands in `checked`."""
-    with _memory() as memory:
-        for index, (piece, aim, wanted) in enumerate(zip(pieces, aims, digests, strict=True)):
+    places = [(aim, piece.length) for piece, aim in zip(pieces, aims, strict=True)]
+    with closing(_read_ahead(handle, places)) as read:
+        for index, ((aim, length), wanted) in enumerate(zip(places, digests, strict=True)):
             if stop.is_set():
                 return
-            try:
-                with memory[: piece.length] as data:
-                    found = digest(data, unit) if _read(handle, data, aim) == piece.length else b""
-            except OSError as error:
-                checked.fault = f"byte {aim} cannot be read: {_told(error)}"
+            data = next(read)
+            if isinstance(data, OSError):
+                checked.fault = f"byte {aim} cannot be read: {_told(data)}"
                 return
+            found = digest(data, unit) if len(data) == length else b""
             if found != wanted:
-                checked.wrong += _different(found, wanted, aim, piece.length, unit)
-            checked.read += piece.length
+                checked.wrong += _different(found, wanted, aim, length, unit)
+            checked.read += length
             checked.done = index + 1
 
 
@@ -419,18 +419,42 @@ def summed(handle: int, pieces: Sequence[Piece], *, unit: int, stop: threading.E
     """Read pieces of a device that is open with O_DIRECT; the digests of each by its units, empty where it cannot be read.
     `tell` gets the bytes read so far. Raises InterruptedError when `stop` was set."""
     found, done = [], 0
-    with _memory() as memory:
+    with closing(_read_ahead(handle, [(piece.begin, piece.length) for piece in pieces])) as read:
         for piece in pieces:
             if stop.is_set():
                 raise InterruptedError
-            with memory[: piece.length] as data:
-                try:
-                    found.append(digest(data, unit) if _read(handle, data, piece.begin) == piece.length else b"")
-                except OSError:
-                    found.append(b"")
+            data = next(read)
+            found.append(b"" if isinstance(data, OSError) or len(data) != piece.length else digest(data, unit))
             done += piece.length
             tell(done)
     return found
+
+
+def _read_ahead(handle: int, places: Sequence[tuple[int, int]]) -> Generator[memoryview | OSError]:
+    """What lies at places (byte, length) of a device that is open with O_DIRECT, as much of it as there is: each is read while
+    the one before is looked at, and lasts until the next is asked for. An error stands for what cannot be read."""
+    with ExitStack() as held:
+        memory = [held.enter_context(_memory()) for _ in range(2)]
+        reader = held.enter_context(ThreadPoolExecutor(1, "read ahead"))
+
+        def read(number: int) -> int | OSError:
+            begin, length = places[number]
+            with memory[number % 2][:length] as data:
+                try:
+                    return _read(handle, data, begin)
+                except OSError as error:
+                    return error
+
+        coming = deque(reader.submit(read, number) for number in range(min(1, len(places))))
+        for number in range(len(places)):
+            count = coming.popleft().result()
+            if number + 1 < len(places):
+                coming.append(reader.submit(read, number + 1))
+            if isinstance(count, OSError):
+                yield count
+                continue
+            with memory[number % 2][:count] as data:
+                yield data
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ from pocketcloud.model.sizes import MIB
 from pocketcloud.storage import open_storage
 from pocketcloud.system import run
 from tests.contract.stores import TOP
+from tests.rig.inside.cut import ENDS
 from tests.rig.inside.filed import attached, detached
 from tests.rig.inside.test_clone import (
     as_shipped,
@@ -144,6 +147,47 @@ def test_what_is_not_whole_becomes_no_kit(places: Places, tmp_path: Path, target
     copy = attached(places, disk).kit
     assert contents(copy) == contents(kit)
     assert not list(Path("/var/tmp").glob("pocketcloud-*"))
+    for name in ("usb", "copy"):
+        detached(places, name)
+
+
+def cut_off(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Kill a command after so long; whether it was before it was done."""
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+    child.communicate(timeout=800)
+    assert child.returncode in (0, -signal.SIGKILL)
+    ENDS[child.returncode != 0] += 1
+    return child.returncode != 0
+
+
+@pytest.mark.sampled(10)
+@pytest.mark.parametrize("number", range(10))
+def test_an_import_that_was_killed_is_no_kit_and_is_begun_anew(
+    places: Places, tmp_path: Path, targets: tuple[Path, ...], number: int
+) -> None:
+    _, disk = targets
+    kit = in_file(places, tmp_path / "usb.img")
+    one_base(kit, 64 * MIB)
+    file = tmp_path / "usb.stream"
+    ends(begun(places, "kit", "export", "usb", file), 0, "Kit usb is exported")
+    words = ("kit", "import", file, disk, "--name", "copy", "-y")
+    chance = random.Random(f"{os.environ.get('POCKETCLOUD_SEED')}.import.{number}")  # noqa: S311 - keeps no secret
+    for _ in range(2):
+        if not cut_off(begun(places, *words), chance.uniform(2.0, 15.0)):
+            break
+        if "copy" in [each.name for each in plugged_kits(run)]:
+            break  # it had nothing left to do but to say so
+        with pytest.raises(NotFound, match="no kit"):
+            attached(places, disk)
+    else:
+        ends(begun(places, *words), 0, "in use, becomes kit copy")
+        assert not list(Path("/var/tmp").glob("pocketcloud-*")), "what the killed ones left"
+    file.unlink()  # it takes memory
+    copy = attached(places, disk).kit
+    assert contents(copy) == contents(kit)
     for name in ("usb", "copy"):
         detached(places, name)
 
